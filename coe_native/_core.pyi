@@ -1,0 +1,91 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ggml_version: str
+
+class GgufError(ValueError): ...
+
+class GgufType:
+    U8: GgufType
+    I8: GgufType
+    U16: GgufType
+    I16: GgufType
+    U32: GgufType
+    I32: GgufType
+    F32: GgufType
+    BOOL: GgufType
+    STRING: GgufType
+    ARRAY: GgufType
+    U64: GgufType
+    I64: GgufType
+    F64: GgufType
+    @property
+    def name(self) -> str: ...
+    def __int__(self) -> int: ...
+
+class GgufEntry:
+    key: str
+    type: GgufType
+    element_type: GgufType
+    count: int
+    begin: int
+    value: int
+    end: int
+
+class GgufTensor:
+    name: str
+    shape: list[int]
+    type: int
+    offset: int
+    n_bytes: int
+
+class GgufHeader:
+    version: int
+    alignment: int
+    data_offset: int
+    entries: list[GgufEntry]
+    tensors: list[GgufTensor]
+
+def read_gguf_header(buffer: Any, file_size: int) -> GgufHeader: ...
+def type_name(type: int) -> str: ...
+def slice_norms(buffer: Any, type: int, n_slices: int, n_threads: int) -> NDArray[np.float64]: ...
+def has_norm(type: int) -> bool: ...
+
+class Session:
+    n_vocab: int
+    n_ctx_train: int
+    has_tokenizer: bool
+    bos_token: int
+    eos_token: int
+    is_causal: bool
+    chat_template: str
+    device_names: list[str]
+    histograms: NDArray[np.int64]
+    weight_sum: NDArray[np.float64]
+    def __init__(
+        self,
+        path: str,
+        *,
+        n_ctx: int,
+        n_batch: int,
+        n_seq_max: int,
+        n_threads: int,
+        n_gpu_layers: int,
+        n_cpu_moe: int,
+        devices: Sequence[str],
+        f32_kv: bool,
+    ) -> None: ...
+    def tokenize(self, text: str, parse_special: bool) -> NDArray[np.int32]: ...
+    def watch(self, blocks: Sequence[int], n_experts: int, top_k: int) -> None: ...
+    def unwatch(self) -> None: ...
+    def mask(self, blocks: Sequence[int], kept: Sequence[Sequence[int]], n_experts: int) -> None: ...
+    def unmask(self) -> None: ...
+    def reset(self) -> None: ...
+    def decode(
+        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], sequences: NDArray[np.int32]
+    ) -> None: ...
+    def logits(self, first: int, count: int) -> NDArray[np.float32]: ...
+    def log_probabilities(self, first: int, targets: NDArray[np.int32]) -> NDArray[np.float64]: ...

@@ -1,0 +1,58 @@
+"""Outputs that appear whole or not at all: write beside, sync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from coe_native.errors import CoeError, InputError
+
+SUFFIX = ".coe-tmp"
+
+
+def check_target(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Raises InputError where `path` can't become an output: it exists (without `force`), is one of the
+    inputs under any name, or has no directory to stand in."""
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise InputError(f"{path}: is an input of this command; choose another output")
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; name a file in it")
+    if path.exists() and not force:
+        raise InputError(f"{path}: exists; choose another name or pass --force")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: its directory does not exist; make it first")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes `path`'s place when the block ends without an error, else vanishes.
+
+    The bytes are on the disk before the name is. Raises CoeError for what the system refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise CoeError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """Makes a rename last. Windows has no such call and needs none."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

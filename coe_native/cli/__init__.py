@@ -1,0 +1,91 @@
+"""The command line ``coe-native``: thin commands over the library, one file each.
+
+A command's module is imported when the command is called, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from coe_native import __version__
+
+COMMANDS = {
+    "inspect": "Show a model's experts, and the size of a specialist.",
+    "profile": "Run text through a model and count which experts it needs.",
+    "merge": "Add up profiles of one model.",
+    "score": "Print the experts' scores.",
+    "mask": "Choose the experts to keep.",
+    "prune": "Write the specialist: a smaller GGUF with the kept experts only.",
+    "zero": "Zero the dropped experts' weights, for study.",
+    "verify": "Check a written model against its parent and mask.",
+    "eval": "Measure perplexity on held-out text, live-masked if you like.",
+    "compare": "Show how far two masks overlap, beside chance.",
+    "specialise": "Profile, mask, prune, verify and evaluate in one go.",
+    "demo": "Specialise the model that comes with the package.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"coe_native.cli.{cmd_name}_command")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="coe-native")
+@click.option("--debug", is_flag=True, help="Show a traceback where an error is reported.")
+def group(debug: bool) -> None:
+    """Domain specialists from quantised mixture-of-experts GGUFs.
+
+    Results go to standard output, progress and messages to standard error. Exit status: 0 done, 1 an
+    operation failed or a check did not hold, 2 bad usage or bad input.
+    """
+
+
+def main() -> None:
+    """Runs the command line; every error ends here, as one line."""
+    import os
+    import sys
+
+    from coe_native.errors import CoeError, InputError
+
+    debug = "--debug" in sys.argv
+    try:
+        group.main(standalone_mode=False)
+        status = 0
+    except click.exceptions.Exit as error:
+        status = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("coe-native: interrupted; nothing was written", err=True)
+        status = 1
+    except BrokenPipeError:
+        # The reader has gone, as `| head` does: nothing is wrong, and nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except CoeError as error:
+        if debug:
+            raise
+        click.echo(f"coe-native: {error}", err=True)
+        status = 2 if isinstance(error, InputError) else 1
+    except (MemoryError, ImportError, OSError) as error:
+        if debug:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        click.echo(f"coe-native: {reason}", err=True)
+        status = 1
+    sys.exit(status)

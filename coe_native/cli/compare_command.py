@@ -1,0 +1,70 @@
+"""``coe-native compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from coe_native.cli.shared import FILE, json_option, method_option, print_json, print_table
+from coe_native.errors import InputError
+
+if TYPE_CHECKING:
+    from coe_native.masking import ExpertMask
+
+
+@click.command(name="compare")
+@click.argument("first", type=FILE)
+@click.argument("second", type=FILE)
+@click.option("--keep", type=int, help="For profiles: experts to keep in the masks that are compared.")
+@method_option
+@json_option
+def command(first: Path, second: Path, keep: int | None, method: str, as_json: bool) -> None:
+    """Show how far two masks (or the masks of two profiles) overlap, layer by layer, beside chance."""
+    from coe_native.comparison import compare
+
+    overlaps = compare(_load(first, keep, method), _load(second, keep, method))
+    shared = sum(overlap.shared for overlap in overlaps)
+    chance = sum(overlap.by_chance for overlap in overlaps)
+    jaccard = sum(overlap.jaccard for overlap in overlaps) / len(overlaps)
+    if as_json:
+        print_json(
+            {
+                "layers": [
+                    {"layer": o.layer, "shared": o.shared, "by_chance": o.by_chance, "jaccard": o.jaccard}
+                    for o in overlaps
+                ],
+                "shared": shared,
+                "by_chance": chance,
+                "mean_jaccard": jaccard,
+            }
+        )
+        return
+    rows = [
+        [
+            str(o.layer),
+            str(o.shared),
+            f"{o.by_chance:.1f}",
+            f"{o.shared - o.by_chance:+.1f}",
+            f"{o.jaccard:.2f}",
+        ]
+        for o in overlaps
+    ]
+    rows.append(["all", str(shared), f"{chance:.1f}", f"{shared - chance:+.1f}", f"{jaccard:.2f}"])
+    print_table("", ["layer", "shared experts", "by chance", "above chance", "Jaccard"], rows)
+
+
+def _load(path: Path, keep: int | None, method: str) -> ExpertMask:
+    from coe_native.masking import ExpertMask, build_mask
+    from coe_native.profile import RoutingProfile
+
+    try:
+        with path.open("rb") as file:
+            is_profile = file.read(4) == b"GGUF"
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not is_profile:
+        return ExpertMask.load(path)
+    profile = RoutingProfile.load(path)
+    return build_mask(profile, profile.n_experts // 2 if keep is None else keep, method=method)

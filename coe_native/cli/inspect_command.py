@@ -1,0 +1,140 @@
+"""``coe-native inspect``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coe_native.cli.shared import FILE, gigabytes, json_option, print_json, print_table
+from coe_native.errors import InputError
+
+
+@click.command(name="inspect")
+@click.argument("model", type=FILE)
+@click.option("--keep", type=int, help="Also show the size of a specialist with so many experts a layer.")
+@click.option("--ctx", type=int, help="Also show the memory of a context of so many tokens.")
+@json_option
+def command(model: Path, keep: int | None, ctx: int | None, as_json: bool) -> None:
+    """Show what MODEL's header says of its experts. Nothing is loaded."""
+    from coe_native.moe_model import MoeModel
+
+    moe = MoeModel(model)
+    facts = _facts(moe)
+    if keep is not None:
+        if not moe.top_k <= keep <= moe.n_experts:
+            raise InputError(f"--keep must be from {moe.top_k} to {moe.n_experts} for {model}, not {keep}")
+        facts["specialist"] = {"keep": keep, "bytes": moe.n_bytes - _saved(moe, keep)}
+    if ctx is not None:
+        facts["context"] = {"tokens": ctx, "bytes": moe.context_bytes(ctx)}
+    if as_json:
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+def _saved(moe: Any, keep: int) -> int:
+    dropped = moe.n_experts - keep
+    return sum(t.n_bytes // moe.n_experts * dropped for layer in moe.layers for t in layer.tensors)
+
+
+def _facts(moe: Any) -> dict[str, Any]:
+    kinds: dict[tuple[str, str], list[Any]] = {}
+    for layer in moe.layers:
+        for tensor in layer.tensors:
+            kind = tensor.name.split(".", 2)[2]
+            kinds.setdefault((kind, tensor.type_name), []).append(tensor)
+    return {
+        "path": str(moe.path),
+        "name": moe.name,
+        "architecture": moe.architecture,
+        "fingerprint": moe.fingerprint,
+        "bytes": moe.n_bytes,
+        "files": len(moe.files),
+        "blocks": moe.n_blocks,
+        "moe_layers": moe.blocks,
+        "mtp_layers": [layer.block for layer in moe.layers if layer.block in moe.mtp_blocks],
+        "experts": moe.n_experts,
+        "top_k": moe.top_k,
+        "expert_groups": moe.n_groups,
+        "gating": moe.gating,
+        "expert_bytes": moe.expert_bytes,
+        "expert_tensors": [
+            {
+                "tensor": kind,
+                "type": type_name,
+                "layers": len(tensors),
+                "shape": list(Counter(t.shape for t in tensors).most_common(1)[0][0]),
+                "bytes": sum(t.n_bytes for t in tensors),
+            }
+            for (kind, type_name), tensors in sorted(kinds.items())
+        ],
+        "fused_topk": _fused_topk(moe.n_experts),
+        "mask": {
+            key.removeprefix("coe.mask."): moe.metadata(key)
+            for key in moe.files[0].keys
+            if key.startswith("coe.mask.")
+        },
+    }
+
+
+def _fused_topk(n_experts: int) -> bool:
+    """Whether llama.cpp's CUDA backend has its fused top-k kernel for so many experts."""
+    return n_experts in (288, 576) or (n_experts <= 512 and n_experts & (n_experts - 1) == 0)
+
+
+def _print(facts: dict[str, Any]) -> None:
+    layers = facts["moe_layers"]
+    rows = [
+        ["architecture", facts["architecture"]],
+        ["name", facts["name"]],
+        ["size", f"{gigabytes(facts['bytes'])} in {facts['files']} file{'s' * (facts['files'] > 1)}"],
+        ["of that, experts", gigabytes(facts["expert_bytes"])],
+        ["MoE layers", f"{len(layers)} of {facts['blocks']} blocks ({_ranges(layers)})"],
+        ["experts in a layer", str(facts["experts"])],
+        ["chosen for a token", str(facts["top_k"])],
+        ["gating", facts["gating"]],
+        ["fingerprint", facts["fingerprint"][:16]],
+    ]
+    if facts["mtp_layers"]:
+        rows.append(["MTP layers with experts", _ranges(facts["mtp_layers"])])
+    if facts["mask"]:
+        rows.append(["made by coe-native", f"{facts['mask'].get('mode')}, keep {facts['mask'].get('keep')}"])
+    if "specialist" in facts:
+        specialist = facts["specialist"]
+        rows.append([f"specialist, keep {specialist['keep']}", gigabytes(specialist["bytes"])])
+        if _fused_topk(facts["experts"]) and not _fused_topk(specialist["keep"]):
+            rows.append(["", "no fused top-k kernel on CUDA for this many experts: a power of two keeps it"])
+    if "context" in facts:
+        rows.append([f"context, {facts['context']['tokens']} tokens", gigabytes(facts["context"]["bytes"])])
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+    click.echo()
+    print_table(
+        "",
+        ["expert tensor", "type", "layers", "shape", "size"],
+        [
+            [
+                t["tensor"],
+                t["type"],
+                str(t["layers"]),
+                " x ".join(map(str, t["shape"])),
+                gigabytes(t["bytes"]),
+            ]
+            for t in facts["expert_tensors"]
+        ],
+    )
+
+
+def _ranges(blocks: list[int]) -> str:
+    """Ascending numbers, neighbours as ranges: 0-3, 5."""
+    spans: list[list[int]] = []
+    for block in blocks:
+        if spans and block == spans[-1][1] + 1:
+            spans[-1][1] = block
+        else:
+            spans.append([block, block])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

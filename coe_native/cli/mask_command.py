@@ -1,0 +1,54 @@
+"""``coe-native mask``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coe_native.cli.shared import (
+    FILE,
+    force_option,
+    json_option,
+    mask_arguments,
+    mask_options,
+    print_json,
+    say,
+)
+
+
+@click.command(name="mask")
+@click.argument("profile", type=FILE)
+@mask_options
+@click.option("-o", "--output", type=FILE, required=True, help="Mask file to write.")
+@force_option
+@json_option
+def command(profile: Path, output: Path, force: bool, as_json: bool, **options: Any) -> None:
+    """Choose the experts to keep by PROFILE, in three passes: scores, structural experts, reasoning."""
+    from coe_native.atomic import check_target
+    from coe_native.masking import build_mask
+    from coe_native.profile import RoutingProfile
+
+    check_target(output, force=force, inputs=(profile,))
+    mask = build_mask(RoutingProfile.load(profile), **mask_arguments(**options))
+    mask.save(output, force=force)
+    swaps = {stage: sum(swap.stage == stage for swap in mask.swaps) for stage in (2, 3)}
+    if as_json:
+        print_json(
+            {
+                "mask": str(output),
+                "digest": mask.digest,
+                "keep": mask.keep,
+                "experts": mask.n_experts,
+                "structural_swaps": swaps[2],
+                "reasoning_swaps": swaps[3],
+                "unplaced": len(mask.unplaced),
+            }
+        )
+    else:
+        unplaced = f", {len(mask.unplaced)} structural experts found no place" if mask.unplaced else ""
+        say(
+            f"{output}: keeps {mask.keep} of {mask.n_experts} experts in {len(mask.kept)} layers; "
+            f"{swaps[2]} structural and {swaps[3]} reasoning swaps{unplaced}"
+        )

@@ -1,0 +1,28 @@
+"""``coe-native merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from coe_native.cli.shared import FILE, force_option, json_option, print_json, say
+
+
+@click.command(name="merge")
+@click.argument("profiles", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--output", type=FILE, required=True, help="Profile file to write.")
+@force_option
+@json_option
+def command(profiles: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
+    """Add up PROFILES of one model, as if all their text had been profiled at once."""
+    from coe_native.atomic import check_target
+    from coe_native.profile import RoutingProfile, merge
+
+    check_target(output, force=force, inputs=profiles)
+    merged = merge(RoutingProfile.load(path) for path in profiles)
+    merged.save(output, force=force)
+    if as_json:
+        print_json({"profile": str(output), "profiles": len(profiles), "tokens": merged.n_tokens})
+    else:
+        say(f"{output}: {merged.n_tokens} tokens of {len(profiles)} profiles")

@@ -1,0 +1,80 @@
+"""``coe-native profile``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coe_native.cli.shared import (
+    FILE,
+    corpus_option,
+    field_option,
+    force_option,
+    json_option,
+    model_options,
+    open_model,
+    print_json,
+    say,
+    token_progress,
+)
+
+
+@click.command(name="profile")
+@click.argument("model", type=FILE)
+@corpus_option
+@click.option("-o", "--output", type=FILE, required=True, help="Profile file to write.")
+@field_option
+@model_options
+@force_option
+@json_option
+def command(
+    model: Path,
+    corpora: tuple[Path, ...],
+    output: Path,
+    field: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run text through MODEL and write which experts its routers chose."""
+    from coe_native.atomic import check_target
+    from coe_native.corpus import read_corpus
+    from coe_native.profiler import DOCUMENTS_AT_ONCE, Progress, profile_corpora
+
+    check_target(output, force=force, inputs=(model, *corpora))
+    read = [read_corpus(path, field) for path in corpora]
+    last = Progress(0, 0, 0.0)
+    with (
+        open_model(model, n_sequences=DOCUMENTS_AT_ONCE, **options) as loaded,
+        token_progress("profiling") as show,
+    ):
+
+        def follow(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+            show(progress)
+
+        profile = profile_corpora(loaded, read, progress=follow)
+    profile.save(output, force=force)
+    rate = last.tokens / last.seconds if last.seconds else 0.0
+    if as_json:
+        print_json(
+            {
+                "profile": str(output),
+                "model": profile.model_name,
+                "fingerprint": profile.fingerprint,
+                "tokens": profile.n_tokens,
+                "documents": sum(corpus.documents for corpus in profile.corpora),
+                "moe_layers": len(profile.layers),
+                "experts": profile.n_experts,
+                "top_k": profile.top_k,
+                "tokens_per_second": round(rate, 1),
+            }
+        )
+    else:
+        say(
+            f"{output}: {profile.n_tokens} tokens of {len(read)} corpora through {len(profile.layers)} MoE "
+            f"layers, {rate:,.0f} tokens/s"
+        )

@@ -1,0 +1,223 @@
+"""What several commands share: options, progress bars, tables, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from coe_native.profiler import Progress
+    from coe_native.runtime import Model
+    from coe_native.specialise import Watchers
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+METHODS = ("utility", "rank-weighted", "frequency")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+force_option = click.option("--force", is_flag=True, help="Overwrite an output that exists.")
+method_option = click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="utility",
+    show_default=True,
+    help="How experts are scored.",
+)
+mask_option = click.option("--mask", "mask_path", type=FILE, required=True, help="Mask file.")
+field_option = click.option("--field", help="Text column of .jsonl and .parquet corpora.")
+corpus_option = click.option(
+    "-c",
+    "--corpus",
+    "corpora",
+    multiple=True,
+    required=True,
+    type=FILE,
+    help="Text to profile: files, directories or - (repeatable).",
+)
+
+_MODEL_OPTIONS = (
+    click.option("--ctx", default=512, show_default=True, help="Tokens of the longest window."),
+    click.option("--batch", default=512, show_default=True, help="Tokens computed at once."),
+    click.option("--threads", type=int, help="CPU threads; all cores if not given."),
+    click.option("--gpu-layers", default=-1, help="Layers on the GPU; all if not given."),
+    click.option("--cpu-moe", is_flag=True, help="Keep all experts in host memory."),
+    click.option("--n-cpu-moe", default=0, help="Keep the experts of the first N blocks in host memory."),
+    click.option("--device", multiple=True, help="llama.cpp device to use (repeatable)."),
+)
+
+_MASK_OPTIONS = (
+    click.option("--keep", type=int, required=True, help="Experts to keep in each layer."),
+    method_option,
+    click.option("--structural-rank", default=2.0, show_default=True, help="Mean rank of structural experts."),
+    click.option("--structural-min", default=10, show_default=True, help="Least choices of structural experts."),
+    click.option("--no-structural", is_flag=True, help="Leave out the structural pass."),
+    click.option("--reasoning", type=FILE, help="Profile of reasoning text, for the third pass."),
+    click.option("--reasoning-swaps", default=3, show_default=True, help="Most swaps a layer in that pass."),
+)
+
+
+def _together(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+model_options = _together(_MODEL_OPTIONS)
+mask_options = _together(_MASK_OPTIONS)
+
+
+def open_model(
+    path: Path,
+    *,
+    ctx: int,
+    batch: int,
+    threads: int | None,
+    gpu_layers: int,
+    cpu_moe: bool,
+    n_cpu_moe: int,
+    device: tuple[str, ...],
+    n_sequences: int = 1,
+) -> Model:
+    """A Model by the values of `model_options`."""
+    from coe_native.runtime import Model
+
+    return Model(
+        path,
+        n_ctx=ctx,
+        n_batch=batch,
+        n_sequences=n_sequences,
+        n_threads=threads,
+        n_gpu_layers=gpu_layers,
+        n_cpu_moe=-1 if cpu_moe else n_cpu_moe,
+        devices=device,
+    )
+
+
+def mask_arguments(
+    *,
+    keep: int,
+    method: str,
+    structural_rank: float,
+    structural_min: int,
+    no_structural: bool,
+    reasoning: Path | None,
+    reasoning_swaps: int,
+) -> dict[str, Any]:
+    """Arguments of `build_mask` by the values of `mask_options`."""
+    from coe_native.profile import RoutingProfile
+
+    return {
+        "keep": keep,
+        "method": method,
+        "structural": not no_structural,
+        "structural_rank": structural_rank,
+        "structural_min": structural_min,
+        "reasoning": None if reasoning is None else RoutingProfile.load(reasoning),
+        "reasoning_swaps": reasoning_swaps,
+    }
+
+
+def say(message: str) -> None:
+    """A message to standard error."""
+    click.echo(message, err=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object to standard output."""
+    click.echo(json.dumps(value, indent=1))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """An aligned table to standard output: the first column to the left, the others to the right."""
+    table = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False, box=None)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width to fold for.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+
+
+def gigabytes(n_bytes: int) -> str:
+    """Bytes as people read them, in powers of ten."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.2f} {unit}"
+    return f"{n_bytes} B"
+
+
+class _Bar:
+    """One line of progress with rate and time left on standard error; nothing where that is no terminal."""
+
+    def __init__(self, description: str) -> None:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task(description, total=None, rate="")
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def restart(self, description: str) -> None:
+        self._progress.reset(self._task, description=description, total=None, rate="")
+
+    def n_bytes(self, done: int, total: int) -> None:
+        self._update(done, total, 1e6, "MB/s")
+
+    def tokens(self, progress: Progress) -> None:
+        self._update(progress.tokens, progress.total, 1, "tokens/s")
+
+    def _update(self, done: int, total: int, scale: float, unit: str) -> None:
+        speed = self._progress.tasks[0].speed
+        rate = "" if speed is None else f"{speed / scale:,.0f} {unit}"
+        self._progress.update(self._task, completed=done, total=total, rate=rate)
+
+
+@contextlib.contextmanager
+def byte_progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work on files: called with bytes done and bytes in all."""
+    with _Bar(description) as bar:
+        yield bar.n_bytes
+
+
+@contextlib.contextmanager
+def token_progress(description: str) -> Iterator[Callable[[Progress], None]]:
+    """A bar for work on tokens."""
+    with _Bar(description) as bar:
+        yield bar.tokens
+
+
+@contextlib.contextmanager
+def step_progress() -> Iterator[Watchers]:
+    """A bar that is begun anew with each step of a specialist."""
+    from coe_native.specialise import Watchers
+
+    with _Bar("loading") as bar:
+        yield Watchers(bar.restart, bar.tokens, bar.n_bytes)

@@ -1,0 +1,94 @@
+"""``coe-native specialise``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coe_native.cli.shared import (
+    FILE,
+    corpus_option,
+    field_option,
+    force_option,
+    gigabytes,
+    json_option,
+    mask_arguments,
+    mask_options,
+    model_options,
+    open_model,
+    print_table,
+    say,
+    step_progress,
+)
+
+_MASK_NAMES = (
+    "keep",
+    "method",
+    "structural_rank",
+    "structural_min",
+    "no_structural",
+    "reasoning",
+    "reasoning_swaps",
+)
+
+
+@click.command(name="specialise")
+@click.argument("model", type=FILE)
+@corpus_option
+@click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")
+@click.option("--text", "texts", multiple=True, type=FILE, help="Held-out text; the corpus itself if not given.")
+@mask_options
+@field_option
+@model_options
+@force_option
+@json_option
+def command(
+    model: Path,
+    corpora: tuple[Path, ...],
+    output: Path,
+    texts: tuple[Path, ...],
+    field: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Profile, mask, prune, verify and evaluate MODEL for one kind of text, with a report beside the output."""
+    from coe_native.corpus import read_corpus
+    from coe_native.profiler import DOCUMENTS_AT_ONCE
+    from coe_native.specialise import specialise
+    from coe_native.surgery import SAFETY_NOTICE
+
+    arguments = mask_arguments(**{name: options.pop(name) for name in _MASK_NAMES})
+    read = [read_corpus(path, field) for path in corpora]
+    held_out = [read_corpus(path, field) for path in texts] or read
+    with (
+        open_model(model, n_sequences=DOCUMENTS_AT_ONCE, **options) as parent,
+        step_progress() as watchers,
+    ):
+        made = specialise(
+            parent, read, output, texts=held_out, mask_arguments=arguments, force=force, watchers=watchers
+        )
+        parent_bytes = parent.moe.n_bytes
+    if as_json:
+        click.echo(json.dumps(json.loads(output.with_name(f"{output.stem}.report.json").read_bytes()), indent=1))
+        return
+    print_table(
+        f"keep {made.mask.keep} of {made.mask.n_experts}: {gigabytes(parent_bytes)} -> "
+        f"{gigabytes(output.stat().st_size)}; perplexity on {'held-out text' if texts else 'the profiled text'}",
+        ["text", "parent", "live-masked", "pruned", "loss"],
+        [
+            [
+                parent_result.text,
+                f"{parent_result.perplexity:.3f}",
+                f"{live.perplexity:.3f}",
+                f"{pruned.perplexity:.3f}",
+                f"{pruned.perplexity / parent_result.perplexity - 1:+.1%}",
+            ]
+            for parent_result, live, pruned in zip(made.parent, made.live_masked, made.pruned, strict=True)
+        ],
+    )
+    say(f"{output} is verified; its profile, mask and report lie beside it.")
+    say(SAFETY_NOTICE)

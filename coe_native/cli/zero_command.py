@@ -1,0 +1,66 @@
+"""``coe-native zero``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from coe_native.cli.shared import (
+    FILE,
+    byte_progress,
+    force_option,
+    gigabytes,
+    json_option,
+    mask_option,
+    print_json,
+    say,
+)
+from coe_native.errors import InputError
+
+_STUDY = "The router can still choose a zeroed expert: this is for study. `prune` makes what you want to use."
+
+
+@click.command(name="zero")
+@click.argument("model", type=FILE)
+@mask_option
+@click.option("-o", "--output", type=FILE, help="GGUF file to write.")
+@click.option("--in-place", is_flag=True, help="Change MODEL itself. There is no way back.")
+@click.option("--yes", is_flag=True, help="Do not ask before changing MODEL itself.")
+@force_option
+@json_option
+def command(
+    model: Path, mask_path: Path, output: Path | None, in_place: bool, yes: bool, force: bool, as_json: bool
+) -> None:
+    """Write MODEL with the dropped experts' weights zeroed, as a copy or in place."""
+    from coe_native.masking import ExpertMask
+    from coe_native.surgery import zero, zero_in_place
+
+    if in_place == (output is not None):
+        raise InputError("zero needs either -o FILE or --in-place")
+    mask = ExpertMask.load(mask_path)
+    if output is not None:
+        with byte_progress("zeroing") as progress:
+            zero(model, mask, output, force=force, progress=progress)
+        result = {"output": str(output), "bytes": output.stat().st_size}
+        message = f"{output}: {gigabytes(output.stat().st_size)}"
+    else:
+        _confirm(model, yes)
+        with byte_progress("zeroing") as progress:
+            zeroed = zero_in_place(model, mask, progress=progress)
+        result = {"output": str(model), "zeroed_bytes": zeroed}
+        message = f"{model}: {gigabytes(zeroed)} zeroed in place"
+    if as_json:
+        print_json({**result, "keep": mask.keep, "notice": _STUDY})
+    else:
+        say(message)
+        say(_STUDY)
+
+
+def _confirm(model: Path, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InputError(f"{model}: --in-place destroys experts for good; pass --yes to say that you mean it")
+    click.confirm(f"Destroy experts in {model} itself?", abort=True, err=True)

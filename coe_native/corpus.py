@@ -1,0 +1,247 @@
+"""Corpora: paths to documents, documents to windows of tokens, windows to batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe_native.errors import InputError
+
+Tokens = NDArray[np.int32]
+
+_PROMPTS = ("prompt", "content", "instruction", "question")
+_COMPLETIONS = ("completion", "answer", "solution")
+_BINARY_SUFFIXES = {".gguf", ".npz", ".pt", ".bin", ".zip", ".gz", ".png", ".jpg", ".pdf", ".so", ".pyc"}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation, to be rendered with the model's own chat template."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, a conversation, or ready token ids, and where it came from (for messages about it)."""
+
+    place: str
+    content: str | tuple[Message, ...] | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Named documents. `sha256` is over their contents, so that equal corpora are recognised."""
+
+    name: str
+    documents: tuple[Document, ...]
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(repr(document.content).encode("utf-8", errors="surrogatepass") + b"\0")
+        return digest.hexdigest()
+
+
+def read_corpus(path: str | Path, field: str | None = None) -> Corpus:
+    """All documents of a file, of a directory (its files in order of their names), or of standard input
+    (``-``, one text). `field` names the text column of ``.jsonl`` and ``.parquet`` files.
+
+    Raises InputError, naming the place, where something can't be read or there is no document.
+    """
+    if str(path) == "-":
+        documents = [Document("standard input", sys.stdin.read())]
+    else:
+        documents = list(_read_path(Path(path), field))
+    documents = [document for document in documents if document.content]
+    if not documents:
+        raise InputError(f"{path}: holds no text")
+    return Corpus(str(path), tuple(documents))
+
+
+def corpus_of(documents: Iterable[str | Sequence[int]], name: str = "documents") -> Corpus:
+    """A corpus of texts and token-id sequences given in memory."""
+    made = []
+    for i, document in enumerate(documents):
+        content = document if isinstance(document, str) else tuple(int(token) for token in document)
+        made.append(Document(f"{name}[{i}]", content))
+    return Corpus(name, tuple(document for document in made if document.content))
+
+
+def _read_path(path: Path, field: str | None) -> Iterator[Document]:
+    if path.is_dir():
+        for entry in sorted(path.rglob("*")):
+            hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
+            if entry.is_file() and not hidden and entry.suffix.lower() not in _BINARY_SUFFIXES:
+                yield from _read_path(entry, field)
+        return
+    readers = {".jsonl": _read_jsonl, ".npy": _read_npy, ".parquet": _read_parquet}
+    try:
+        yield from readers.get(path.suffix.lower(), _read_text)(path, field)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); convert it or leave it out") from error
+
+
+def _read_text(path: Path, field: str | None) -> Iterator[Document]:  # noqa: ARG001
+    yield Document(str(path), path.read_text(encoding="utf-8"))
+
+
+def _read_jsonl(path: Path, field: str | None) -> Iterator[Document]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            place = f"{path}:{number}"
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{place}: is no JSON ({error})") from error
+            if not isinstance(record, dict):
+                raise InputError(f"{place}: is no JSON object")
+            yield Document(place, _content(record, field, place))
+
+
+def _read_parquet(path: Path, field: str | None) -> Iterator[Document]:
+    try:
+        import pyarrow.lib
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(f'{path}: reading parquet needs pyarrow: pip install "coe-native[parquet]"') from error
+    try:
+        row = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                row += 1
+                yield Document(f"{path}:{row}", _content(record, field, f"{path}:{row}"))
+    except pyarrow.lib.ArrowException as error:
+        raise InputError(f"{path}: is no readable parquet file ({error})") from error
+
+
+def _read_npy(path: Path, field: str | None) -> Iterator[Document]:  # noqa: ARG001
+    try:
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: is no array of token ids ({error})") from error
+    if array.ndim not in (1, 2) or array.dtype.kind not in "iu":
+        raise InputError(f"{path}: is a {array.ndim}-D array of {array.dtype}; token ids are 1-D or 2-D integers")
+    for number, row in enumerate(np.atleast_2d(array)):
+        yield Document(f"{path}[{number}]", tuple(row.tolist()))
+
+
+def _content(record: dict[str, Any], field: str | None, place: str) -> Any:
+    """The content of one record: see the public interface for the order in which columns are looked for."""
+    if field is not None:
+        if not isinstance(record.get(field), str):
+            raise InputError(f"{place}: has no text column {field!r}")
+        return record[field]
+    if isinstance(record.get("text"), str):
+        return record["text"]
+    if isinstance(record.get("messages"), list):
+        return _messages(record["messages"], place)
+    tokens = record.get("tokens")
+    if isinstance(tokens, list):
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
+            raise InputError(f"{place}: its tokens are no whole numbers")
+        return tuple(tokens)
+    prompt = next((record[name] for name in _PROMPTS if isinstance(record.get(name), str)), None)
+    if prompt is None:
+        raise InputError(
+            f"{place}: has no text, messages, tokens or prompt; name the text's column with --field "
+            f"(it has {', '.join(map(str, record)) or 'none'})"
+        )
+    completion = next((record[name] for name in _COMPLETIONS if isinstance(record.get(name), str)), "")
+    return prompt + completion
+
+
+def _messages(messages: list[Any], place: str) -> tuple[Message, ...]:
+    made = []
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise InputError(f"{place}: a message must have a role and a text as its content")
+        made.append(Message(str(message.get("role", "user")), message["content"]))
+    return tuple(made)
+
+
+class Tokenizer(Protocol):
+    """What turning documents into tokens needs of a model."""
+
+    n_vocab: int
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> Tokens: ...
+    def render_chat(self, messages: tuple[Message, ...]) -> str: ...
+
+
+def tokenize(document: Document, model: Tokenizer) -> Tokens:
+    """A document's tokens, BOS and EOS as the model's habit is; ready token ids are taken as they are.
+
+    Raises InputError, naming the document, for ids outside the vocabulary.
+    """
+    content = document.content
+    if isinstance(content, str):
+        return model.tokenize(content)
+    if content and isinstance(content[0], Message):
+        return model.tokenize(model.render_chat(content), parse_special=True)
+    # Compared as Python numbers: an id of 2**40 must not wrap around to a valid one.
+    if min(content) < 0 or max(content) >= model.n_vocab:  # type: ignore[type-var, operator]
+        raise InputError(f"{document.place}: has a token id outside the vocabulary of {model.n_vocab}")
+    return np.array(content, dtype=np.int32)
+
+
+def windows(tokens: Tokens, n_ctx: int) -> Iterator[Tokens]:
+    """A document cut into windows of at most `n_ctx` tokens; each starts at position 0."""
+    for start in range(0, len(tokens), n_ctx):
+        yield tokens[start : start + n_ctx]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one decode runs: three int32 arrays of one length. `fresh`: no sequence goes on from before."""
+
+    tokens: Tokens
+    positions: Tokens
+    sequences: Tokens
+    fresh: bool
+
+
+def batches(parts: Iterable[Tokens], n_batch: int, n_sequences: int) -> Iterator[Batch]:
+    """Packs windows, in order, into batches of at most `n_batch` tokens and `n_sequences` sequences.
+
+    A window longer than a batch runs alone, in several batches that go on from each other.
+    """
+    waiting: list[Tokens] = []
+    for window in parts:
+        if waiting and (sum(map(len, waiting)) + len(window) > n_batch or len(waiting) == n_sequences):
+            yield _pack(waiting)
+            waiting = []
+        if len(window) > n_batch:
+            yield from _chunks(window, n_batch)
+        else:
+            waiting.append(window)
+    if waiting:
+        yield _pack(waiting)
+
+
+def _pack(parts: list[Tokens]) -> Batch:
+    lengths = [len(part) for part in parts]
+    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+    sequences = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
+    return Batch(np.concatenate(parts), positions, sequences, fresh=True)
+
+
+def _chunks(window: Tokens, n_batch: int) -> Iterator[Batch]:
+    for start in range(0, len(window), n_batch):
+        part = window[start : start + n_batch]
+        positions = np.arange(start, start + len(part), dtype=np.int32)
+        yield Batch(part, positions, np.zeros(len(part), np.int32), fresh=start == 0)

@@ -1,0 +1,11 @@
+"""The errors that users meet: one line each, naming the file, what is wrong and what to do."""
+
+from __future__ import annotations
+
+
+class CoeError(Exception):
+    """An operation failed or a check did not hold (exit status 1 on the command line)."""
+
+
+class InputError(CoeError, ValueError):
+    """What was given cannot be used: a file, a mask for another model, an option (exit status 2)."""

@@ -1,0 +1,81 @@
+"""Evaluation on held-out text: perplexity, and the distance to a reference model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe_native.corpus import Corpus, Tokens, tokenize
+from coe_native.errors import InputError
+from coe_native.runtime import Model
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of a text. `n_scored` tokens were predicted; `perplexity` is exp of their mean
+    negative log-probability and `error` the standard error of that exponent times the perplexity.
+    With a reference: `kl_divergence`, the mean over positions of KL(reference || model) in nats, and
+    `top1_agreement`, the share of positions where both find the same token likeliest."""
+
+    text: str
+    n_scored: int
+    perplexity: float
+    error: float
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+
+
+def evaluate(model: Model, text: Corpus, *, reference: Model | None = None) -> Evaluation:
+    """Perplexity of a loaded model on a text, live mask and all; with `reference`, the distance to it too.
+
+    The protocol is llama-perplexity's: all documents' tokens in one stream, cut into windows of `n_ctx`; a
+    window's first token gives way to BOS where the model has that habit; the second half of each window is
+    scored. A stream shorter than one window is scored as a shorter one.
+    Raises InputError for a text too short to score, or a reference with another vocabulary.
+    """
+    if reference is not None and reference.n_vocab != model.n_vocab:
+        raise InputError(f"{reference.moe.path}: has another vocabulary than {model.moe.path}")
+    log_probabilities = []
+    divergences = []
+    agreements = []
+    for window, first in _scored_windows(model, text):
+        if reference is None:
+            log_probabilities.append(model.log_probabilities(window, first))
+        else:
+            ours = _log_softmax(model.logits(window)[first - 1 : -1])
+            theirs = _log_softmax(reference.logits(window)[first - 1 : -1])
+            log_probabilities.append(ours[np.arange(len(ours)), window[first:]])
+            divergences.append((np.exp(theirs) * (theirs - ours)).sum(axis=1))
+            agreements.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
+    values = np.concatenate(log_probabilities)
+    perplexity = math.exp(-values.mean())
+    return Evaluation(
+        text.name,
+        len(values),
+        perplexity,
+        perplexity * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf,
+        float(np.concatenate(divergences).mean()) if divergences else None,
+        float(np.concatenate(agreements).mean()) if agreements else None,
+    )
+
+
+def _scored_windows(model: Model, text: Corpus) -> Iterator[tuple[Tokens, int]]:
+    """Windows of a text, each with the index of its first scored token."""
+    stream = np.concatenate([tokenize(document, model) for document in text.documents])
+    n_ctx = min(model.n_ctx, len(stream))
+    if n_ctx < 3:
+        raise InputError(f"{text.name}: has {len(stream)} tokens, too few to predict any")
+    for start in range(0, len(stream) - n_ctx + 1, n_ctx):
+        window = stream[start : start + n_ctx].copy()
+        if model.bos_token is not None:
+            window[0] = model.bos_token
+        yield window, n_ctx // 2 + 1
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -1,0 +1,135 @@
+"""A GGUF file's header, and its data by the byte. Reading only; nothing here knows about experts."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from coe_native._native import core
+from coe_native.errors import InputError
+
+CHUNK = 16 << 20
+"""Bytes read at once: large enough to be fast, small enough to keep memory flat."""
+
+_SCALARS = {
+    "U8": "B", "I8": "b", "U16": "H", "I16": "h", "U32": "I", "I32": "i", "F32": "f", "BOOL": "?",
+    "U64": "Q", "I64": "q", "F64": "d",
+}  # fmt: skip
+
+Value = int | float | bool | str | list[Any]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file: `shape` is in GGUF's order (fastest dimension first), `offset` counts from the
+    start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+    n_bytes: int
+    file: GgufFile
+
+    @property
+    def type_name(self) -> str:
+        return core.type_name(self.type).upper()
+
+
+class GgufFile:
+    """An opened GGUF file. Raises InputError where it is none, is damaged or truncated."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self.size = file.seek(0, 2)
+                if self.size == 0:
+                    raise InputError(f"{path}: is empty")
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                    self.header = core.read_gguf_header(mapped, self.size)
+                    self._header_bytes = mapped[: min(self.header.data_offset, self.size)]
+        except core.GgufError as error:
+            raise InputError(f"{path}: {error}") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        self.tensors = tuple(
+            Tensor(t.name, tuple(t.shape), t.type, t.offset, t.n_bytes, self) for t in self.header.tensors
+        )
+
+    @cached_property
+    def _entries(self) -> dict[str, core.GgufEntry]:
+        return {entry.key: entry for entry in self.header.entries}
+
+    @property
+    def keys(self) -> list[str]:
+        """The metadata keys, in the file's order."""
+        return list(self._entries)
+
+    def raw_entry(self, key: str) -> bytes:
+        """The bytes of a whole metadata entry, key and type included."""
+        entry = self._entries[key]
+        return self._header_bytes[entry.begin : entry.end]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A metadata value: number, bool, text, or a list of them."""
+        entry = self._entries.get(key)
+        return default if entry is None else self._decode(entry)
+
+    def _decode(self, entry: core.GgufEntry) -> Value:
+        raw = self._header_bytes[entry.value : entry.end]
+        if entry.element_type.name == "STRING":
+            texts = list(_strings(raw, entry.count))
+            return texts if entry.type.name == "ARRAY" else texts[0]
+        values = struct.unpack(f"<{entry.count}{_SCALARS[entry.element_type.name]}", raw)
+        return list(values) if entry.type.name == "ARRAY" else values[0]
+
+    def open(self) -> BinaryIO:
+        """The file's bytes, for reading."""
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+
+
+def _strings(raw: bytes, count: int) -> Iterator[str]:
+    position = 0
+    for _ in range(count):
+        (length,) = struct.unpack_from("<Q", raw, position)
+        position += 8
+        yield raw[position : position + length].decode("utf-8", errors="replace")
+        position += length
+
+
+def read_exactly(file: BinaryIO, offset: int, n_bytes: int) -> bytes:
+    """`n_bytes` bytes from `offset`; raises InputError where the file has become shorter."""
+    file.seek(offset)
+    data = file.read(n_bytes)
+    if len(data) != n_bytes:
+        raise InputError(f"{file.name}: ends before byte {offset + n_bytes}; is it still being written?")
+    return data
+
+
+def encode_entry(key: str, value: int | str) -> bytes:
+    """A metadata entry's bytes: text, or an unsigned 32-bit number."""
+    name = key.encode()
+    head = struct.pack("<Q", len(name)) + name
+    if isinstance(value, str):
+        text = value.encode()
+        return head + struct.pack("<IQ", int(core.GgufType.STRING), len(text)) + text
+    return head + struct.pack("<II", int(core.GgufType.U32), value)
+
+
+def encode_tensor(name: str, shape: tuple[int, ...], ggml_type: int, offset: int) -> bytes:
+    """A tensor's entry in the header; `offset` counts from the start of the data."""
+    text = name.encode()
+    return (
+        struct.pack("<Q", len(text))
+        + text
+        + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, ggml_type, offset)
+    )

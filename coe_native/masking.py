@@ -1,0 +1,262 @@
+"""ExpertMask, and the three passes that make one from a profile."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coe_native.errors import InputError
+from coe_native.profile import RoutingProfile
+from coe_native.scoring import score
+
+FORMAT = "coe-native.expert-mask"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One expert that came in for another: its block, the pass (2: structural, 3: reasoning) and the scores
+    that decided. In pass 2 both are domain scores; in pass 3 both are reasoning scores."""
+
+    layer: int
+    incoming: int
+    outgoing: int
+    stage: int
+    incoming_score: float
+    outgoing_score: float
+
+
+@dataclass(frozen=True)
+class ExpertMask:
+    """Which experts stay: `kept` maps a block index to the kept experts, ascending, `keep` of `n_experts` in
+    every block. `unplaced` lists structural experts (block, expert) for whom nobody was left to replace."""
+
+    architecture: str
+    fingerprint: str
+    n_experts: int
+    keep: int
+    kept: Mapping[int, tuple[int, ...]]
+    swaps: tuple[Swap, ...] = ()
+    unplaced: tuple[tuple[int, int], ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= self.n_experts or not self.kept:
+            raise InputError(f"a mask cannot keep {self.keep} of {self.n_experts} experts")
+        for block, experts in self.kept.items():
+            if list(experts) != sorted(set(experts)) or len(experts) != self.keep:
+                raise InputError(f"a mask must keep {self.keep} different experts in block {block}, ascending")
+            if experts[0] < 0 or experts[-1] >= self.n_experts:
+                raise InputError(f"a mask keeps an expert outside 0 to {self.n_experts - 1} in block {block}")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of what the mask keeps, whatever its history."""
+        kept = {str(block): list(experts) for block, experts in sorted(self.kept.items())}
+        content = [self.architecture, self.n_experts, self.keep, kept]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def dropped(self, block: int) -> list[int]:
+        """The experts of a block that go, ascending."""
+        return sorted(set(range(self.n_experts)) - set(self.kept[block]))
+
+    def save(self, path: str | Path, *, force: bool = True) -> None:
+        """Writes the mask as JSON, whole or not at all."""
+        from coe_native.atomic import check_target, replacing
+
+        path = Path(path)
+        check_target(path, force=force)
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "architecture": self.architecture,
+            "fingerprint": self.fingerprint,
+            "expert_count": self.n_experts,
+            "keep": self.keep,
+            "layers": {str(block): list(experts) for block, experts in sorted(self.kept.items())},
+            "swaps": [asdict(swap) for swap in self.swaps],
+            "unplaced": [list(pair) for pair in self.unplaced],
+            "provenance": dict(self.provenance),
+        }
+        with replacing(path) as file:
+            file.write(json.dumps(document, indent=1).encode() + b"\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ExpertMask:
+        """Reads a mask back. Raises InputError for another kind of file, a newer version, or damage."""
+        path = Path(path)
+        try:
+            document = json.loads(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: is not a mask: it is no JSON") from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise InputError(f"{path}: is not a mask; make one with `coe-native mask`")
+        version = document.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise InputError(f"{path}: has mask version {version}; this coe-native reads up to {VERSION}")
+        try:
+            return cls(
+                str(document["architecture"]),
+                str(document["fingerprint"]),
+                _integer(document["expert_count"]),
+                _integer(document["keep"]),
+                {int(b): tuple(_integer(e) for e in experts) for b, experts in document["layers"].items()},
+                tuple(Swap(**swap) for swap in document.get("swaps", ())),
+                tuple((_integer(b), _integer(e)) for b, e in document.get("unplaced", ())),
+                dict(document.get("provenance", {})),
+            )
+        except InputError as error:
+            raise InputError(f"{path}: is damaged: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: is a damaged mask ({error!r}); make it again") from error
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+@dataclass
+class _Layer:
+    """The mask of one layer while the passes work on it."""
+
+    block: int
+    scores: list[float]
+    mean_rank: list[float]
+    structural: set[int]
+    kept: set[int]
+    swaps: list[Swap] = field(default_factory=list)
+    unplaced: list[tuple[int, int]] = field(default_factory=list)
+
+    def outsiders(self, scores: list[float]) -> list[int]:
+        """Experts outside the mask, the highest of `scores` first, ties to the lower index."""
+        return sorted(set(range(len(scores))) - self.kept, key=lambda expert: (-scores[expert], expert))
+
+    def weakest(self, protected: set[int]) -> int | None:
+        """The kept expert to give up first: lowest domain score, then worst mean rank, then higher index."""
+        candidates = self.kept - self.structural - protected
+        return min(candidates, key=lambda e: (self.scores[e], -self.mean_rank[e], -e), default=None)
+
+    def swap(self, incoming: int, outgoing: int, stage: int, scores: list[float]) -> None:
+        self.kept.remove(outgoing)
+        self.kept.add(incoming)
+        self.swaps.append(Swap(self.block, incoming, outgoing, stage, scores[incoming], scores[outgoing]))
+
+    def whitelist_structural(self) -> None:
+        """Pass 2: each structural expert outside takes the place of the weakest one inside."""
+        for expert in self.outsiders(self.scores):
+            if expert in self.structural:
+                outgoing = self.weakest(protected=set())
+                if outgoing is None:
+                    self.unplaced.append((self.block, expert))
+                else:
+                    self.swap(expert, outgoing, 2, self.scores)
+
+    def arbitrate_reasoning(self, reasoning: list[float], most: int) -> None:
+        """Pass 3: outsiders that reasoning needs more than the domain needs its weakest expert. Those that
+        came in stay in: their domain scores are low by nature, and each would be the next to leave."""
+        came_in: set[int] = set()
+        for _ in range(most):
+            incoming = next(iter(self.outsiders(reasoning)), None)
+            outgoing = self.weakest(protected=came_in)
+            if incoming is None or outgoing is None or reasoning[incoming] <= reasoning[outgoing]:
+                return
+            self.swap(incoming, outgoing, 3, reasoning)
+            came_in.add(incoming)
+
+
+def build_mask(
+    profile: RoutingProfile,
+    keep: int,
+    *,
+    method: str = "utility",
+    structural: bool = True,
+    structural_rank: float = 2.0,
+    structural_min: int = 10,
+    reasoning: RoutingProfile | None = None,
+    reasoning_swaps: int = 3,
+) -> ExpertMask:
+    """The mask that keeps `keep` experts in each layer, by three passes, layer by layer.
+
+    1. The experts with the highest score by `method`; ties go to the lower index.
+    2. With `structural`: experts of mean rank below `structural_rank`, chosen at least `structural_min` times,
+       come in for the non-structural ones with the lowest score.
+    3. With a `reasoning` profile: up to `reasoning_swaps` experts a layer that score higher there come in for
+       the non-structural ones with the lowest domain score.
+
+    A pure function of its arguments. Raises InputError where `keep` is below the top-k or above the experts,
+    or where the two profiles are of different models.
+    """
+    if not profile.top_k <= keep <= profile.n_experts:
+        raise InputError(
+            f"keep must be from {profile.top_k} (experts that a token needs) to {profile.n_experts}, not {keep}"
+        )
+    if reasoning is not None and (
+        reasoning.fingerprint != profile.fingerprint or reasoning.layers != profile.layers
+    ):
+        raise InputError("the reasoning profile is of another model; profile this one on reasoning text")
+    scores = score(profile, method)
+    reasoning_scores = None if reasoning is None else score(reasoning, method)
+    is_structural = (profile.mean_rank < structural_rank) & (profile.counts >= max(structural_min, 1))
+    layers = []
+    for index, block in enumerate(profile.layers):
+        order = np.argsort(-scores[index], kind="stable")
+        layer = _Layer(
+            block,
+            scores[index].tolist(),
+            profile.mean_rank[index].tolist(),
+            set(np.flatnonzero(is_structural[index]).tolist()) if structural else set(),
+            set(order[:keep].tolist()),
+        )
+        layer.whitelist_structural()
+        if reasoning_scores is not None:
+            layer.arbitrate_reasoning(reasoning_scores[index].tolist(), reasoning_swaps)
+        layers.append(layer)
+    return ExpertMask(
+        profile.architecture,
+        profile.fingerprint,
+        profile.n_experts,
+        keep,
+        {layer.block: tuple(sorted(layer.kept)) for layer in layers},
+        tuple(swap for layer in layers for swap in layer.swaps),
+        tuple(pair for layer in layers for pair in layer.unplaced),
+        {
+            "model": profile.model_name,
+            "tokens": profile.n_tokens,
+            "corpora": [asdict(corpus) for corpus in profile.corpora],
+            "method": method,
+            "structural": structural,
+            "structural_rank": structural_rank,
+            "structural_min": structural_min,
+            "reasoning": None if reasoning is None else [asdict(corpus) for corpus in reasoning.corpora],
+            "reasoning_swaps": reasoning_swaps,
+        },
+    )
+
+
+def check_mask(mask: ExpertMask, model: Any, name: str = "the mask") -> None:
+    """Raises InputError, saying what differs, unless `mask` was made for `model` (a MoeModel)."""
+    problems: Iterable[tuple[str, object, object]] = (
+        ("architecture", mask.architecture, model.architecture),
+        ("number of experts", mask.n_experts, model.n_experts),
+        ("MoE layers", sorted(mask.kept), model.blocks),
+        ("router weights", mask.fingerprint, model.fingerprint),
+    )
+    for what, theirs, ours in problems:
+        if theirs != ours:
+            detail = "" if what == "router weights" else f" ({theirs}, not {ours})"
+            raise InputError(
+                f"{name} was made for another model than {model.path}: the {what} differ{detail}; "
+                "profile this model and make its own mask"
+            )
+    if mask.keep < model.top_k:
+        raise InputError(f"{name} keeps {mask.keep} experts, but a token needs {model.top_k}")

@@ -1,0 +1,188 @@
+"""What a GGUF says about its experts: the one place that knows the names of tensors and metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from coe_native.errors import InputError
+from coe_native.gguf_file import GgufFile, Tensor, read_exactly
+
+# Tensors with one slice for each expert. `ffn_gate_inp.scale` (hidden size), `ffn_gate_inp_shexp` (shared
+# expert) and `ffn_norm_exps` are not among them.
+_EXPERT_WEIGHTS = re.compile(r"blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.(weight|bias|scale|input_scale)")
+_ROUTER_PARTS = re.compile(r"blk\.(\d+)\.(?:ffn_gate_inp\.(?:weight|bias)|exp_probs_b(?:_vl)?(?:\.bias)?)")
+_ROUTER = re.compile(r"blk\.(\d+)\.ffn_gate_inp\.weight")
+_OTHER_EXPERTS = re.compile(r"blk\.\d+\.ffn_(?!norm_)\w+exps\.")
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+_GATING = {1: "softmax", 2: "sigmoid", 3: "softmax after top-k", 4: "square-root softplus"}
+
+
+@dataclass(frozen=True)
+class MoeLayer:
+    """One MoE layer: its block index, its router, and all tensors with an expert dimension, router included."""
+
+    block: int
+    router: Tensor
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """The experts' own weights and biases: what makes an expert's output zero when it is zero."""
+        return tuple(t for t in self.tensors if (m := _EXPERT_WEIGHTS.fullmatch(t.name)) and m[2] in _ZEROED)
+
+
+_ZEROED = ("weight", "bias")
+
+
+class MoeModel:
+    """The header of a mixture-of-experts GGUF, all shards of a split one together.
+
+    Raises InputError for a file that is no GGUF, has no experts, or is not the first shard.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.files = _open_shards(self.path)
+        self.tensors = {tensor.name: tensor for file in self.files for tensor in file.tensors}
+        self.architecture = str(self.metadata("general.architecture", ""))
+        if not self.architecture:
+            raise InputError(f"{path}: names no architecture; it is not a model")
+        self.n_experts = self._count("expert_count")
+        self.top_k = self._count("expert_used_count")
+        if self.n_experts == 0:
+            raise InputError(f"{path}: has no experts; it is not a mixture-of-experts model")
+        if not 0 < self.top_k <= self.n_experts:
+            raise InputError(f"{path}: chooses {self.top_k} of {self.n_experts} experts; it is damaged")
+        self.n_blocks = self._count("block_count")
+        self.n_groups = max(1, self._count("expert_group_count"))
+        self.mtp_blocks = range(self.n_blocks - self._count("nextn_predict_layers"), self.n_blocks)
+        self.layers = self._find_layers()
+
+    def metadata(self, key: str, default: Any = None) -> Any:
+        """A metadata value of the first file."""
+        return self.files[0].get(key, default)
+
+    def arch(self, key: str, default: Any = None) -> Any:
+        """A metadata value under the architecture's name."""
+        return self.metadata(f"{self.architecture}.{key}", default)
+
+    def _count(self, key: str) -> int:
+        value = self.arch(key, 0)
+        if not isinstance(value, int) or value < 0:
+            raise InputError(f"{self.path}: {self.architecture}.{key} is {value!r}, not a count")
+        return value
+
+    def _find_layers(self) -> tuple[MoeLayer, ...]:
+        tensors_of: dict[int, list[Tensor]] = {}
+        for tensor in self.tensors.values():
+            match = _EXPERT_WEIGHTS.fullmatch(tensor.name) or _ROUTER_PARTS.fullmatch(tensor.name)
+            if match:
+                if tensor.shape[-1] == self.n_experts:
+                    tensors_of.setdefault(int(match[1]), []).append(tensor)
+                    continue
+                raise InputError(
+                    f"{self.path}: {tensor.name} holds {tensor.shape[-1]} slices, not one for each of the "
+                    f"{self.n_experts} experts; it is damaged or of a kind that cannot be cut"
+                )
+            if _OTHER_EXPERTS.match(tensor.name):
+                raise InputError(f"{self.path}: {tensor.name} holds experts of a kind that cannot be cut yet")
+        layers = []
+        for block, tensors in sorted(tensors_of.items()):
+            router = next((t for t in tensors if _ROUTER.fullmatch(t.name)), None)
+            if router is None or len(router.shape) != 2:
+                raise InputError(f"{self.path}: block {block} has experts but no router")
+            layers.append(MoeLayer(block, router, tuple(tensors)))
+        if not layers:
+            raise InputError(f"{self.path}: counts {self.n_experts} experts but holds none")
+        return tuple(layers)
+
+    @property
+    def routed_layers(self) -> tuple[MoeLayer, ...]:
+        """The layers that run for every token: all but those that predict further tokens (MTP)."""
+        return tuple(layer for layer in self.layers if layer.block not in self.mtp_blocks)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Block index of each layer that runs, ascending."""
+        return [layer.block for layer in self.routed_layers]
+
+    @property
+    def name(self) -> str:
+        return str(self.metadata("general.name", self.path.stem))
+
+    @property
+    def gating(self) -> str:
+        """What the metadata says turns router logits into weights; most architectures leave it to the code."""
+        return _GATING.get(self.arch("expert_gating_func", 0), "as the architecture has it")
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of all tensors with an expert dimension, routers included."""
+        return sum(tensor.n_bytes for layer in self.layers for tensor in layer.tensors)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over architecture, expert counts and every router's shape and bytes.
+
+        Routers stay F32 in every quantisation, so all files of one model share it.
+        """
+        digest = hashlib.sha256()
+        digest.update(f"{self.architecture}\0{self.n_blocks}\0{self.n_experts}\0{self.top_k}\0".encode())
+        for layer in self.layers:
+            router = layer.router
+            digest.update(f"{router.name}\0{router.shape}\0{router.type}\0".encode())
+            with router.file.open() as file:
+                digest.update(read_exactly(file, router.offset, router.n_bytes))
+        return digest.hexdigest()
+
+    def context_bytes(self, n_ctx: int, n_batch: int = 512) -> int:
+        """Bytes of keys and values for `n_ctx` tokens in F16, estimated from the metadata alone.
+
+        Layers with a sliding window keep the window and one batch. Recurrent state is not counted.
+        """
+        per_layer = [self._kv_bytes_per_token(block) for block in range(self.n_blocks)]
+        window = self.arch("attention.sliding_window", 0) or n_ctx
+        sliding = self.arch("attention.sliding_window_pattern", [])
+        total = 0
+        for block, n_bytes in enumerate(per_layer):
+            slides = bool(sliding[block]) if isinstance(sliding, list) and block < len(sliding) else False
+            total += n_bytes * (min(n_ctx, window + n_batch) if slides else n_ctx)
+        return total
+
+    def _kv_bytes_per_token(self, block: int) -> int:
+        def of_block(value: Any) -> int:
+            return int(value[block]) if isinstance(value, list) else int(value)
+
+        heads = of_block(self.arch("attention.head_count", 1)) or 1
+        kv_heads = of_block(self.arch("attention.head_count_kv", heads))
+        sliding = self.arch("attention.sliding_window_pattern", [])
+        suffix = "_swa" if isinstance(sliding, list) and block < len(sliding) and sliding[block] else ""
+        fallback = self._count("embedding_length") // heads
+        key = self.arch(f"attention.key_length{suffix}", self.arch("attention.key_length", fallback))
+        value = self.arch(f"attention.value_length{suffix}", self.arch("attention.value_length", fallback))
+        return 2 * kv_heads * (int(key) + int(value))
+
+
+def _open_shards(path: Path) -> tuple[GgufFile, ...]:
+    first = GgufFile(path)
+    count = first.get("split.count", 1)
+    if count == 1:
+        return (first,)
+    match = _SHARD.fullmatch(path.name)
+    if not match or int(match[3]) != count:
+        raise InputError(f"{path}: is one of {count} shards but is not named NAME-00001-of-{count:05}.gguf")
+    if first.get("split.no", 0) != 0:
+        raise InputError(f"{path}: is not the first shard; give {match[1]}-00001-of-{count:05}.gguf")
+    others = [GgufFile(path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf")) for i in range(2, count + 1)]
+    return (first, *others)

@@ -1,0 +1,204 @@
+"""A model loaded in llama.cpp: run tokens, look at logits, apply and take away a live mask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe_native._native import core
+from coe_native.corpus import Batch, Message, Tokens, batches
+from coe_native.errors import CoeError, InputError
+from coe_native.masking import ExpertMask, check_mask
+from coe_native.moe_model import MoeModel
+
+
+class Model:
+    """A parent or specialist, loaded. Use it in a ``with`` block, or call `close`.
+
+    `n_ctx`: tokens of the longest window. `n_batch`: tokens computed at once (llama.cpp's batch and ubatch).
+    `n_sequences`: windows that may share a batch. `n_threads`: default, all cores. `n_gpu_layers`: negative
+    for all. `n_cpu_moe`: so many first blocks keep their experts in host memory, negative for all blocks.
+    `devices`: llama.cpp's device names, default all. `f32_kv`: keys and values in F32, not F16, where
+    rounding matters more than memory.
+
+    Raises InputError for a file that can't be read, has no experts, or that llama.cpp refuses.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        n_sequences: int = 1,
+        n_threads: int | None = None,
+        n_gpu_layers: int = -1,
+        n_cpu_moe: int = 0,
+        devices: Sequence[str] = (),
+        f32_kv: bool = False,
+    ) -> None:
+        if n_ctx < 1 or n_batch < 1 or n_sequences < 1:
+            raise InputError("the context, the batch and the number of sequences must be at least 1")
+        self.moe = MoeModel(path)
+        self.n_ctx = n_ctx
+        self.n_batch = n_batch
+        self.n_sequences = n_sequences
+        self._placement: dict[str, Any] = {
+            "n_threads": n_threads,
+            "n_gpu_layers": n_gpu_layers,
+            "n_cpu_moe": n_cpu_moe,
+            "devices": tuple(devices),
+            "f32_kv": f32_kv,
+        }
+        try:
+            self._open_session: core.Session | None = core.Session(
+                str(path),
+                n_ctx=max(n_ctx, n_batch),
+                n_batch=n_batch,
+                n_seq_max=n_sequences,
+                n_threads=n_threads or os.cpu_count() or 1,
+                n_gpu_layers=n_gpu_layers,
+                n_cpu_moe=n_cpu_moe,
+                devices=list(devices),
+                f32_kv=f32_kv,
+            )
+        except RuntimeError as error:
+            raise InputError(f"{path}: {error}") from error
+        self.n_vocab = self._session.n_vocab
+
+    @property
+    def _session(self) -> core.Session:
+        if self._open_session is None:
+            raise CoeError(f"{self.moe.path}: the model has been closed")
+        return self._open_session
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def like(self, path: str | Path) -> Model:
+        """Another file, loaded with this model's options."""
+        return Model(path, n_ctx=self.n_ctx, n_batch=self.n_batch, n_sequences=self.n_sequences, **self._placement)
+
+    def close(self) -> None:
+        """Frees the model's memory. Closing twice does no harm."""
+        self._open_session = None
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> Tokens:
+        """The tokens of a text, int32 [n_tokens], with BOS and EOS where the model's habit has them.
+
+        Raises InputError for a model without a tokenizer.
+        """
+        session = self._session
+        if not session.has_tokenizer:
+            raise InputError(
+                f"{self.moe.path}: has no tokenizer; give token ids (.npy, or .jsonl with tokens) instead of text"
+            )
+        tokens = session.tokenize(text, parse_special)
+        bos, eos = session.bos_token, session.eos_token
+        # A chat template may have written BOS already.
+        head = [bos] if bos >= 0 and (len(tokens) == 0 or tokens[0] != bos) else []
+        tail = [eos] if eos >= 0 else []
+        return np.concatenate([np.array(head, np.int32), tokens, np.array(tail, np.int32)])
+
+    @property
+    def bos_token(self) -> int | None:
+        """The token that the model's habit puts in front of a text, or None."""
+        bos = self._session.bos_token
+        return bos if bos >= 0 else None
+
+    def render_chat(self, messages: tuple[Message, ...]) -> str:
+        """A conversation as text, by the chat template that the model carries. Raises InputError without one."""
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        template = self._session.chat_template
+        if not template:
+            raise InputError(f"{self.moe.path}: has no chat template; give texts instead of messages")
+        tokens = self.moe.metadata("tokenizer.ggml.tokens", [])
+
+        def token_text(key: str) -> str:
+            index = self.moe.metadata(f"tokenizer.ggml.{key}_token_id")
+            return str(tokens[index]) if isinstance(index, int) and index < len(tokens) else ""
+
+        formatter = Jinja2ChatFormatter(
+            template, eos_token=token_text("eos"), bos_token=token_text("bos"), add_generation_prompt=False
+        )
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return str(formatter(messages=turns, strftime_now=datetime.now().strftime).prompt)
+        except Exception as error:  # a template is a program of the model's author: anything may come out of it
+            raise InputError(f"{self.moe.path}: its chat template refused a conversation ({error})") from error
+
+    def apply(self, mask: ExpertMask) -> None:
+        """Makes the dropped experts unselectable from now on: the function that the pruned file will be.
+
+        Raises InputError for a mask that was made for another model.
+        """
+        check_mask(mask, self.moe)
+        blocks = sorted(mask.kept)
+        self._session.mask(blocks, [list(mask.kept[block]) for block in blocks], mask.n_experts)
+
+    def clear_mask(self) -> None:
+        """All experts are selectable again."""
+        self._session.unmask()
+
+    def logits(self, tokens: Sequence[int] | Tokens) -> NDArray[np.float32]:
+        """Logits behind each token of one window, float32 [n_tokens, n_vocab]."""
+        parts = [self._session.logits(0, len(batch.tokens)) for batch in self._decode_window(tokens)]
+        return np.concatenate(parts)
+
+    def log_probabilities(self, tokens: Sequence[int] | Tokens, first: int = 1) -> NDArray[np.float64]:
+        """Natural log-probability of the tokens from index `first` (1 or more) on, each given those before it
+        in the window, float64 [n_tokens - first]."""
+        window = np.asarray(tokens, dtype=np.int32)
+        values = [np.empty(0)]
+        start = 0
+        for batch in self._decode_window(window):
+            end = start + len(batch.tokens)
+            low, high = max(start, first - 1), min(end, len(window) - 1)
+            if high > low:
+                values.append(self._session.log_probabilities(low - start, window[low + 1 : high + 1]))
+            start = end
+        return np.concatenate(values)
+
+    def _decode_window(self, tokens: Sequence[int] | Tokens) -> Iterator[Batch]:
+        window = np.asarray(tokens, dtype=np.int32)
+        if not 0 < len(window) <= self.n_ctx:
+            raise InputError(f"a window has 1 to {self.n_ctx} tokens (n_ctx), not {len(window)}")
+        for batch in batches([window], self.n_batch, 1):
+            self.decode(batch)
+            yield batch
+
+    def decode(self, batch: Batch) -> None:
+        """Runs one batch. Raises CoeError where llama.cpp fails or a router is not seen as it must be."""
+        if batch.fresh:
+            self._session.reset()
+        try:
+            self._session.decode(batch.tokens, batch.positions, batch.sequences)
+        except ValueError as error:
+            raise InputError(f"{self.moe.path}: {error}") from error
+        except RuntimeError as error:
+            raise CoeError(f"{self.moe.path}: {error}") from error
+
+    def watch_routers(self) -> None:
+        """Starts counting choices from zero, and stops computing each graph at its last router."""
+        self._session.watch(self.moe.blocks, self.moe.n_experts, self.moe.top_k)
+
+    def unwatch_routers(self) -> None:
+        """Stops counting; graphs run to their end again."""
+        self._session.unwatch()
+
+    def router_counts(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Histograms and weight sums since `watch_routers`, both [moe_layer, expert, rank]."""
+        return self._session.histograms, self._session.weight_sum

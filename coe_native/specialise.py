@@ -1,0 +1,123 @@
+"""From a parent and a kind of text to a verified, judged specialist, in one go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from coe_native.atomic import check_target, replacing
+from coe_native.corpus import Corpus
+from coe_native.errors import CoeError
+from coe_native.evaluation import Evaluation, evaluate
+from coe_native.masking import ExpertMask, build_mask
+from coe_native.profiler import Progress, profile_corpora
+from coe_native.runtime import Model
+from coe_native.surgery import SAFETY_NOTICE, Report, prune
+from coe_native.verification import Check, verify
+
+
+@dataclass(frozen=True)
+class Specialist:
+    """A written specialist and what was found about it: each text's evaluation by the parent, by the
+    live-masked parent (before the file was written) and by the file."""
+
+    path: Path
+    mask: ExpertMask
+    checks: tuple[Check, ...]
+    parent: tuple[Evaluation, ...]
+    live_masked: tuple[Evaluation, ...]
+    pruned: tuple[Evaluation, ...]
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """Who is told how far a specialist is: a new step's name, tokens profiled, bytes written or verified."""
+
+    step: Callable[[str], None] = lambda name: None
+    tokens: Callable[[Progress], None] = lambda progress: None
+    n_bytes: Report = lambda done, total: None
+
+
+UNWATCHED = Watchers()
+
+
+def judge(model: Model, texts: Sequence[Corpus]) -> tuple[Evaluation, ...]:
+    """The evaluation of each text by a loaded model as it is now."""
+    return tuple(evaluate(model, text) for text in texts)
+
+
+def specialise(
+    parent: Model,
+    corpora: Sequence[Corpus],
+    out: str | Path,
+    *,
+    texts: Sequence[Corpus],
+    mask_arguments: Mapping[str, Any],
+    judged_parent: tuple[Evaluation, ...] | None = None,
+    force: bool = False,
+    watchers: Watchers = UNWATCHED,
+) -> Specialist:
+    """Profiles a loaded parent on `corpora`, builds a mask, judges it live on `texts`, prunes, verifies, and
+    judges the file. `mask_arguments` go to `build_mask`. Beside ``NAME.gguf`` it writes
+    ``NAME.profile.gguf``, ``NAME.mask.json`` and ``NAME.report.json``.
+
+    `judged_parent` saves judging the unmasked parent again. Raises CoeError where a check does not hold.
+    """
+    out = Path(out)
+    beside = {kind: out.with_name(f"{out.stem}.{kind}") for kind in ("profile.gguf", "mask.json", "report.json")}
+    for path in (out, *beside.values()):
+        check_target(path, force=force, inputs=(parent.moe.path,))
+
+    watchers.step("profiling")
+    profile = profile_corpora(parent, corpora, progress=watchers.tokens)
+    profile.save(beside["profile.gguf"], force=force)
+    mask = build_mask(profile, **mask_arguments)
+    mask.save(beside["mask.json"], force=force)
+
+    watchers.step("judging the mask live")
+    if judged_parent is None:
+        judged_parent = judge(parent, texts)
+    parent.apply(mask)
+    try:
+        live_masked = judge(parent, texts)
+    finally:
+        parent.clear_mask()
+
+    watchers.step("pruning")
+    prune(parent.moe.path, mask, out, force=force, progress=watchers.n_bytes)
+    watchers.step("verifying")
+    checks = tuple(verify(out, parent.moe.path, mask, progress=watchers.n_bytes))
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        raise CoeError(f"{out}: does not hold what its mask says: {failed[0].name}: {failed[0].detail}")
+    watchers.step("judging the specialist")
+    with parent.like(out) as written:
+        pruned = judge(written, texts)
+    specialist = Specialist(out, mask, checks, judged_parent, live_masked, pruned)
+    _write_report(specialist, parent, beside["report.json"])
+    return specialist
+
+
+def _write_report(specialist: Specialist, parent: Model, path: Path) -> None:
+    report = {
+        "parent": str(parent.moe.path),
+        "parent_bytes": parent.moe.n_bytes,
+        "specialist": str(specialist.path),
+        "specialist_bytes": specialist.path.stat().st_size,
+        "keep": specialist.mask.keep,
+        "experts": specialist.mask.n_experts,
+        "mask": specialist.mask.digest,
+        "provenance": dict(specialist.mask.provenance),
+        "checks": [asdict(check) for check in specialist.checks],
+        "evaluation": {
+            "parent": [asdict(e) for e in specialist.parent],
+            "live_masked": [asdict(e) for e in specialist.live_masked],
+            "pruned": [asdict(e) for e in specialist.pruned],
+        },
+        "notice": SAFETY_NOTICE,
+    }
+    with replacing(path) as file:
+        file.write(json.dumps(report, indent=1).encode() + b"\n")

@@ -1,0 +1,158 @@
+"""Verification: does a written model hold exactly what its mask says, and does llama.cpp run it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from coe_native.errors import CoeError
+from coe_native.gguf_file import Tensor, read_exactly
+from coe_native.masking import ExpertMask, check_mask
+from coe_native.moe_model import MoeModel
+from coe_native.surgery import (
+    Plan,
+    PlannedTensor,
+    Readers,
+    Report,
+    Run,
+    check_finite,
+    plan_prune,
+    plan_zero,
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked: what, whether it holds, and in a few words what was seen."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def verify(
+    out: str | Path, parent: str | Path, mask: ExpertMask, *, progress: Report = lambda done, total: None
+) -> list[Check]:
+    """All checks of a specialist or zeroed model `out` against its parent and mask.
+
+    Kinds: metadata; layout (names, shapes, types of all tensors); bytes (kept slices and untouched tensors
+    equal the parent's, zeroed ones are zero); norms (all finite); loads (llama.cpp runs a token). A model
+    zeroed in place has no record of a mask and is checked as zeroed.
+    Raises InputError where a file can't be read at all or the mask is not the parent's.
+    """
+    parent_model = MoeModel(parent)
+    check_mask(mask, parent_model)
+    written = MoeModel(out)
+    pruned = written.metadata("coe.mask.mode", "zero") == "prune"
+    plan = plan_prune(parent_model, mask) if pruned else plan_zero(parent_model, mask)
+    checks = [_check("metadata", lambda: _metadata(written, plan, mask))]
+    layout = _check("layout", lambda: _layout(written, plan))
+    checks.append(layout)
+    if layout.passed:
+        checks.append(_check("bytes", lambda: _bytes(written, plan, progress)))
+        checks.append(_check("norms", lambda: _norms(written, plan)))
+    checks.append(_check("loads", lambda: _loads(written.path)))
+    return checks
+
+
+def _check(name: str, run: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, run())
+    except CoeError as error:
+        return Check(name, False, str(error))
+
+
+def _metadata(written: MoeModel, plan: Plan, mask: ExpertMask) -> str:
+    recorded = written.metadata("coe.mask.digest")
+    if recorded is None:
+        return "zeroed in place: no record"
+    if recorded != mask.digest:
+        raise CoeError(f"was made with another mask ({str(recorded)[:12]}…, not {mask.digest[:12]}…)")
+    first = written.files[0]
+    if [first.raw_entry(key) for key in first.keys] != list(plan.entries):
+        raise CoeError("differs from the parent's in more than the experts' count and the record of the mask")
+    return f"{len(plan.entries)} entries, mask {mask.digest[:12]}…"
+
+
+def _layout(written: MoeModel, plan: Plan) -> str:
+    found = [(tensor.name, tensor.shape, tensor.type) for tensor in written.tensors.values()]
+    expected = [(tensor.source.name, tensor.shape, tensor.source.type) for tensor in plan.tensors]
+    for ours, theirs in zip(expected, found, strict=False):
+        if ours != theirs:
+            raise CoeError(f"tensor {theirs[0]} {list(theirs[1])} stands where {ours[0]} {list(ours[1])} should")
+    if len(found) != len(expected):
+        raise CoeError(f"holds {len(found)} tensors, not {len(expected)}")
+    return f"{len(found)} tensors"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of the plan, and where it lies in the written model."""
+
+    planned: PlannedTensor
+    run: Run
+    tensor: Tensor
+    offset: int
+
+    def read(self, readers: Readers) -> bytes:
+        n_bytes = self.run.count * self.planned.slice_bytes
+        return read_exactly(readers[self.tensor.file], self.offset, n_bytes)
+
+
+def _pieces(written: MoeModel, plan: Plan) -> Iterator[_Piece]:
+    for planned in plan.tensors:
+        tensor = written.tensors[planned.source.name]
+        offset = tensor.offset
+        for run in planned.pieces():
+            yield _Piece(planned, run, tensor, offset)
+            offset += run.count * planned.slice_bytes
+
+
+def _bytes(written: MoeModel, plan: Plan, progress: Report) -> str:
+    total = sum(planned.n_bytes for planned in plan.tensors)
+    done = 0
+    with Readers() as readers:
+        for piece in _pieces(written, plan):
+            expected = piece.planned.expected(readers[piece.planned.source.file], piece.run)
+            found = piece.read(readers)
+            if found != expected:
+                raise CoeError(_first_difference(piece, found, expected))
+            done += len(expected)
+            progress(done, total)
+    return f"{done} bytes as the mask says"
+
+
+def _first_difference(piece: _Piece, found: bytes, expected: bytes) -> str:
+    at = int(np.flatnonzero(np.frombuffer(found, np.uint8) != np.frombuffer(expected, np.uint8))[0])
+    where = f"{piece.tensor.name} differs from the parent's"
+    if piece.planned.touched:
+        where += f" in its expert {piece.run.first + at // piece.planned.slice_bytes}"
+    return f"{where}, at byte {piece.offset + at} of the file"
+
+
+def _norms(written: MoeModel, plan: Plan) -> str:
+    n_checked = 0
+    unchecked: set[str] = set()
+    with Readers() as readers:
+        for piece in _pieces(written, plan):
+            if piece.planned.touched:
+                data = piece.read(readers)
+                if check_finite(piece.planned, piece.run, data, str(written.path)):
+                    n_checked += piece.run.count
+                else:
+                    unchecked.add(piece.tensor.type_name)
+    detail = f"{n_checked} slices finite"
+    return detail + (f"; not checked, for ggml cannot: {', '.join(sorted(unchecked))}" if unchecked else "")
+
+
+def _loads(path: Path) -> str:
+    from coe_native.runtime import Model
+
+    with Model(path, n_ctx=8, n_batch=8) as model:
+        logits = model.logits([0])
+    if not np.isfinite(logits).all():
+        raise CoeError(f"{path}: llama.cpp computes logits that are not finite")
+    return "llama.cpp runs it"

@@ -1,0 +1,110 @@
+#include "session.h"
+
+#include "bindings.h"
+
+namespace py = pybind11;
+
+namespace coe::bindings {
+
+namespace {
+
+using Tokens = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+
+std::vector<int32_t> to_vector(const Tokens& tokens) {
+    return {tokens.data(), tokens.data() + tokens.size()};
+}
+
+template <typename Value>
+py::array_t<Value> to_cube(const std::vector<Value>& values, const RoutingStats& stats) {
+    return py::array_t<Value>({stats.n_layers(), stats.n_experts(), stats.top_k()}, values.data());
+}
+
+const RoutingStats& stats_of(const Session& session) {
+    if (session.tap() == nullptr) {
+        throw std::logic_error("no router is being watched");
+    }
+    return session.tap()->stats();
+}
+
+py::array_t<float> logits_of(Session& session, int32_t first, int32_t count) {
+    const int32_t n_vocab = session.n_vocab();
+    py::array_t<float> logits({count, n_vocab});
+    for (int32_t i = 0; i < count; ++i) {
+        const float* row = session.logits(first + i);
+        std::copy(row, row + n_vocab, logits.mutable_data(i, 0));
+    }
+    return logits;
+}
+
+py::array_t<double> log_probabilities(Session& session, int32_t first, const Tokens& targets) {
+    const std::vector<int32_t> wanted = to_vector(targets);
+    std::vector<double> values(wanted.size());
+    {
+        const py::gil_scoped_release release;
+        for (size_t i = 0; i < wanted.size(); ++i) {
+            values[i] = log_probability(session.logits(first + static_cast<int32_t>(i)), session.n_vocab(),
+                                        wanted[i]);
+        }
+    }
+    return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+}  // namespace
+
+void register_session(py::module_& module) {
+    py::class_<Session>(module, "Session")
+        .def(py::init([](const std::string& path, int32_t n_ctx, int32_t n_batch, int32_t n_seq_max,
+                         int32_t n_threads, int32_t n_gpu_layers, int32_t n_cpu_moe,
+                         const std::vector<std::string>& devices, bool f32_kv) {
+                 const SessionOptions options{n_ctx,        n_batch,   n_seq_max, n_threads,
+                                              n_gpu_layers, n_cpu_moe, devices,   f32_kv};
+                 const py::gil_scoped_release release;
+                 return std::make_unique<Session>(path, options);
+             }),
+             py::arg("path"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_seq_max"),
+             py::arg("n_threads"), py::arg("n_gpu_layers"), py::arg("n_cpu_moe"), py::arg("devices"),
+             py::arg("f32_kv"))
+        .def_property_readonly("n_vocab", &Session::n_vocab)
+        .def_property_readonly("n_ctx_train", &Session::n_ctx_train)
+        .def_property_readonly("has_tokenizer", &Session::has_tokenizer)
+        .def_property_readonly("bos_token", &Session::bos_token)
+        .def_property_readonly("eos_token", &Session::eos_token)
+        .def_property_readonly("is_causal", &Session::is_causal)
+        .def_property_readonly("chat_template", &Session::chat_template)
+        .def_property_readonly("device_names", &Session::device_names)
+        .def(
+            "tokenize",
+            [](const Session& session, const std::string& text, bool parse_special) {
+                std::vector<int32_t> tokens;
+                {
+                    const py::gil_scoped_release release;
+                    tokens = session.tokenize(text, parse_special);
+                }
+                return Tokens(static_cast<py::ssize_t>(tokens.size()), tokens.data());
+            },
+            py::arg("text"), py::arg("parse_special"))
+        .def("watch", &Session::watch, py::arg("blocks"), py::arg("n_experts"), py::arg("top_k"))
+        .def("unwatch", &Session::unwatch)
+        .def_property_readonly(
+            "histograms", [](const Session& s) { return to_cube(stats_of(s).histograms(), stats_of(s)); })
+        .def_property_readonly(
+            "weight_sum", [](const Session& s) { return to_cube(stats_of(s).weight_sum(), stats_of(s)); })
+        .def("mask", &Session::mask, py::arg("blocks"), py::arg("kept"), py::arg("n_experts"))
+        .def("unmask", &Session::unmask)
+        .def("reset", &Session::reset, ReleaseGil())
+        .def(
+            "decode",
+            [](Session& session, const Tokens& tokens, const Tokens& positions, const Tokens& sequences) {
+                const std::vector<int32_t> t = to_vector(tokens);
+                const std::vector<int32_t> p = to_vector(positions);
+                const std::vector<int32_t> s = to_vector(sequences);
+                const py::gil_scoped_release release;
+                session.decode(t, p, s);
+            },
+            py::arg("tokens"), py::arg("positions"), py::arg("sequences"))
+        .def("logits", &logits_of, py::arg("first"), py::arg("count"))
+        .def("log_probabilities", &log_probabilities, py::arg("first"), py::arg("targets"));
+}
+
+}  // namespace coe::bindings

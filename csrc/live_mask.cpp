@@ -1,0 +1,92 @@
+#include "live_mask.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "ggml-backend.h"
+
+namespace coe {
+
+void LiveMask::set(const std::vector<int>& blocks, const std::vector<std::vector<int>>& kept,
+                   size_t n_experts) {
+    if (blocks.size() != kept.size()) {
+        throw std::invalid_argument("a live mask needs one list of kept experts for each block");
+    }
+    std::vector<std::vector<size_t>> dropped;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        if (blocks[i] < 0) {
+            throw std::invalid_argument("a live mask needs block indices of 0 and more");
+        }
+        const auto block = static_cast<size_t>(blocks[i]);
+        if (dropped.size() <= block) {
+            dropped.resize(block + 1);
+        }
+        std::vector<bool> keep(n_experts, false);
+        for (const int expert : kept[i]) {
+            if (expert < 0 || static_cast<size_t>(expert) >= n_experts) {
+                throw std::invalid_argument("a live mask keeps expert " + std::to_string(expert) + " of " +
+                                            std::to_string(n_experts));
+            }
+            keep[static_cast<size_t>(expert)] = true;
+        }
+        for (size_t expert = 0; expert < n_experts; ++expert) {
+            if (!keep[expert]) {
+                dropped[block].push_back(expert);
+            }
+        }
+    }
+    n_experts_ = n_experts;
+    applications_.assign(dropped.size(), 0);
+    dropped_ = std::move(dropped);
+}
+
+const std::vector<size_t>* LiveMask::dropped_in(int block) const {
+    const auto index = static_cast<size_t>(block);
+    return index < dropped_.size() && !dropped_[index].empty() ? &dropped_[index] : nullptr;
+}
+
+bool LiveMask::wants(RouterNodeName name) const {
+    return (name.node == RouterNode::logits || name.node == RouterNode::biased_probs) &&
+           dropped_in(name.block) != nullptr;
+}
+
+void LiveMask::apply(ggml_tensor* node, RouterNodeName name) {
+    if (node->type != GGML_TYPE_F32 || static_cast<size_t>(node->ne[0]) != n_experts_ ||
+        !ggml_is_contiguous(node)) {
+        throw std::runtime_error(std::string("cannot mask the router at ") + node->name +
+                                 ": it is no row of one number for each expert");
+    }
+    const auto n_values = static_cast<size_t>(ggml_nelements(node));
+    const bool on_host = node->buffer == nullptr || ggml_backend_buffer_is_host(node->buffer);
+    auto* values = static_cast<float*>(node->data);
+    if (!on_host) {
+        device_copy_.resize(std::max(device_copy_.size(), n_values));
+        values = device_copy_.data();
+        ggml_backend_tensor_get(node, values, 0, n_values * sizeof(float));
+    }
+    for (size_t row = 0; row < n_values; row += n_experts_) {
+        for (const size_t expert : *dropped_in(name.block)) {
+            values[row + expert] = -std::numeric_limits<float>::infinity();
+        }
+    }
+    if (!on_host) {
+        ggml_backend_tensor_set(node, values, 0, n_values * sizeof(float));
+    }
+    if (name.node == RouterNode::logits) {
+        applications_[static_cast<size_t>(name.block)] += 1;
+    }
+}
+
+std::vector<uint64_t> LiveMask::take_applications(const std::vector<int>& blocks) {
+    std::vector<uint64_t> taken;
+    for (const int block : blocks) {
+        uint64_t& count = applications_.at(static_cast<size_t>(block));
+        taken.push_back(count);
+        count = 0;
+    }
+    return taken;
+}
+
+}  // namespace coe

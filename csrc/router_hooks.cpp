@@ -1,0 +1,37 @@
+#include "router_hooks.h"
+
+#include <utility>
+
+namespace coe {
+
+bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcept {
+    auto& hooks = *static_cast<RouterHooks*>(user_data);
+    try {
+        const RouterNodeName name = parse_router_node(node->name);
+        if (name.node == RouterNode::none) {
+            return !ask;
+        }
+        if (ask) {
+            const bool tap_wants = hooks.tap != nullptr && hooks.tap->wants(node, name);
+            return hooks.mask.wants(name) || tap_wants;
+        }
+        if (hooks.mask.wants(name)) {
+            hooks.mask.apply(node, name);
+            return true;
+        }
+        return hooks.tap->read(node, name);
+    } catch (...) {
+        if (!hooks.error) {
+            hooks.error = std::current_exception();
+        }
+        return false;
+    }
+}
+
+void RouterHooks::rethrow() {
+    if (error) {
+        std::rethrow_exception(std::exchange(error, nullptr));
+    }
+}
+
+}  // namespace coe

@@ -1,0 +1,24 @@
+// What llama.cpp calls while a graph runs: one callback that serves the tap and the live mask.
+#pragma once
+
+#include <exception>
+
+#include "live_mask.h"
+#include "router_tap.h"
+
+namespace coe {
+
+// An exception must not cross llama.cpp's frames: it is kept, and rethrown by `rethrow` after the decode.
+struct RouterHooks {
+    RouterTap* tap = nullptr;  // null: nothing is counted
+    LiveMask mask;
+    std::exception_ptr error;
+
+    // A ggml_backend_sched_eval_callback; `user_data` is the RouterHooks.
+    static bool callback(ggml_tensor* node, bool ask, void* user_data) noexcept;
+
+    // Throws what the callback could not, and forgets it.
+    void rethrow();
+};
+
+}  // namespace coe

@@ -1,0 +1,73 @@
+#include "router_nodes.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace coe {
+
+namespace {
+
+constexpr char prefix[] = "ffn_moe_";
+constexpr size_t prefix_length = sizeof(prefix) - 1;
+
+struct Kind {
+    const char* name;
+    RouterNode node;
+};
+
+// The scaled weights are left out on purpose: a constant scale of the whole layer is no router weight.
+constexpr Kind kinds[] = {
+    {"logits", RouterNode::logits},
+    {"probs_biased", RouterNode::biased_probs},
+    {"weights", RouterNode::chosen_weights},
+    {"weights_softmax", RouterNode::later_weights},
+    {"weights_norm", RouterNode::later_weights},
+};
+
+}  // namespace
+
+RouterNodeName parse_router_node(const char* name) {
+    if (std::strncmp(name, prefix, prefix_length) != 0) {
+        return {};
+    }
+    const char* kind_name = name + prefix_length;
+    const char* dash = std::strchr(kind_name, '-');
+    if (dash == nullptr) {
+        return {};
+    }
+    const auto kind_length = static_cast<size_t>(dash - kind_name);
+    for (const Kind& kind : kinds) {
+        if (std::strlen(kind.name) != kind_length || std::strncmp(kind.name, kind_name, kind_length) != 0) {
+            continue;
+        }
+        char* end = nullptr;
+        const long block = std::strtol(dash + 1, &end, 10);
+        if (end == dash + 1 || block < 0) {
+            return {};
+        }
+        if (*end == '\0') {
+            return {kind.node, static_cast<int>(block)};
+        }
+        // The reshape behind a normalisation closes the pattern that a GPU fuses into one kernel, so it is
+        // the node to ask for: asking for the division would split that kernel.
+        if (kind.node == RouterNode::later_weights && std::strcmp(end, " (reshaped)") == 0) {
+            return {kind.node, static_cast<int>(block)};
+        }
+        return {};
+    }
+    return {};
+}
+
+const ggml_tensor* chosen_experts(const ggml_tensor* weights) {
+    // Softmax, sum, division and reshape all keep their input first.
+    constexpr int longest_chain = 16;
+    for (int step = 0; step < longest_chain && weights != nullptr; ++step) {
+        if (weights->op == GGML_OP_GET_ROWS) {
+            return weights->src[1];
+        }
+        weights = weights->src[0];
+    }
+    return nullptr;
+}
+
+}  // namespace coe

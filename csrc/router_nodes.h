@@ -1,0 +1,28 @@
+// The one place that knows what llama.cpp calls the nodes of a router in its graph.
+#pragma once
+
+#include "ggml.h"
+
+namespace coe {
+
+enum class RouterNode {
+    none,
+    logits,          // [n_expert, n_tokens], before any gating function
+    biased_probs,    // [n_expert, n_tokens], what selects where a selection bias exists
+    chosen_weights,  // first node of the chain of a token's k weights
+    later_weights,   // a later one of that chain: after a softmax over k, or normalised
+};
+
+struct RouterNodeName {
+    RouterNode node = RouterNode::none;
+    int block = -1;
+};
+
+// Reads "ffn_moe_logits-12" and its like. Views of a node that is wanted itself are not router nodes.
+RouterNodeName parse_router_node(const char* name);
+
+// The ids ([k, n_tokens], int32, rows n_expert apart on most backends) that gave a node of the weights'
+// chain, or null where the chain does not start with a gather.
+const ggml_tensor* chosen_experts(const ggml_tensor* weights);
+
+}  // namespace coe

@@ -1,0 +1,69 @@
+// Watches the routers of a running model and counts their choices.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "ggml.h"
+#include "router_nodes.h"
+#include "routing_stats.h"
+
+namespace coe {
+
+// How the tap knows which node of a layer to ask for: the weights that multiply the experts' outputs are
+// the last node of a short chain whose length depends on the architecture. In the first graph the tap asks
+// for every node of the chain, and what it reads last is what counts; from then on it asks for that node
+// alone. Reads are kept until the layer's next graph, or the end of the batch, confirms that they were last.
+class RouterTap {
+  public:
+    // `blocks`: block indices of the MoE layers, ascending. Throws std::invalid_argument.
+    RouterTap(std::vector<int> blocks, size_t n_experts, size_t top_k);
+
+    // The two halves of llama.cpp's evaluation callback. `read` returns false where the rest of the graph
+    // may be left out. Both throw std::runtime_error when the graph is not what it is taken for.
+    bool wants(const ggml_tensor* node, RouterNodeName name);
+    bool read(const ggml_tensor* node, RouterNodeName name);
+
+    // Stop computing at the last router: right for profiling, where nobody reads what follows.
+    void set_early_end(bool on) { early_end_ = on; }
+
+    // Call around each decode: `end_batch` collects, and throws std::runtime_error unless every layer has
+    // seen exactly `n_tokens` tokens more. The counts are of no use after that.
+    void begin_batch();
+    void end_batch(size_t n_tokens);
+
+    // Adds what was read last; a host that does not announce its batches calls it before it looks at counts.
+    void collect();
+
+    // Tokens counted in each layer since construction or `clear`.
+    std::vector<uint64_t> tokens_seen() const;
+    void clear();
+
+    const RoutingStats& stats() const { return stats_; }
+    const std::vector<int>& blocks() const { return blocks_; }
+
+  private:
+    struct Layer {
+        std::string final_name;  // empty until learnt
+        std::string read_name;
+        std::vector<int32_t> experts;  // [token, k] of the read that is not yet confirmed
+        std::vector<float> weights;
+        size_t unconfirmed = 0;  // tokens of that read
+        uint64_t tokens = 0;     // tokens counted
+        uint64_t tokens_before_batch = 0;
+    };
+
+    static constexpr size_t no_layer = static_cast<size_t>(-1);
+    size_t layer_of(int block) const;
+    void confirm(size_t index);
+
+    std::vector<int> blocks_;
+    std::vector<size_t> layer_index_;  // by block; or no_layer
+    RoutingStats stats_;
+    std::vector<Layer> layers_;
+    std::vector<char> device_copy_;
+    bool early_end_ = false;
+};
+
+}  // namespace coe

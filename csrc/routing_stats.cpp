@@ -1,0 +1,46 @@
+#include "routing_stats.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace coe {
+
+RoutingStats::RoutingStats(size_t n_layers, size_t n_experts, size_t top_k)
+    : n_layers_(n_layers),
+      n_experts_(n_experts),
+      top_k_(top_k),
+      histograms_(n_layers * n_experts * top_k),
+      weight_sum_(n_layers * n_experts * top_k) {}
+
+void RoutingStats::add_token(size_t layer, int32_t* experts, float* weights) {
+    // llama.cpp selects in descending order, so this insertion sort has next to nothing to do, except for
+    // routers that select by another score than they weight by.
+    for (size_t rank = 0; rank < top_k_; ++rank) {
+        if (experts[rank] < 0 || static_cast<size_t>(experts[rank]) >= n_experts_) {
+            throw std::runtime_error("the router chose expert " + std::to_string(experts[rank]) + " of " +
+                                     std::to_string(n_experts_));
+        }
+        if (!std::isfinite(weights[rank])) {
+            throw std::runtime_error("the router gave a weight that is not a finite number");
+        }
+        for (size_t at = rank; at > 0 && weights[at] > weights[at - 1]; --at) {
+            std::swap(weights[at], weights[at - 1]);
+            std::swap(experts[at], experts[at - 1]);
+        }
+    }
+    const size_t base = layer * n_experts_ * top_k_;
+    for (size_t rank = 0; rank < top_k_; ++rank) {
+        const size_t cell = base + static_cast<size_t>(experts[rank]) * top_k_ + rank;
+        histograms_[cell] += 1;
+        weight_sum_[cell] += static_cast<double>(weights[rank]);
+    }
+}
+
+void RoutingStats::clear() {
+    std::fill(histograms_.begin(), histograms_.end(), 0);
+    std::fill(weight_sum_.begin(), weight_sum_.end(), 0.0);
+}
+
+}  // namespace coe

@@ -1,0 +1,275 @@
+#include "session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+#include <stdexcept>
+
+#include "ggml-backend.h"
+
+namespace coe {
+
+namespace {
+
+// llama.cpp reports through a process-wide log. While one of these lives, the last error line is kept here
+// and nothing is printed; afterwards the host's own log is back.
+class LogCapture {
+  public:
+    LogCapture() : lock_(mutex()) {
+        llama_log_get(&previous_, &previous_data_);
+        llama_log_set(&LogCapture::receive, this);
+    }
+    ~LogCapture() { llama_log_set(previous_, previous_data_); }
+    LogCapture(const LogCapture&) = delete;
+    LogCapture& operator=(const LogCapture&) = delete;
+
+    std::string reason() const {
+        std::string text = first_error_;
+        text.erase(std::find(text.begin(), text.end(), '\n'), text.end());
+        return text.empty() ? "llama.cpp gave no reason" : text;
+    }
+
+  private:
+    static std::mutex& mutex() {
+        static std::mutex instance;
+        return instance;
+    }
+    static void receive(ggml_log_level level, const char* text, void* self) {
+        auto& capture = *static_cast<LogCapture*>(self);
+        if (level == GGML_LOG_LEVEL_ERROR && capture.first_error_.empty()) {
+            capture.first_error_ = text;
+        }
+    }
+
+    std::lock_guard<std::mutex> lock_;
+    ggml_log_callback previous_ = nullptr;
+    void* previous_data_ = nullptr;
+    std::string first_error_;
+};
+
+void start_backends() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        ggml_backend_load_all();
+        llama_backend_init();
+    });
+}
+
+std::vector<ggml_backend_dev_t> find_devices(const std::vector<std::string>& names) {
+    std::vector<ggml_backend_dev_t> devices;
+    for (const std::string& name : names) {
+        ggml_backend_dev_t device = ggml_backend_dev_by_name(name.c_str());
+        if (device == nullptr) {
+            std::string known;
+            for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+                known += std::string(i > 0 ? ", " : "") + ggml_backend_dev_name(ggml_backend_dev_get(i));
+            }
+            throw std::runtime_error("there is no device " + name + "; this build of llama.cpp has " + known);
+        }
+        devices.push_back(device);
+    }
+    if (!devices.empty()) {
+        devices.push_back(nullptr);
+    }
+    return devices;
+}
+
+// Patterns for llama.cpp's tensor placement: the experts of the first blocks, or of all.
+std::vector<std::string> expert_patterns(int32_t n_cpu_moe) {
+    const std::string experts = "\\.ffn_(up|down|gate|gate_up)_(ch|)exps";
+    std::vector<std::string> patterns;
+    if (n_cpu_moe < 0) {
+        patterns.push_back(experts);
+    }
+    for (int32_t block = 0; block < n_cpu_moe; ++block) {
+        patterns.push_back("blk\\." + std::to_string(block) + experts);
+    }
+    return patterns;
+}
+
+}  // namespace
+
+Session::Session(const std::string& path, const SessionOptions& options) : n_batch_(options.n_batch) {
+    start_backends();
+    const LogCapture log;
+
+    llama_model_params model_params = llama_model_default_params();
+    model_params.n_gpu_layers = options.n_gpu_layers;
+    std::vector<ggml_backend_dev_t> devices = find_devices(options.devices);
+    if (!devices.empty()) {
+        model_params.devices = devices.data();
+    }
+    const std::vector<std::string> patterns = expert_patterns(options.n_cpu_moe);
+    std::vector<llama_model_tensor_buft_override> overrides;
+    for (const std::string& pattern : patterns) {
+        overrides.push_back({pattern.c_str(), ggml_backend_cpu_buffer_type()});
+    }
+    if (!overrides.empty()) {
+        overrides.push_back({nullptr, nullptr});
+        model_params.tensor_buft_overrides = overrides.data();
+    }
+    model_ = llama_model_load_from_file(path.c_str(), model_params);
+    if (model_ == nullptr) {
+        throw std::runtime_error("llama.cpp cannot load it: " + log.reason());
+    }
+    vocab_ = llama_model_get_vocab(model_);
+
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = static_cast<uint32_t>(options.n_ctx);
+    params.n_batch = static_cast<uint32_t>(options.n_batch);
+    params.n_ubatch = static_cast<uint32_t>(options.n_batch);
+    params.n_seq_max = static_cast<uint32_t>(options.n_seq_max);
+    params.n_threads = options.n_threads;
+    params.n_threads_batch = options.n_threads;
+    params.kv_unified = true;
+    if (options.f32_kv) {
+        params.type_k = params.type_v = GGML_TYPE_F32;
+        // Flash attention would round keys and values to F16 all the same.
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    }
+    params.no_perf = true;
+    params.cb_eval = &RouterHooks::callback;
+    params.cb_eval_user_data = &hooks_;
+    context_ = llama_init_from_model(model_, params);
+    if (context_ == nullptr) {
+        llama_model_free(model_);
+        throw std::runtime_error("llama.cpp cannot make a context of " + std::to_string(options.n_ctx) +
+                                 " tokens: " + log.reason());
+    }
+}
+
+Session::~Session() {
+    const LogCapture log;  // llama.cpp reports buffer sizes even here
+    llama_free(context_);
+    llama_model_free(model_);
+}
+
+int32_t Session::n_vocab() const { return llama_vocab_n_tokens(vocab_); }
+int32_t Session::n_ctx_train() const { return llama_model_n_ctx_train(model_); }
+bool Session::has_tokenizer() const { return llama_vocab_type(vocab_) != LLAMA_VOCAB_TYPE_NONE; }
+bool Session::is_causal() const { return llama_get_causal_attn(context_); }
+
+int32_t Session::bos_token() const {
+    return has_tokenizer() && llama_vocab_get_add_bos(vocab_) ? llama_vocab_bos(vocab_) : -1;
+}
+
+int32_t Session::eos_token() const {
+    return has_tokenizer() && llama_vocab_get_add_eos(vocab_) ? llama_vocab_eos(vocab_) : -1;
+}
+
+std::string Session::chat_template() const {
+    const char* text = llama_model_chat_template(model_, nullptr);
+    return text == nullptr ? "" : text;
+}
+
+std::vector<int32_t> Session::tokenize(const std::string& text, bool parse_special) const {
+    // No tokenizer makes more tokens than bytes, but for a prefix of its own.
+    std::vector<int32_t> tokens(text.size() + 8);
+    const int32_t n_tokens =
+        llama_tokenize(vocab_, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                       static_cast<int32_t>(tokens.size()), false, parse_special);
+    if (n_tokens < 0) {
+        throw std::runtime_error("the model's tokenizer refused a text of " + std::to_string(text.size()) +
+                                 " bytes");
+    }
+    tokens.resize(static_cast<size_t>(n_tokens));
+    return tokens;
+}
+
+std::vector<std::string> Session::device_names() const {
+    std::vector<std::string> names;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        names.emplace_back(ggml_backend_dev_description(ggml_backend_dev_get(i)));
+    }
+    return names;
+}
+
+void Session::watch(const std::vector<int>& blocks, size_t n_experts, size_t top_k) {
+    tap_ = std::make_unique<RouterTap>(blocks, n_experts, top_k);
+    tap_->set_early_end(true);
+    hooks_.tap = tap_.get();
+}
+
+void Session::mask(const std::vector<int>& blocks, const std::vector<std::vector<int>>& kept,
+                   size_t n_experts) {
+    hooks_.mask.set(blocks, kept, n_experts);
+    masked_blocks_ = blocks;
+}
+
+void Session::reset() { llama_memory_clear(llama_get_memory(context_), false); }
+
+void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
+                     const std::vector<int32_t>& sequences) {
+    const size_t n_tokens = tokens.size();
+    if (n_tokens == 0 || n_tokens > static_cast<size_t>(n_batch_) || positions.size() != n_tokens ||
+        sequences.size() != n_tokens) {
+        throw std::invalid_argument("a batch holds 1 to " + std::to_string(n_batch_) +
+                                    " tokens, each with a position and a sequence");
+    }
+    const int32_t vocabulary = n_vocab();
+    for (const int32_t token : tokens) {
+        if (token < 0 || token >= vocabulary) {
+            throw std::invalid_argument("token " + std::to_string(token) + " is outside the vocabulary of " +
+                                        std::to_string(vocabulary));
+        }
+    }
+    // llama.cpp takes mutable pointers and leaves what they point to alone.
+    std::vector<int32_t>& mutable_sequences = const_cast<std::vector<int32_t>&>(sequences);
+    sequence_pointers_.resize(n_tokens);
+    for (size_t i = 0; i < n_tokens; ++i) {
+        sequence_pointers_[i] = &mutable_sequences[i];
+    }
+    sequence_counts_.assign(n_tokens, 1);
+    // On most architectures the last layer runs for those rows only whose output is asked for.
+    outputs_.assign(n_tokens, 1);
+    const llama_batch batch = {
+        static_cast<int32_t>(n_tokens),
+        const_cast<int32_t*>(tokens.data()),
+        nullptr,
+        const_cast<int32_t*>(positions.data()),
+        sequence_counts_.data(),
+        sequence_pointers_.data(),
+        outputs_.data(),
+    };
+    if (tap_) {
+        tap_->begin_batch();
+    }
+    const int32_t status = llama_decode(context_, batch);
+    hooks_.rethrow();
+    if (status != 0) {
+        throw std::runtime_error("llama.cpp could not run a batch of " + std::to_string(n_tokens) +
+                                 " tokens (status " + std::to_string(status) +
+                                 "); a smaller --batch or --ctx needs less memory");
+    }
+    if (tap_) {
+        tap_->end_batch(n_tokens);
+    }
+    if (hooks_.mask.active()) {
+        const std::vector<uint64_t> applications = hooks_.mask.take_applications(masked_blocks_);
+        for (size_t i = 0; i < applications.size(); ++i) {
+            if (applications[i] == 0 && hooks_.mask.wants({RouterNode::logits, masked_blocks_[i]})) {
+                throw std::runtime_error("the router of block " + std::to_string(masked_blocks_[i]) +
+                                         " did not run, so the mask had nothing to act on");
+            }
+        }
+    }
+}
+
+const float* Session::logits(int32_t i) {
+    const float* row = llama_get_logits_ith(context_, i);
+    if (row == nullptr) {
+        throw std::runtime_error("llama.cpp kept no logits for row " + std::to_string(i));
+    }
+    return row;
+}
+
+double log_probability(const float* logits, int32_t n_vocab, int32_t token) {
+    const float largest = *std::max_element(logits, logits + n_vocab);
+    double sum = 0.0;
+    for (int32_t i = 0; i < n_vocab; ++i) {
+        sum += std::exp(static_cast<double>(logits[i] - largest));
+    }
+    return static_cast<double>(logits[token] - largest) - std::log(sum);
+}
+
+}  // namespace coe

@@ -1,0 +1,80 @@
+// A model loaded in llama.cpp with one context whose routers can be watched and masked.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llama.h"
+#include "router_hooks.h"
+
+namespace coe {
+
+struct SessionOptions {
+    int32_t n_ctx = 512;        // tokens held at once, over all sequences
+    int32_t n_batch = 512;      // tokens of one decode, and of one ubatch
+    int32_t n_seq_max = 1;      // sequences held at once
+    int32_t n_threads = 1;      //
+    int32_t n_gpu_layers = -1;  // negative: all
+    int32_t n_cpu_moe = 0;  // so many first blocks keep their experts in host memory; negative: all blocks
+    std::vector<std::string> devices;  // empty: all
+    bool f32_kv = false;               // keys and values in F32 instead of F16
+};
+
+class Session {
+  public:
+    // Throws std::runtime_error with llama.cpp's own reason where the model can't be loaded.
+    Session(const std::string& path, const SessionOptions& options);
+    ~Session();
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+
+    int32_t n_vocab() const;
+    int32_t n_ctx_train() const;
+    bool has_tokenizer() const;
+    // The tokens that the model's habit puts around a document: BOS and EOS ids, or -1.
+    int32_t bos_token() const;
+    int32_t eos_token() const;
+    bool is_causal() const;
+    std::string chat_template() const;
+    // Without BOS and EOS; special tokens are not parsed out of the text unless asked for.
+    std::vector<int32_t> tokenize(const std::string& text, bool parse_special) const;
+    std::vector<std::string> device_names() const;
+
+    // Starts (or, with no blocks, stops) counting. Counting ends each graph at the last router.
+    void watch(const std::vector<int>& blocks, size_t n_experts, size_t top_k);
+    void unwatch() {
+        tap_.reset();
+        hooks_.tap = nullptr;
+    }
+    const RouterTap* tap() const { return tap_.get(); }
+
+    void mask(const std::vector<int>& blocks, const std::vector<std::vector<int>>& kept, size_t n_experts);
+    void unmask() { hooks_.mask.clear(); }
+
+    // Forgets all sequences.
+    void reset();
+    // Runs at most n_batch tokens with all outputs; arrays of one length. Throws std::runtime_error.
+    void decode(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
+                const std::vector<int32_t>& sequences);
+    // Logits of row `i` of the last decode, [n_vocab].
+    const float* logits(int32_t i);
+
+  private:
+    llama_model* model_ = nullptr;
+    llama_context* context_ = nullptr;
+    const llama_vocab* vocab_ = nullptr;
+    RouterHooks hooks_;
+    std::unique_ptr<RouterTap> tap_;
+    std::vector<int> masked_blocks_;
+    int32_t n_batch_ = 0;
+    std::vector<llama_seq_id*> sequence_pointers_;
+    std::vector<int32_t> sequence_counts_;
+    std::vector<int8_t> outputs_;
+};
+
+// The natural logarithm of the probability that softmax of `logits` gives `token`, in double precision.
+double log_probability(const float* logits, int32_t n_vocab, int32_t token);
+
+}  // namespace coe

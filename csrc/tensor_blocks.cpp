@@ -1,0 +1,84 @@
+#include "tensor_blocks.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <thread>
+
+#include "ggml.h"
+
+namespace coe {
+
+namespace {
+
+constexpr size_t values_at_once = 8192;  // a multiple of every type's block size
+
+// Sum of squares of a run of plain 32-bit or quantised values.
+double sum_of_squares(const uint8_t* data, size_t n_blocks, ggml_type type, std::vector<float>& values,
+                      std::vector<uint8_t>& aligned) {
+    const auto block = static_cast<size_t>(ggml_blck_size(type));
+    const size_t block_bytes = ggml_type_size(type);
+    const ggml_to_float_t to_float = ggml_get_type_traits(type)->to_float;
+    const size_t blocks_at_once = values_at_once / block;
+    double sum = 0.0;
+    for (size_t done = 0; done < n_blocks;) {
+        const size_t count = std::min(blocks_at_once, n_blocks - done);
+        // Copied, because a slice need not start where its type's alignment wants it.
+        std::memcpy(aligned.data(), data + done * block_bytes, count * block_bytes);
+        const float* source = values.data();
+        if (type == GGML_TYPE_F32) {
+            std::memcpy(values.data(), aligned.data(), count * sizeof(float));
+        } else {
+            to_float(aligned.data(), values.data(), static_cast<int64_t>(count * block));
+        }
+        for (size_t i = 0; i < count * block; ++i) {
+            sum += static_cast<double>(source[i]) * static_cast<double>(source[i]);
+        }
+        done += count;
+    }
+    return sum;
+}
+
+}  // namespace
+
+bool has_norm(uint32_t type) {
+    return type < GGML_TYPE_COUNT &&
+           (type == GGML_TYPE_F32 || ggml_get_type_traits(static_cast<ggml_type>(type))->to_float != nullptr);
+}
+
+std::vector<double> slice_norms(const uint8_t* data, size_t n_bytes, uint32_t type, size_t n_slices,
+                                size_t n_threads) {
+    if (!has_norm(type)) {
+        throw std::invalid_argument("ggml cannot dequantise type " + std::to_string(type));
+    }
+    const auto ggml = static_cast<ggml_type>(type);
+    const size_t block_bytes = ggml_type_size(ggml);
+    if (n_slices == 0 || n_bytes % n_slices != 0 || (n_bytes / n_slices) % block_bytes != 0) {
+        throw std::invalid_argument(std::to_string(n_bytes) + " bytes are not " + std::to_string(n_slices) +
+                                    " slices of whole blocks");
+    }
+    const size_t slice_bytes = n_bytes / n_slices;
+    std::vector<double> norms(n_slices);
+    std::atomic<size_t> next{0};
+    const auto work = [&] {
+        std::vector<float> values(values_at_once);
+        std::vector<uint8_t> aligned(values_at_once * sizeof(double));
+        for (size_t slice = next++; slice < n_slices; slice = next++) {
+            norms[slice] = std::sqrt(
+                sum_of_squares(data + slice * slice_bytes, slice_bytes / block_bytes, ggml, values, aligned));
+        }
+    };
+    std::vector<std::thread> threads;
+    for (size_t i = 1; i < std::min(n_threads, n_slices); ++i) {
+        threads.emplace_back(work);
+    }
+    work();
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
+    return norms;
+}
+
+}  // namespace coe
