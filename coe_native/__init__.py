@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from coe_native.evaluation import Evaluation, evaluate
     from coe_native.masking import ExpertMask, build_mask
     from coe_native.moe_model import MoeModel
-    from coe_native.profile import RoutingProfile, merge
     from coe_native.profiler import profile, profile_corpora
+    from coe_native.routing_profile import RoutingProfile, merge
     from coe_native.runtime import Model
     from coe_native.scoring import METHODS, score
     from coe_native.surgery import prune, zero, zero_in_place
@@ -39,8 +39,8 @@ _HOME = {
     "ExpertMask": "masking",
     "build_mask": "masking",
     "MoeModel": "moe_model",
-    "RoutingProfile": "profile",
-    "merge": "profile",
+    "RoutingProfile": "routing_profile",
+    "merge": "routing_profile",
     "profile": "profiler",
     "profile_corpora": "profiler",
     "Model": "runtime",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from coe_native.errors import InputError
-from coe_native.profile import RoutingProfile
+from coe_native.routing_profile import RoutingProfile
 from coe_native.scoring import score
 
 FORMAT = "coe-native.expert-mask"

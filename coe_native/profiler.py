@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coe_native.corpus import Corpus, Tokens, batches, corpus_of, tokenize, windows
 from coe_native.errors import InputError
-from coe_native.profile import CorpusRecord, RoutingProfile
+from coe_native.routing_profile import CorpusRecord, RoutingProfile
 from coe_native.runtime import Model
 
 DOCUMENTS_AT_ONCE = 16

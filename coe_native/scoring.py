@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.errors import InputError
-from coe_native.profile import RoutingProfile
+from coe_native.routing_profile import RoutingProfile
 
 Scores = NDArray[np.float64]
 _METHODS: dict[str, Callable[[RoutingProfile], Scores]] = {}

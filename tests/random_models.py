@@ -387,9 +387,7 @@ def _quantize(source: Path, target: Path, quantization: str) -> None:
     keep = llama_cpp.llama_log_callback(lambda _level, text, _data: messages.append(text))
     llama_cpp.llama_log_set(keep, ctypes.c_void_p())
     try:
-        failed = llama_cpp.llama_model_quantize(
-            os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)
-        )
+        failed = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
     finally:
         llama_cpp.llama_log_set(previous, user_data)
     if failed:

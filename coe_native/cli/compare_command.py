@@ -57,7 +57,7 @@ def command(first: Path, second: Path, keep: int | None, method: str, as_json: b
 
 def _load(path: Path, keep: int | None, method: str) -> ExpertMask:
     from coe_native.masking import ExpertMask, build_mask
-    from coe_native.profile import RoutingProfile
+    from coe_native.routing_profile import RoutingProfile
 
     try:
         with path.open("rb") as file:

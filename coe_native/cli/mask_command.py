@@ -28,7 +28,7 @@ def command(profile: Path, output: Path, force: bool, as_json: bool, **options: 
     """Choose the experts to keep by PROFILE, in three passes: scores, structural experts, reasoning."""
     from coe_native.atomic import check_target
     from coe_native.masking import build_mask
-    from coe_native.profile import RoutingProfile
+    from coe_native.routing_profile import RoutingProfile
 
     check_target(output, force=force, inputs=(profile,))
     mask = build_mask(RoutingProfile.load(profile), **mask_arguments(**options))

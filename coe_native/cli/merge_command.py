@@ -17,7 +17,7 @@ from coe_native.cli.shared import FILE, force_option, json_option, print_json, s
 def command(profiles: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
     """Add up PROFILES of one model, as if all their text had been profiled at once."""
     from coe_native.atomic import check_target
-    from coe_native.profile import RoutingProfile, merge
+    from coe_native.routing_profile import RoutingProfile, merge
 
     check_target(output, force=force, inputs=profiles)
     merged = merge(RoutingProfile.load(path) for path in profiles)

@@ -19,7 +19,7 @@ from coe_native.cli.shared import FILE, json_option, method_option, print_json, 
 @json_option
 def command(profile: Path, method: str, top: int, as_csv: bool, as_json: bool) -> None:
     """Print the score of every expert in PROFILE."""
-    from coe_native.profile import RoutingProfile
+    from coe_native.routing_profile import RoutingProfile
     from coe_native.scoring import score
 
     loaded = RoutingProfile.load(profile)

@@ -116,7 +116,7 @@ def mask_arguments(
     reasoning_swaps: int,
 ) -> dict[str, Any]:
     """Arguments of `build_mask` by the values of `mask_options`."""
-    from coe_native.profile import RoutingProfile
+    from coe_native.routing_profile import RoutingProfile
 
     return {
         "keep": keep,

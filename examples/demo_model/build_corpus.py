@@ -30,15 +30,83 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = ("bible-kjv", "bible-kjv-text", "postgresql-doc-15", "dict-jargon", "libboost1.74-dev")
-BOOST_LIBRARIES = (
-    "algorithm any asio assign atomic beast bimap chrono circular_buffer container context coroutine2 "
-    "date_time dll endian fiber filesystem flyweight format functional geometry graph hana heap histogram "
-    "icl interprocess intrusive io iterator json lambda lexical_cast locale lockfree log math multi_array "
-    "multi_index multiprecision numeric optional outcome parameter poly_collection pool process "
-    "program_options property_tree proto ptr_container python random range regex serialization signals2 "
-    "smart_ptr sort spirit stacktrace statechart system test thread tokenizer type_erasure type_index "
-    "units unordered utility uuid variant wave xpressive"
-).split()
+BOOST_LIBRARIES = [
+    "algorithm",
+    "any",
+    "asio",
+    "assign",
+    "atomic",
+    "beast",
+    "bimap",
+    "chrono",
+    "circular_buffer",
+    "container",
+    "context",
+    "coroutine2",
+    "date_time",
+    "dll",
+    "endian",
+    "fiber",
+    "filesystem",
+    "flyweight",
+    "format",
+    "functional",
+    "geometry",
+    "graph",
+    "hana",
+    "heap",
+    "histogram",
+    "icl",
+    "interprocess",
+    "intrusive",
+    "io",
+    "iterator",
+    "json",
+    "lambda",
+    "lexical_cast",
+    "locale",
+    "lockfree",
+    "log",
+    "math",
+    "multi_array",
+    "multi_index",
+    "multiprecision",
+    "numeric",
+    "optional",
+    "outcome",
+    "parameter",
+    "poly_collection",
+    "pool",
+    "process",
+    "program_options",
+    "property_tree",
+    "proto",
+    "ptr_container",
+    "python",
+    "random",
+    "range",
+    "regex",
+    "serialization",
+    "signals2",
+    "smart_ptr",
+    "sort",
+    "spirit",
+    "stacktrace",
+    "statechart",
+    "system",
+    "test",
+    "thread",
+    "tokenizer",
+    "type_erasure",
+    "type_index",
+    "units",
+    "unordered",
+    "utility",
+    "uuid",
+    "variant",
+    "wave",
+    "xpressive",
+]
 
 Document = tuple[str, str]  # name, text
 

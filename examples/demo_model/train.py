@@ -53,11 +53,11 @@ class Windows:
         return self.rows[taken]
 
 
-def keep_logits(router_projection, inputs, logits: Tensor) -> None:
+def keep_logits(router_projection, _, logits: Tensor) -> None:
     router_projection.seen = logits
 
 
-def keep_choice(router, inputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def keep_choice(router, _, output: tuple[Tensor, Tensor, Tensor]) -> None:
     router.seen = output[2]
 
 
@@ -94,28 +94,21 @@ def perplexity(model: Gemma4ForCausalLM, stream: np.ndarray, length: int, window
     return math.exp(torch.stack([loss_of(model, part) for part in rows.split(10)]).mean().item())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--corpora", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=float, default=SETTINGS["tokens"], help="stop after so many")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(SETTINGS["seed"])
-
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    length, batch = SETTINGS["length"], SETTINGS["batch"]
+def load_streams(corpora: Path, tokenizer_directory: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Token streams by kind and set, tokenised once and then kept beside the tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
     streams = {}
     for kind in KINDS:
-        cache = arguments.tokenizer / f"{kind}.npz"
+        cache = tokenizer_directory / f"{kind}.npz"
         if not cache.exists():
-            sets = {n: token_stream(arguments.corpora, tokenizer, kind, n) for n in ("train", "test")}
-            np.savez(cache, **sets)
-        streams[kind] = np.load(cache)
-        print(kind, {name: len(streams[kind][name]) for name in streams[kind]}, flush=True)
+            np.savez(cache, **{name: token_stream(corpora, tokenizer, kind, name) for name in ("train", "test")})
+        streams[kind] = dict(np.load(cache))
+        print(kind, {name: len(stream) for name, stream in streams[kind].items()}, flush=True)
+    return streams
 
+
+def build_model(tokenizer) -> tuple[Gemma4ForCausalLM, list[Gemma4TextRouter]]:
+    """A model with fresh weights, its layers compiled, and its routers, which keep what they saw last."""
     config = Gemma4TextConfig(
         **SETTINGS["model"],
         vocab_size=len(tokenizer),
@@ -131,16 +124,18 @@ def main() -> None:
         router.register_forward_hook(keep_choice)
     for layer in model.model.layers:
         layer.compile()
+    return model, routers
 
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": SETTINGS["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}],
-        lr=SETTINGS["learning_rate"],
-        betas=(0.9, 0.95),
-        fused=True,
-    )
-    steps = int(arguments.tokens // (batch * length))
+
+def build_optimizer(
+    model: Gemma4ForCausalLM, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with weight decay on matrices only, a linear warm-up and a cosine down to 2 %."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": SETTINGS["weight_decay"]},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=SETTINGS["learning_rate"], betas=(0.9, 0.95), fused=True)
     warmup = SETTINGS["warmup_steps"]
 
     def rate(step: int) -> float:
@@ -148,45 +143,77 @@ def main() -> None:
             return (step + 1) / warmup
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    windows = {kind: Windows(streams[kind]["train"], length, seed) for seed, kind in enumerate(KINDS)}
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+class Batches:
+    """Batches with equal parts of each kind; the remainder goes round."""
+
+    def __init__(self, streams: dict[str, dict[str, np.ndarray]], batch: int, length: int) -> None:
+        self.batch = batch
+        self.windows = [Windows(streams[kind]["train"], length, seed) for seed, kind in enumerate(KINDS)]
+
+    def take(self, step: int) -> Tensor:
+        whole, rest = divmod(self.batch, len(KINDS))
+        counts = [whole + ((kind - step) % len(KINDS) < rest) for kind in range(len(KINDS))]
+        return torch.from_numpy(
+            np.concatenate([windows.take(count) for windows, count in zip(self.windows, counts, strict=True)])
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=float, default=SETTINGS["tokens"], help="stop after so many")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(SETTINGS["seed"])
+
+    length, batch = SETTINGS["length"], SETTINGS["batch"]
+    steps = int(arguments.tokens // (batch * length))
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    streams = load_streams(arguments.corpora, arguments.tokenizer)
+    model, routers = build_model(tokenizer)
+    optimizer, schedule = build_optimizer(model, steps)
+    batches = Batches(streams, batch, length)
+
     arguments.out.mkdir(parents=True, exist_ok=True)
-    log = (arguments.out / "log.jsonl").open("w", encoding="utf-8")
+    tokenizer.save_pretrained(arguments.out)
     started, recent = time.monotonic(), []
-    for step in range(steps):
-        # Equal parts of each kind; the remainder of the batch goes round.
-        counts = [batch // 3 + (1 if (kind - step) % 3 < batch % 3 else 0) for kind in range(3)]
-        rows = np.concatenate([windows[kind].take(count) for kind, count in zip(KINDS, counts, strict=True)])
-        with torch.autocast("cpu", torch.bfloat16, enabled=SETTINGS["bfloat16"]):
-            loss = loss_of(model, torch.from_numpy(rows))
-        balance, z, load = router_losses(routers)
-        (loss + SETTINGS["balance_loss"] * balance + SETTINGS["z_loss"] * z).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        recent.append(loss.item())
-        last = step == steps - 1
-        if (step + 1) % SETTINGS["log_every"] == 0 or last:
-            seen = (step + 1) * batch * length
+    with (arguments.out / "log.jsonl").open("w", encoding="utf-8") as log:
+        for step in range(1, steps + 1):
+            with torch.autocast("cpu", torch.bfloat16, enabled=SETTINGS["bfloat16"]):
+                loss = loss_of(model, batches.take(step - 1))
+            balance, z, load = router_losses(routers)
+            (loss + SETTINGS["balance_loss"] * balance + SETTINGS["z_loss"] * z).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            recent.append(loss.item())
+            evaluates = step % SETTINGS["evaluate_every"] == 0 or step == steps
+            if not evaluates and step % SETTINGS["log_every"]:
+                continue
             record = {
-                "step": step + 1,
-                "tokens": seen,
+                "step": step,
+                "tokens": step * batch * length,
                 "loss": round(sum(recent) / len(recent), 4),
                 "balance": round(balance.item(), 4),
                 "least_used_expert": round(load.min().item() * load.shape[1], 3),
-                "tokens_per_s": round(seen / (time.monotonic() - started)),
+                "tokens_per_s": round(step * batch * length / (time.monotonic() - started)),
             }
             recent = []
-            if (step + 1) % SETTINGS["evaluate_every"] == 0 or last:
+            if evaluates:
                 model.eval()
-                count = 200 if last else 20
+                windows = 200 if step == steps else 20
                 record["test_perplexity"] = {
-                    kind: round(perplexity(model, streams[kind]["test"], length, count), 3) for kind in KINDS
+                    kind: round(perplexity(model, streams[kind]["test"], length, windows), 3) for kind in KINDS
                 }
                 model.train()
                 model.save_pretrained(arguments.out)
-                tokenizer.save_pretrained(arguments.out)
             print(json.dumps(record), file=log, flush=True)
             print(json.dumps(record), flush=True)
 

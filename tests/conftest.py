@@ -1,0 +1,68 @@
+"""Small models and texts that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_models import FAMILIES, write_random_model
+
+import coe_native as coe
+
+LENGTHS = (40, 130, 1, 64, 97, 33)
+"""Tokens of each document: below, at and above a batch of 64, and of a window of 128."""
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[list[int]]:
+    generator = np.random.default_rng(7)
+    return [generator.integers(0, 256, length).tolist() for length in LENGTHS]
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """A random model's file by family and quantisation, written once."""
+    directory = tmp_path_factory.mktemp("models")
+
+    def write(family: str, quantization: str = "F32") -> Path:
+        path = directory / f"{family}-{quantization}.gguf"
+        if not path.exists():
+            write_random_model(path, family, quantization=quantization)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def profile_of(
+    model_file: Callable[[str, str], Path], documents: list[list[int]]
+) -> Callable[[str, str], coe.RoutingProfile]:
+    """The profile of a random model over `documents`, made once."""
+    made: dict[tuple[str, str], coe.RoutingProfile] = {}
+
+    def profile(family: str, quantization: str = "F32") -> coe.RoutingProfile:
+        key = family, quantization
+        if key not in made:
+            made[key] = coe.profile(model_file(*key), documents, n_ctx=128, n_batch=64, n_threads=1)
+        return made[key]
+
+    return profile
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def unused_experts(profile: coe.RoutingProfile, keep: int) -> coe.ExpertMask:
+    """The mask that changes the output most: it keeps what the text uses least."""
+    least = np.argsort(profile.counts, axis=1, kind="stable")[:, :keep]
+    return coe.ExpertMask(
+        profile.architecture,
+        profile.fingerprint,
+        profile.n_experts,
+        keep,
+        {block: tuple(sorted(row.tolist())) for block, row in zip(profile.layers, least, strict=True)},
+    )

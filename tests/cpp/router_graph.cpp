@@ -1,0 +1,290 @@
+#include "router_graph.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+
+#include "check.h"
+
+namespace coe::tests {
+
+namespace {
+
+constexpr size_t most_nodes = 512;
+constexpr float scale = 2.5f;
+constexpr float smallest_sum = 6.103515625e-5f;  // where llama.cpp clamps the divisor of a normalisation
+
+void name_node(ggml_tensor* node, const char* name, int block) {
+    ggml_format_name(node, "%s-%d", name, block);
+}
+
+struct RouterTensors {
+    ggml_tensor* input;
+    ggml_tensor* bias;  // or null
+};
+
+std::vector<double> softmax(const std::vector<double>& values) {
+    const double largest = *std::max_element(values.begin(), values.end());
+    std::vector<double> result;
+    double sum = 0.0;
+    for (const double value : values) {
+        result.push_back(std::exp(value - largest));
+        sum += result.back();
+    }
+    for (double& value : result) {
+        value /= sum;
+    }
+    return result;
+}
+
+struct Choice {
+    size_t expert;
+    double weight;
+};
+
+// One token's choices, the heaviest first.
+std::vector<Choice> choose(const RouterKind& kind, const float* logits) {
+    const auto n_experts = static_cast<size_t>(kind.n_experts);
+    std::vector<double> gated(logits, logits + n_experts);
+    if (kind.sigmoid) {
+        for (double& value : gated) {
+            value = 1.0 / (1.0 + std::exp(-value));
+        }
+    } else if (!kind.softmax_over_top_k) {
+        gated = softmax(gated);
+    }
+    std::vector<double> score = gated;
+    for (size_t expert = 0; expert < kind.bias.size(); ++expert) {
+        score[expert] += static_cast<double>(kind.bias[expert]);
+    }
+    for (size_t expert = 0; expert < n_experts; ++expert) {
+        if (std::isinf(logits[expert])) {
+            score[expert] = -std::numeric_limits<double>::infinity();  // masked: no bias may lift it
+        }
+    }
+    std::vector<size_t> experts;
+    std::vector<double> weights;
+    for (int rank = 0; rank < kind.top_k; ++rank) {
+        const auto best = static_cast<size_t>(std::max_element(score.begin(), score.end()) - score.begin());
+        experts.push_back(best);
+        weights.push_back(gated[best]);
+        score[best] = -std::numeric_limits<double>::infinity();
+    }
+    if (kind.softmax_over_top_k) {
+        weights = softmax(weights);
+    }
+    if (kind.normalised) {
+        double sum = 0.0;
+        for (const double weight : weights) {
+            sum += weight;
+        }
+        for (double& weight : weights) {
+            weight /= std::max(sum, static_cast<double>(smallest_sum));
+        }
+    }
+    std::vector<Choice> choices;
+    for (size_t rank = 0; rank < experts.size(); ++rank) {
+        choices.push_back({experts[rank], weights[rank]});
+    }
+    std::stable_sort(choices.begin(), choices.end(),
+                     [](const Choice& one, const Choice& other) { return one.weight > other.weight; });
+    return choices;
+}
+
+}  // namespace
+
+LayerInput random_input(int block, size_t n_tokens, const RouterKind& kind, unsigned seed) {
+    std::mt19937 random(seed);
+    LayerInput input = {block, n_tokens, {}};
+    // Far enough apart that float and double agree on the order.
+    std::vector<float> row;
+    for (int expert = 0; expert < kind.n_experts; ++expert) {
+        row.push_back(0.25f * static_cast<float>(expert - kind.n_experts / 2));
+    }
+    for (size_t token = 0; token < n_tokens; ++token) {
+        std::shuffle(row.begin(), row.end(), random);
+        input.logits.insert(input.logits.end(), row.begin(), row.end());
+    }
+    return input;
+}
+
+Counts expected_counts(const RouterKind& kind, const std::vector<LayerInput>& inputs,
+                       const std::vector<size_t>& layers, size_t n_layers) {
+    const auto n_experts = static_cast<size_t>(kind.n_experts);
+    const auto top_k = static_cast<size_t>(kind.top_k);
+    const size_t n_cells = n_layers * n_experts * top_k;
+    Counts counts = {std::vector<int64_t>(n_cells), std::vector<double>(n_cells)};
+    for (size_t i = 0; i < inputs.size(); ++i) {
+        for (size_t token = 0; token < inputs[i].n_tokens; ++token) {
+            const std::vector<Choice> choices = choose(kind, &inputs[i].logits[token * n_experts]);
+            for (size_t rank = 0; rank < top_k; ++rank) {
+                const size_t cell = (layers[i] * n_experts + choices[rank].expert) * top_k + rank;
+                counts.histograms[cell] += 1;
+                counts.weight_sum[cell] += choices[rank].weight;
+            }
+        }
+    }
+    return counts;
+}
+
+Counts expected_counts(const RouterKind& kind, const std::vector<LayerInput>& inputs) {
+    std::vector<size_t> layers;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+        layers.push_back(i);
+    }
+    return expected_counts(kind, inputs, layers, inputs.size());
+}
+
+void check_counts(const std::vector<int64_t>& histograms, const std::vector<double>& weight_sum,
+                  const Counts& expected) {
+    CHECK_EQUAL(histograms.size(), expected.histograms.size());
+    CHECK_EQUAL(weight_sum.size(), expected.weight_sum.size());
+    for (size_t cell = 0; cell < histograms.size(); ++cell) {
+        CHECK_EQUAL(histograms[cell], expected.histograms[cell]);
+        // ggml works in float; a weight is at most 1.
+        const double most = 2e-6 * static_cast<double>(1 + expected.histograms[cell]);
+        if (!(std::fabs(weight_sum[cell] - expected.weight_sum[cell]) <= most)) {
+            fail(__FILE__, __LINE__,
+                 "weight_sum[" + std::to_string(cell) + "] is " + std::to_string(weight_sum[cell]) +
+                     ", not " + std::to_string(expected.weight_sum[cell]));
+        }
+    }
+}
+
+RouterRunner::RouterRunner() {
+    if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) == nullptr) {
+        ggml_backend_load_all();  // where llama.cpp was built with its backends as plug-ins
+    }
+    ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    CHECK(device != nullptr);
+    backend_ = ggml_backend_dev_init(device, nullptr);
+    CHECK(backend_ != nullptr);
+    void* address =
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
+    if (address != nullptr) {
+        reinterpret_cast<ggml_backend_set_n_threads_t>(address)(backend_, 1);
+    }
+    scheduler_ = ggml_backend_sched_new(&backend_, nullptr, 1, most_nodes, false, false);
+}
+
+RouterRunner::~RouterRunner() {
+    ggml_backend_sched_free(scheduler_);
+    ggml_backend_free(backend_);
+}
+
+void RouterRunner::set_callback(ggml_backend_sched_eval_callback callback, void* user_data) {
+    callback_ = callback;
+    user_data_ = user_data;
+    ggml_backend_sched_set_eval_callback(scheduler_, &RouterRunner::receive, this);
+}
+
+void RouterRunner::forget() {
+    asked_.clear();
+    wanted_.clear();
+    n_outputs_computed_ = 0;
+}
+
+bool RouterRunner::receive(ggml_tensor* node, bool ask, void* self) {
+    auto& runner = *static_cast<RouterRunner*>(self);
+    const bool answer = runner.callback_(node, ask, runner.user_data_);
+    if (ask) {
+        runner.asked_.emplace_back(node->name);
+        if (answer) {
+            runner.wanted_.emplace_back(node->name);
+        }
+    }
+    return answer;
+}
+
+void RouterRunner::compute_output(ggml_tensor* output, const ggml_tensor* weights, const ggml_tensor*,
+                                  int thread, int, void* self) {
+    if (thread == 0) {
+        static_cast<RouterRunner*>(self)->n_outputs_computed_ += 1;
+        std::memcpy(output->data, weights->data, ggml_nbytes(output));
+    }
+}
+
+void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& inputs) {
+    std::vector<char> memory(ggml_tensor_overhead() * most_nodes +
+                             ggml_graph_overhead_custom(most_nodes, false));
+    ggml_context* context = ggml_init({memory.size(), memory.data(), true});
+    ggml_cgraph* graph = ggml_new_graph_custom(context, most_nodes, false);
+
+    std::vector<RouterTensors> routers;
+    for (const LayerInput& layer : inputs) {
+        const int block = layer.block;
+        const auto n_tokens = static_cast<int64_t>(layer.n_tokens);
+        RouterTensors router = {};
+        router.input = ggml_new_tensor_2d(context, GGML_TYPE_F32, kind.n_experts, n_tokens);
+        ggml_set_input(router.input);
+        // In place of the product with the router's matrix: a node with exactly these values.
+        ggml_tensor* logits = ggml_scale(context, router.input, 1.0f);
+        name_node(logits, "ffn_moe_logits", block);
+        ggml_tensor* probs = logits;
+        if (kind.sigmoid) {
+            probs = ggml_sigmoid(context, logits);
+        } else if (!kind.softmax_over_top_k) {
+            probs = ggml_soft_max(context, logits);
+        }
+        name_node(probs, probs == logits ? "ffn_moe_logits" : "ffn_moe_probs", block);
+        ggml_tensor* scores = probs;
+        if (!kind.bias.empty()) {
+            router.bias = ggml_new_tensor_1d(context, GGML_TYPE_F32, kind.n_experts);
+            ggml_set_input(router.bias);
+            scores = ggml_add(context, probs, router.bias);
+            name_node(scores, "ffn_moe_probs_biased", block);
+        }
+        ggml_tensor* ids = ggml_argsort_top_k(context, scores, kind.top_k);
+        name_node(ids->src[0], "ffn_moe_argsort", block);
+        name_node(ids, "ffn_moe_topk", block);
+        ggml_tensor* weights =
+            ggml_get_rows(context, ggml_reshape_3d(context, probs, 1, kind.n_experts, n_tokens), ids);
+        name_node(weights, "ffn_moe_weights", block);
+        if (kind.softmax_over_top_k) {
+            weights = ggml_soft_max(context, ggml_reshape_2d(context, weights, kind.top_k, n_tokens));
+            weights = ggml_reshape_3d(context, weights, 1, kind.top_k, n_tokens);
+            name_node(weights, "ffn_moe_weights_softmax", block);
+        }
+        if (kind.normalised) {
+            weights = ggml_reshape_2d(context, weights, kind.top_k, n_tokens);
+            ggml_tensor* sum = ggml_sum_rows(context, weights);
+            name_node(sum, "ffn_moe_weights_sum", block);
+            sum = ggml_clamp(context, sum, smallest_sum, std::numeric_limits<float>::infinity());
+            name_node(sum, "ffn_moe_weights_sum_clamped", block);
+            weights = ggml_div(context, weights, sum);
+            name_node(weights, "ffn_moe_weights_norm", block);
+            weights = ggml_reshape_3d(context, weights, 1, kind.top_k, n_tokens);
+        }
+        if (kind.scaled) {
+            weights = ggml_scale(context, weights, scale);
+            name_node(weights, "ffn_moe_weights_scaled", block);
+        }
+        ggml_build_forward_expand(graph, weights);
+        // The experts use the choices once more, so that their memory stays in use as it does in llama.cpp.
+        ggml_tensor* output = ggml_map_custom2(context, weights, ids, &RouterRunner::compute_output, 1, this);
+        name_node(output, "ffn_moe_out", block);
+        ggml_set_output(output);
+        ggml_build_forward_expand(graph, output);
+        routers.push_back(router);
+    }
+
+    ggml_backend_sched_reset(scheduler_);
+    CHECK(ggml_backend_sched_alloc_graph(scheduler_, graph));
+    for (size_t i = 0; i < inputs.size(); ++i) {
+        if (inputs[i].n_tokens > 0) {
+            CHECK_EQUAL(ggml_nbytes(routers[i].input), inputs[i].logits.size() * sizeof(float));
+            ggml_backend_tensor_set(routers[i].input, inputs[i].logits.data(), 0,
+                                    ggml_nbytes(routers[i].input));
+            if (routers[i].bias != nullptr) {
+                ggml_backend_tensor_set(routers[i].bias, kind.bias.data(), 0, ggml_nbytes(routers[i].bias));
+            }
+        }
+    }
+    const ggml_status status = ggml_backend_sched_graph_compute(scheduler_, graph);
+    ggml_free(context);
+    CHECK(status == GGML_STATUS_SUCCESS);
+}
+
+}  // namespace coe::tests

@@ -1,0 +1,59 @@
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "session.h"
+
+namespace {
+
+double naive_log_probability(const std::vector<float>& logits, size_t token) {
+    long double sum = 0.0L;
+    for (const float logit : logits) {
+        sum += std::exp(static_cast<long double>(logit) - static_cast<long double>(logits[token]));
+    }
+    return static_cast<double>(-std::log(sum));
+}
+
+double log_probability(const std::vector<float>& logits, size_t token) {
+    return coe::log_probability(logits.data(), static_cast<int32_t>(logits.size()),
+                                static_cast<int32_t>(token));
+}
+
+}  // namespace
+
+TEST(log_probability_equals_the_naive_one) {
+    std::mt19937 random(7);
+    std::uniform_int_distribution<int> thousandths(-30000, 30000);
+    for (const size_t n_vocab : {size_t{1}, size_t{2}, size_t{257}, size_t{5000}}) {
+        std::vector<float> logits(n_vocab);
+        for (float& logit : logits) {
+            logit = static_cast<float>(thousandths(random)) / 1024.0f;
+        }
+        for (size_t token = 0; token < n_vocab; token += 1 + n_vocab / 50) {
+            const double expected = naive_log_probability(logits, token);
+            CHECK(std::fabs(log_probability(logits, token) - expected) < 1e-11);
+        }
+    }
+}
+
+TEST(log_probabilities_sum_to_one) {
+    const std::vector<float> logits = {-3.0f, 0.5f, 2.25f, 2.25f, -100.0f};
+    double sum = 0.0;
+    for (size_t token = 0; token < logits.size(); ++token) {
+        sum += std::exp(log_probability(logits, token));
+    }
+    CHECK(std::fabs(sum - 1.0) < 1e-14);
+    CHECK_EQUAL(log_probability(logits, 2), log_probability(logits, 3));
+}
+
+TEST(log_probability_of_extreme_logits) {
+    CHECK_EQUAL(log_probability({5.0f}, 0), 0.0);
+    CHECK(std::fabs(log_probability({1000.0f, 0.0f}, 1) + 1000.0) < 1e-12);  // exp(1000) is infinite
+    CHECK(std::fabs(log_probability({-1000.0f, -1000.0f}, 1) + std::log(2.0)) < 1e-14);
+    const float infinity = std::numeric_limits<float>::infinity();
+    CHECK_EQUAL(log_probability({1.0f, -infinity}, 0), 0.0);
+    CHECK_EQUAL(log_probability({1.0f, -infinity}, 1), -std::numeric_limits<double>::infinity());
+    CHECK(std::isnan(log_probability({1.0f, std::nanf("")}, 0)));
+}

@@ -1,0 +1,108 @@
+"""An independent, slow capture: a ctypes callback copies every id and weight, NumPy sums them.
+
+It shares no code with the tap: it looks at every candidate node of every graph, runs one document at a time
+with all logits and without an early end, and ranks by a stable sort.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+
+class _Tensor(ctypes.Structure):
+    """ggml_tensor of the pinned release."""
+
+
+_Tensor._fields_ = [
+    ("type", ctypes.c_int32),
+    ("buffer", ctypes.c_void_p),
+    ("ne", ctypes.c_int64 * 4),
+    ("nb", ctypes.c_size_t * 4),
+    ("op", ctypes.c_int32),
+    ("op_params", ctypes.c_int32 * 16),
+    ("flags", ctypes.c_int32),
+    ("src", ctypes.POINTER(_Tensor) * 10),
+    ("view_src", ctypes.c_void_p),
+    ("view_offs", ctypes.c_size_t),
+    ("data", ctypes.c_void_p),
+    ("name", ctypes.c_char * 64),
+]
+
+_NODE = re.compile(r"ffn_moe_(topk|weights|weights_softmax|weights_norm)-(\d+)")
+_LAST_WINS = ("weights", "weights_softmax", "weights_norm")
+
+
+class SlowCapture:
+    """Choices of one model: `ids` and `weights` by block, each a list of [k, n_tokens] arrays in order."""
+
+    def __init__(self, path: Path, n_ctx: int) -> None:
+        self.nodes: dict[tuple[str, int], list[NDArray[np.generic]]] = {}
+        self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._see)
+        llama_cpp.llama_backend_init()
+        self._model = llama_cpp.llama_model_load_from_file(
+            str(path).encode(), llama_cpp.llama_model_default_params()
+        )
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
+        params.cb_eval = self._callback
+        self._context = llama_cpp.llama_init_from_model(self._model, params)
+
+    def close(self) -> None:
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
+
+    def _see(self, address: int, ask: bool, _: object) -> bool:
+        tensor = ctypes.cast(address, ctypes.POINTER(_Tensor)).contents
+        match = _NODE.fullmatch(tensor.name.decode())
+        if match and not ask:
+            kind, block = match[1], int(match[2])
+            values = _strided(tensor, np.int32 if kind == "topk" else np.float32)
+            self.nodes.setdefault((kind, block), []).append(values)
+        return bool(match) or not ask
+
+    def run(self, documents: Sequence[Sequence[int]], n_ctx: int) -> None:
+        """Every window of every document in a decode of its own, with all logits."""
+        for document in documents:
+            for start in range(0, len(document), n_ctx):
+                window = document[start : start + n_ctx]
+                batch = llama_cpp.llama_batch_init(len(window), 0, 1)
+                batch.n_tokens = len(window)
+                for i, token in enumerate(window):
+                    batch.token[i] = token
+                    batch.pos[i] = i
+                    batch.n_seq_id[i] = 1
+                    batch.seq_id[i][0] = 0
+                    batch.logits[i] = 1
+                llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
+                assert llama_cpp.llama_decode(self._context, batch) == 0
+                llama_cpp.llama_batch_free(batch)
+
+    def counts(self, block: int, n_experts: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Histogram and weight sums of one block, [expert, rank]."""
+        ids = np.concatenate([part.reshape(-1, part.shape[-1]) for part in self.nodes["topk", block]])
+        last = [kind for kind in _LAST_WINS if (kind, block) in self.nodes][-1]
+        k = ids.shape[1]
+        weights = np.concatenate([part.reshape(-1, k) for part in self.nodes[last, block]])
+        order = np.argsort(-weights, axis=1, kind="stable")
+        ids, weights = np.take_along_axis(ids, order, 1), np.take_along_axis(weights, order, 1)
+        histogram = np.zeros((n_experts, k), np.int64)
+        weight_sum = np.zeros((n_experts, k))
+        for rank in range(k):
+            np.add.at(histogram[:, rank], ids[:, rank], 1)
+            np.add.at(weight_sum[:, rank], ids[:, rank], weights[:, rank].astype(np.float64))
+        return histogram, weight_sum
+
+
+def _strided(tensor: _Tensor, dtype: type) -> NDArray[np.generic]:
+    """A copy of a host tensor as NumPy sees it: slowest dimension first, strides followed."""
+    n_bytes = sum((n - 1) * stride for n, stride in zip(tensor.ne, tensor.nb, strict=True)) + 4
+    raw = (ctypes.c_uint8 * n_bytes).from_address(tensor.data)
+    view = np.ndarray(tuple(tensor.ne)[::-1], dtype, raw, strides=tuple(tensor.nb)[::-1])
+    return view.copy().reshape([n for n in view.shape if n != 1] or [1]) if view.ndim else view

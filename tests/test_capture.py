@@ -1,0 +1,113 @@
+"""The tap against an independent capture, and what must hold of every profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_models import moe_layers, write_random_model
+from slow_capture import SlowCapture
+
+import coe_native as coe
+
+ModelFile = Callable[[str, str], Path]
+
+
+@pytest.mark.parametrize("quantization", ["F32", "Q4_K_M"])
+def test_counts_equal_an_independent_capture(
+    model_file: ModelFile, documents: list[list[int]], family: str, quantization: str
+) -> None:
+    """One document a batch, so that both run the very same graphs."""
+    path = model_file(family, quantization)
+    with coe.Model(path, n_ctx=128, n_batch=128, n_threads=2) as model:
+        profile = coe.profile(model, documents)
+    slow = SlowCapture(path, 128)
+    try:
+        slow.run(documents, 128)
+    finally:
+        slow.close()
+    assert profile.layers == tuple(moe_layers(family))
+    for index, block in enumerate(profile.layers):
+        histogram, weight_sum = slow.counts(block, profile.n_experts)
+        np.testing.assert_array_equal(profile.histograms[index], histogram)
+        np.testing.assert_allclose(profile.weight_sum[index], weight_sum, rtol=1e-6)
+
+
+def test_every_layer_sees_every_token(profile_of: Callable[..., coe.RoutingProfile], family: str) -> None:
+    profile = profile_of(family)
+    n_tokens = 40 + 130 + 1 + 64 + 97 + 33
+    assert profile.n_tokens == n_tokens
+    assert (profile.histograms.sum(axis=(1, 2)) == n_tokens * profile.top_k).all()
+    assert (profile.histograms.sum(axis=1) == n_tokens).all()
+
+
+def test_weights_of_normalised_routers_sum_to_one(
+    profile_of: Callable[..., coe.RoutingProfile], family: str
+) -> None:
+    totals = profile_of(family).weight_sum.sum(axis=(1, 2)) / profile_of(family).n_tokens
+    if family == "olmoe":
+        assert (totals < 0.95).all()
+    else:
+        np.testing.assert_allclose(totals, 1.0, rtol=1e-6)
+
+
+def test_ranks_descend_by_weight(profile_of: Callable[..., coe.RoutingProfile], family: str) -> None:
+    """Rank r's mean weight falls with r, also where the selection goes by another score (DeepSeek)."""
+    profile = profile_of(family)
+    mean = profile.weight_sum.sum(axis=1) / profile.n_tokens
+    assert (np.diff(mean, axis=1) < 0).all()
+
+
+def test_batching_changes_no_more_than_near_ties(model_file: ModelFile, documents: list[list[int]]) -> None:
+    """Windows that share a batch, or are cut by it, are counted as if each ran alone."""
+    path = model_file("qwen3moe", "F32")
+    made = []
+    for n_batch, n_sequences in ((128, 1), (128, 16), (48, 16), (17, 3)):
+        with coe.Model(path, n_ctx=128, n_batch=n_batch, n_sequences=n_sequences, n_threads=1) as model:
+            made.append(coe.profile(model, documents))
+    for other in made[1:]:
+        moved = np.abs(other.histograms - made[0].histograms).sum() / 2
+        assert moved <= 0.005 * made[0].histograms.sum()
+        np.testing.assert_allclose(other.weight_sum.sum(), made[0].weight_sum.sum(), rtol=1e-4)
+
+
+def test_profiles_of_a_model_can_follow_each_other(model_file: ModelFile, documents: list[list[int]]) -> None:
+    """Nothing of one run leaks into the next, and logits are whole again after it."""
+    with coe.Model(model_file("gemma4", "F32"), n_ctx=128, n_batch=64, n_threads=1) as model:
+        before = model.logits(documents[0])
+        first = coe.profile(model, documents)
+        second = coe.profile(model, documents)
+        np.testing.assert_array_equal(model.logits(documents[0]), before)
+    np.testing.assert_array_equal(first.histograms, second.histograms)
+    np.testing.assert_array_equal(first.weight_sum, second.weight_sum)
+
+
+@pytest.mark.parametrize("top_k", [1, 16])
+def test_smallest_and_largest_top_k(tmp_path: Path, documents: list[list[int]], top_k: int) -> None:
+    path = tmp_path / "model.gguf"
+    write_random_model(path, "qwen3moe", top_k=top_k)
+    profile = coe.profile(path, documents, n_ctx=128, n_threads=1)
+    assert profile.top_k == top_k
+    assert profile.histograms.sum() == len(profile.layers) * profile.n_tokens * top_k
+
+
+def test_a_router_that_chooses_another_number_is_refused(tmp_path: Path, documents: list[list[int]]) -> None:
+    """The metadata says 4; a tap told 3 must notice instead of counting wrongly."""
+    path = tmp_path / "model.gguf"
+    write_random_model(path, "llama")
+    with coe.Model(path, n_ctx=128, n_threads=1) as model:
+        model.moe.top_k = 3
+        with pytest.raises(coe.CoeError, match="chooses 4 experts"):
+            coe.profile(model, documents)
+
+
+def test_a_layer_that_sees_too_few_tokens_is_refused(tmp_path: Path) -> None:
+    """A tap told of a layer that has no router must say so: its histogram would be empty."""
+    path = tmp_path / "model.gguf"
+    write_random_model(path, "deepseek2")
+    with coe.Model(path, n_ctx=128, n_threads=1) as model:
+        model._session.watch([0, 1, 2], model.moe.n_experts, model.moe.top_k)
+        with pytest.raises(RuntimeError, match="saw 0 of 5 tokens in block 0"):
+            model._session.decode(*(np.arange(5, dtype=np.int32),) * 2, np.zeros(5, np.int32))

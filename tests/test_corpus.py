@@ -1,0 +1,144 @@
+"""Paths to documents, documents to windows, windows to batches."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coe_native.corpus import Message, batches, corpus_of, read_corpus, windows
+from coe_native.errors import InputError
+
+
+def contents(path: Path, field: str | None = None) -> list[object]:
+    return [document.content for document in read_corpus(path, field).documents]
+
+
+def test_a_directory_is_its_files_in_order(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("second")
+    (tmp_path / "a.py").write_text("first")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "c.jsonl").write_text('{"text": "third"}\n\n{"text": "fourth"}\n')
+    (tmp_path / ".hidden").write_text("no")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert contents(tmp_path) == ["first", "second", "third", "fourth"]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"text": "t", "prompt": "p"}, "t"),
+        ({"prompt": "p", "completion": "c"}, "pc"),
+        ({"question": "q", "answer": "a"}, "qa"),
+        ({"instruction": "i", "solution": "s", "other": 1}, "is"),
+        ({"content": "c"}, "c"),
+        ({"tokens": [1, 2, 3]}, (1, 2, 3)),
+        ({"messages": [{"role": "user", "content": "hi"}]}, (Message("user", "hi"),)),
+    ],
+)
+def test_jsonl_records(tmp_path: Path, record: dict[str, object], expected: object) -> None:
+    (tmp_path / "c.jsonl").write_text(json.dumps(record))
+    assert contents(tmp_path / "c.jsonl") == [expected]
+    pq.write_table(pa.Table.from_pylist([record]), tmp_path / "c.parquet")
+    assert contents(tmp_path / "c.parquet") == [expected]
+
+
+def test_field_names_the_column(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"body": "yes", "text": "no"}')
+    assert contents(tmp_path / "c.jsonl", "body") == ["yes"]
+
+
+def test_token_ids_from_npy(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.array([5, 6, 7], np.int32))
+    np.save(tmp_path / "two.npy", np.arange(6, dtype=np.int64).reshape(2, 3))
+    assert contents(tmp_path / "one.npy") == [(5, 6, 7)]
+    assert contents(tmp_path / "two.npy") == [(0, 1, 2), (3, 4, 5)]
+
+
+class Bomb:
+    """Leaves a file behind if it is ever unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (self.path,))  # type: ignore[return-value]
+
+
+def test_no_pickle_is_executed(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    (tmp_path / "p.npy").write_bytes(pickle.dumps(Bomb(trace)))
+    array = np.empty(1, object)
+    array[0] = Bomb(trace)
+    np.save(tmp_path / "o.npy", array, allow_pickle=True)
+    for name in ("p.npy", "o.npy"):
+        with pytest.raises(InputError, match=name):
+            read_corpus(tmp_path / name)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"\xff\xfe", "is not UTF-8 text"),
+        ("a.txt", b"", "holds no text"),
+        ("a.jsonl", b'{"text": "x"}\n{', "a.jsonl:2: is no JSON"),
+        ("a.jsonl", b"[1]", "a.jsonl:1: is no JSON object"),
+        ("a.jsonl", b'{"body": "x"}', "--field"),
+        ("a.jsonl", b'{"tokens": [1, "2"]}', "no whole numbers"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "a message must have"),
+        ("a.npy", b"\x93NUMPY", "no array of token ids"),
+        ("a.parquet", b"PAR1", "no readable parquet"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=message) as caught:
+        read_corpus(tmp_path / name)
+    assert name in str(caught.value)
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    st.integers(1, 32),
+    st.integers(1, 5),
+    st.integers(1, 40),
+)
+def test_batches_hold_every_token_once(lengths: list[int], n_batch: int, n_sequences: int, n_ctx: int) -> None:
+    """Every window's tokens come once, in order, at positions from 0, in one sequence of its own."""
+    start = 0
+    expected, documents = [], []
+    for length in lengths:
+        documents.append(np.arange(start, start + length, dtype=np.int32))
+        start += length
+    for document in documents:
+        expected += [window.tolist() for window in windows(document, n_ctx)]
+    assert all(len(window) <= n_ctx for window in expected)
+
+    found: list[list[int]] = []
+    open_sequences: dict[int, list[int]] = {}
+    for batch in batches((w for d in documents for w in windows(d, n_ctx)), n_batch, n_sequences):
+        assert 0 < len(batch.tokens) <= n_batch
+        assert len(set(batch.sequences.tolist())) <= n_sequences
+        if batch.fresh:
+            found += open_sequences.values()
+            open_sequences = {}
+        for token, position, sequence in zip(batch.tokens, batch.positions, batch.sequences, strict=True):
+            window = open_sequences.setdefault(int(sequence), [])
+            assert position == len(window)
+            window.append(int(token))
+    found += open_sequences.values()
+    assert found == expected
+
+
+def test_equal_corpora_have_equal_digests() -> None:
+    first = corpus_of(["a", [1, 2]])
+    assert first.sha256 == corpus_of(["a", (1, 2)], name="other").sha256
+    assert first.sha256 != corpus_of(["a", [1, 3]]).sha256

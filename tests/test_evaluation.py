@@ -1,0 +1,84 @@
+"""Perplexity and divergence against NumPy, from logits of the same windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import unused_experts
+
+import coe_native as coe
+from coe_native.corpus import corpus_of
+
+ModelFile = Callable[[str, str], Path]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    values = logits.astype(np.float64)
+    values -= values.max(axis=1, keepdims=True)
+    return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("n_batch", [64, 20])
+def test_perplexity_is_that_of_the_second_half_of_each_window(
+    model_file: ModelFile, documents: list[list[int]], n_batch: int
+) -> None:
+    """llama-perplexity's protocol, spelt out: one stream, whole windows, tokens 33 to 63 of 64."""
+    stream = np.concatenate([np.array(document) for document in documents])
+    with coe.Model(model_file("gemma4", "F32"), n_ctx=64, n_batch=n_batch, n_threads=1) as model:
+        result = coe.evaluate(model, corpus_of(documents))
+        values = []
+        for start in range(0, len(stream) - 63, 64):
+            window = stream[start : start + 64]
+            log_probabilities = log_softmax(model.logits(window))
+            values += [log_probabilities[i - 1, window[i]] for i in range(33, 64)]
+    assert result.n_scored == len(values) == 5 * 31
+    assert result.perplexity == pytest.approx(np.exp(-np.mean(values)), rel=1e-9)
+    expected_error = result.perplexity * np.std(values, ddof=1) / np.sqrt(len(values))
+    assert result.error == pytest.approx(expected_error, rel=1e-9)
+
+
+def test_divergence_from_a_reference(
+    model_file: ModelFile, profile_of: Callable[..., coe.RoutingProfile], documents: list[list[int]]
+) -> None:
+    options = {"n_ctx": 64, "n_batch": 64, "n_threads": 1}
+    with (
+        coe.Model(model_file("qwen3moe", "F32"), **options) as model,
+        coe.Model(model_file("qwen3moe", "F32"), **options) as reference,
+    ):
+        same = coe.evaluate(model, corpus_of(documents), reference=reference)
+        model.apply(unused_experts(profile_of("qwen3moe"), 8))
+        masked = coe.evaluate(model, corpus_of([documents[3]]), reference=reference)
+        ours = log_softmax(model.logits(documents[3])[32:-1])
+        theirs = log_softmax(reference.logits(documents[3])[32:-1])
+    assert same.kl_divergence == pytest.approx(0, abs=1e-9)
+    assert same.top1_agreement == 1.0
+    assert masked.kl_divergence == pytest.approx((np.exp(theirs) * (theirs - ours)).sum(1).mean(), rel=1e-9)
+    assert masked.kl_divergence > 0.01
+    assert masked.top1_agreement == (ours.argmax(1) == theirs.argmax(1)).mean()
+
+
+def test_log_probabilities_start_where_asked(model_file: ModelFile, documents: list[list[int]]) -> None:
+    with coe.Model(model_file("olmoe", "F32"), n_ctx=128, n_batch=50, n_threads=1) as model:
+        whole = model.log_probabilities(documents[4])
+        for first in (1, 2, 49, 50, 51, 52, 96):
+            np.testing.assert_array_equal(model.log_probabilities(documents[4], first), whole[first - 1 :])
+    assert whole.shape == (96,)
+
+
+def test_bad_windows_are_refused(model_file: ModelFile) -> None:
+    with coe.Model(model_file("olmoe", "F32"), n_ctx=8, n_batch=8, n_threads=1) as model:
+        for window in ([], list(range(9))):
+            with pytest.raises(coe.InputError, match="a window has 1 to 8 tokens"):
+                model.logits(window)
+        for token in (-1, 256):
+            with pytest.raises(coe.InputError, match=f"token {token} is outside the vocabulary of 256"):
+                model.logits([1, token])
+        with pytest.raises(coe.InputError, match="too few to predict"):
+            coe.evaluate(model, corpus_of([[1, 2]]))
+        with pytest.raises(coe.InputError, match="has no tokenizer"):
+            model.tokenize("text")
+    with pytest.raises(coe.CoeError, match="has been closed"):
+        model.logits([1])

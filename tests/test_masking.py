@@ -1,0 +1,254 @@
+"""Scores and the three passes against brute force, with ties, and the smallest and largest keep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import coe_native as coe
+
+K = 3
+
+
+def make_profile(seed: int, n_layers: int = 2, n_experts: int = 8, n_tokens: int = 60, skew: float = 1.0) -> Any:
+    """A profile of made-up choices; coarse weights and few tokens give plenty of ties."""
+    generator = np.random.default_rng(seed)
+    histograms = np.zeros((n_layers, n_experts, K), np.int64)
+    weight_sum = np.zeros((n_layers, n_experts, K))
+    popularity = generator.dirichlet(np.full(n_experts, skew)) + 1e-9
+    for layer in range(n_layers):
+        for _ in range(n_tokens):
+            chosen = generator.choice(n_experts, K, replace=False, p=popularity / popularity.sum())
+            weights = np.sort(generator.integers(1, 4, K) / 4)[::-1]
+            for rank, (expert, weight) in enumerate(zip(chosen, weights, strict=True)):
+                histograms[layer, expert, rank] += 1
+                weight_sum[layer, expert, rank] += weight
+    layers = tuple(range(1, 2 * n_layers, 2))
+    return coe.RoutingProfile("test", "made up", "f" * 64, layers, n_tokens, histograms, weight_sum)
+
+
+profiles = st.builds(
+    make_profile,
+    st.integers(0, 10**6),
+    n_experts=st.integers(K, 10),
+    n_tokens=st.integers(1, 60),
+    skew=st.sampled_from([0.1, 1.0, 10.0]),
+)
+
+
+@given(profiles)
+def test_scores_equal_their_formulas(profile: coe.RoutingProfile) -> None:
+    n, k = profile.n_tokens, profile.top_k
+    for layer in range(len(profile.layers)):
+        for expert in range(profile.n_experts):
+            histogram, weights = profile.histograms[layer, expert], profile.weight_sum[layer, expert]
+            utility = sum(h / n * (w / max(h, 1)) for h, w in zip(histogram, weights, strict=True))
+            ranked = sum((k - r) / (k * (k + 1) / 2) * h for r, h in enumerate(histogram))
+            expected = {"utility": utility, "rank-weighted": ranked, "frequency": histogram.sum() / n}
+            for method in coe.METHODS:
+                assert coe.score(profile, method)[layer, expert] == pytest.approx(expected[method], abs=1e-12)
+
+
+@given(profiles)
+def test_utility_is_the_mean_routed_weight(profile: coe.RoutingProfile) -> None:
+    np.testing.assert_allclose(coe.score(profile), profile.weight_sum.sum(axis=2) / profile.n_tokens, atol=1e-12)
+
+
+def brute_force(
+    profile: coe.RoutingProfile,
+    keep: int,
+    method: str,
+    structural_rank: float,
+    structural_min: int,
+    reasoning: coe.RoutingProfile | None,
+    swaps: int,
+) -> tuple[dict[int, list[int]], list[tuple[int, int, int]], list[tuple[int, int]]]:
+    """The method's text, word by word, in loops."""
+    scores = coe.score(profile, method)
+    kept_of, record, unplaced = {}, [], []
+    for i, block in enumerate(profile.layers):
+        experts = list(range(profile.n_experts))
+        counts = [int(profile.histograms[i, e].sum()) for e in experts]
+        ranks = [
+            sum(r * profile.histograms[i, e, r] for r in range(K)) / counts[e] if counts[e] else float("inf")
+            for e in experts
+        ]
+        structural = [
+            e for e in experts if counts[e] >= structural_min and counts[e] and ranks[e] < structural_rank
+        ]
+        kept = sorted(experts, key=lambda e: (-scores[i, e], e))[:keep]
+
+        def weakest(protected: list[int]) -> int | None:
+            candidates = [e for e in kept if e not in structural and e not in protected]  # noqa: B023
+            if not candidates:
+                return None
+            lowest = min(scores[i, e] for e in candidates)  # noqa: B023
+            tied = [e for e in candidates if scores[i, e] == lowest]  # noqa: B023
+            worst = max(ranks[e] for e in tied)  # noqa: B023
+            return max(e for e in tied if ranks[e] == worst)  # noqa: B023
+
+        for expert in sorted(structural, key=lambda e: (-scores[i, e], e)):
+            if expert not in kept:
+                out = weakest([])
+                if out is None:
+                    unplaced.append((block, expert))
+                    continue
+                kept[kept.index(out)] = expert
+                record.append((block, expert, out))
+        if reasoning is not None:
+            wanted = coe.score(reasoning, method)[i]
+            came_in: list[int] = []
+            for _ in range(swaps):
+                outside = sorted((e for e in experts if e not in kept), key=lambda e: (-wanted[e], e))
+                out = weakest(came_in)
+                if not outside or out is None or wanted[outside[0]] <= wanted[out]:
+                    break
+                kept[kept.index(out)] = outside[0]
+                came_in.append(outside[0])
+                record.append((block, outside[0], out))
+        kept_of[block] = sorted(kept)
+    return kept_of, record, unplaced
+
+
+@settings(max_examples=300)
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 10**6),
+    st.integers(K, 8),
+    st.sampled_from(coe.METHODS),
+    st.sampled_from([0.0, 0.9, 1.1, 2.0, 9.0]),
+    st.sampled_from([0, 3, 10]),
+    st.booleans(),
+    st.integers(0, 5),
+)
+def test_masks_equal_brute_force(
+    seed: int,
+    other: int,
+    keep: int,
+    method: str,
+    structural_rank: float,
+    structural_min: int,
+    with_reasoning: bool,
+    swaps: int,
+) -> None:
+    profile = make_profile(seed, skew=0.3)
+    reasoning = make_profile(other) if with_reasoning else None
+    mask = coe.build_mask(
+        profile,
+        keep,
+        method=method,
+        structural_rank=structural_rank,
+        structural_min=structural_min,
+        reasoning=reasoning,
+        reasoning_swaps=swaps,
+    )
+    expected = brute_force(profile, keep, method, structural_rank, structural_min, reasoning, swaps)
+    assert {block: list(kept) for block, kept in mask.kept.items()} == expected[0]
+    assert [(s.layer, s.incoming, s.outgoing) for s in mask.swaps] == expected[1]
+    assert list(mask.unplaced) == expected[2]
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    histograms = np.full((1, 6, K), 10, np.int64)
+    profile = coe.RoutingProfile("test", "tied", "0" * 64, (0,), 60, histograms, histograms * 0.25)
+    for method in coe.METHODS:
+        assert coe.build_mask(profile, 3, method=method, structural=False).kept[0] == (0, 1, 2)
+
+
+def test_the_structural_pass_changes_the_mask() -> None:
+    """An expert chosen seldom but always first comes in for one chosen often but last."""
+    histograms = np.zeros((1, 5, K), np.int64)
+    histograms[0, 0] = [40, 0, 0]
+    histograms[0, 1] = [0, 60, 0]
+    histograms[0, 2] = [0, 0, 60]
+    histograms[0, 3] = [12, 0, 0]
+    histograms[0, 4] = [8, 0, 0]
+    profile = coe.RoutingProfile("test", "m", "0" * 64, (4,), 60, histograms, histograms * [0.5, 0.3, 0.2])
+    without = coe.build_mask(profile, 3, method="frequency", structural=False)
+    mask = coe.build_mask(profile, 3, method="frequency")
+    assert without.kept[4] == (0, 1, 2)
+    assert mask.kept[4] == (0, 1, 3)
+    (swap,) = mask.swaps
+    assert (swap.layer, swap.incoming, swap.outgoing, swap.stage) == (4, 3, 2, 2)
+    assert (swap.incoming_score, swap.outgoing_score) == (12 / 60, 1.0)
+    # Expert 4 is chosen first as well, but only eight times; with a lower bar nobody is left to replace.
+    assert coe.build_mask(profile, 3, method="frequency", structural_min=5).unplaced == ((4, 4),)
+
+
+def test_smallest_and_largest_keep() -> None:
+    profile = make_profile(3)
+    assert coe.build_mask(profile, 8).kept == dict.fromkeys(profile.layers, tuple(range(8)))
+    assert all(len(kept) == K for kept in coe.build_mask(profile, K).kept.values())
+    for keep in (K - 1, 9, 0, -1):
+        with pytest.raises(coe.InputError, match="keep must be from 3"):
+            coe.build_mask(profile, keep)
+
+
+def test_a_reasoning_profile_of_another_model_is_refused() -> None:
+    other = make_profile(1, n_layers=3)
+    with pytest.raises(coe.InputError, match="another model"):
+        coe.build_mask(make_profile(0), 4, reasoning=other)
+
+
+def test_no_scores_without_tokens_or_method() -> None:
+    empty = make_profile(0, n_tokens=0)
+    with pytest.raises(coe.InputError, match="no tokens"):
+        coe.score(empty)
+    with pytest.raises(coe.InputError, match="no scoring method 'reap'; choose one of"):
+        coe.score(make_profile(0), "reap")
+
+
+@given(st.integers(0, 1000), st.integers(K, 8))
+def test_masks_survive_their_file(tmp_path_factory: pytest.TempPathFactory, seed: int, keep: int) -> None:
+    path = tmp_path_factory.mktemp("masks") / "mask.json"
+    mask = coe.build_mask(make_profile(seed), keep, reasoning=make_profile(seed + 1))
+    mask.save(path)
+    assert coe.ExpertMask.load(path) == mask
+    document = json.loads(path.read_text())
+    assert document["format"] == "coe-native.expert-mask"
+    assert document["expert_count"] == 8
+    assert document["layers"] == {str(b): list(kept) for b, kept in mask.kept.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "is not a mask"),
+        ({"version": 2}, "has mask version 2"),
+        ({"layers": {"1": [0, 1, 1, 2]}}, "4 different experts"),
+        ({"layers": {"1": [3, 2, 1, 0]}}, "ascending"),
+        ({"layers": {"1": [0, 1, 2, 8]}}, "outside 0 to 7"),
+        ({"layers": {"1": [0, 1, 2, 3.5]}}, "no whole number"),
+        ({"layers": {"x": [0, 1, 2, 3]}}, "damaged mask"),
+        ({"layers": {}}, "cannot keep"),
+        ({"keep": 9}, "cannot keep 9 of 8"),
+        ({"keep": "4"}, "no whole number"),
+        ({"swaps": [{"layer": 1}]}, "damaged mask"),
+        ({"swaps": 7}, "damaged mask"),
+        ({"architecture": None, "layers": None}, "damaged mask"),
+    ],
+)
+def test_damaged_masks_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "mask.json"
+    coe.build_mask(make_profile(0), 4).save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(coe.InputError, match=message) as caught:
+        coe.ExpertMask.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_compare_counts_overlap_beside_chance() -> None:
+    def mask(kept: tuple[int, ...]) -> coe.ExpertMask:
+        return coe.ExpertMask("test", "0" * 64, 8, 4, {0: kept, 2: kept})
+
+    (first, second) = coe.compare(mask((0, 1, 2, 3)), mask((2, 3, 4, 5)))
+    assert (first.layer, first.shared, first.union, first.by_chance) == (0, 2, 6, 2.0)
+    assert (second.layer, second.jaccard) == (2, pytest.approx(1 / 3))
+    with pytest.raises(coe.InputError, match="different models"):
+        coe.compare(mask((0, 1, 2, 3)), coe.ExpertMask("test", "", 8, 1, {0: (1,)}))

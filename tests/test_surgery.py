@@ -1,0 +1,295 @@
+"""Surgery by the byte, read back with gguf's own reader; and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import unused_experts
+from gguf import GGUFReader, GGUFWriter
+from numpy.typing import NDArray
+from random_models import split_model, write_random_model
+
+import coe_native as coe
+from coe_native.surgery import SAFETY_NOTICE, plan_prune, plan_zero
+
+ModelFile = Callable[[str, str], Path]
+ProfileOf = Callable[..., coe.RoutingProfile]
+
+QUANTIZATIONS = ("F32", "F16", "Q8_0", "Q4_K_M")
+
+
+def raw_tensors(path: Path) -> dict[str, tuple[str, list[int], NDArray[np.uint8]]]:
+    """Name to type, shape (fastest dimension first) and bytes, by another reader than ours."""
+    return {
+        t.name: (t.tensor_type.name, t.shape.tolist(), np.ascontiguousarray(t.data).view(np.uint8).ravel())
+        for t in GGUFReader(path).tensors
+    }
+
+
+def fields(path: Path) -> dict[str, object]:
+    """Metadata by another reader than ours, without that reader's own entries."""
+    reader = GGUFReader(path)
+    return {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+
+
+def is_expert_tensor(name: str) -> bool:
+    """The tensors with an expert dimension in the families of the tests, spelt out."""
+    parts = name.split(".")[2:]
+    if parts[0] == "ffn_gate_inp":
+        return parts[1] in ("weight", "bias")
+    return parts[0] in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps", "exp_probs_b")
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_prune_keeps_kept_blocks_and_all_else_byte_for_byte(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, family: str, quantization: str
+) -> None:
+    """One mask, from the F32 file's profile, serves every quantisation."""
+    parent = model_file(family, quantization)
+    mask = unused_experts(profile_of(family), 6)
+    out = coe.prune(parent, mask, tmp_path / "out.gguf")
+    before, after = raw_tensors(parent), raw_tensors(out)
+    assert list(before) == list(after)
+    touched = 0
+    for name, (type_name, shape, data) in before.items():
+        new_type, new_shape, new_data = after[name]
+        assert new_type == type_name
+        if name.startswith("blk.") and is_expert_tensor(name) and int(name.split(".")[1]) in mask.kept:
+            touched += 1
+            kept = list(mask.kept[int(name.split(".")[1])])
+            assert new_shape == [*shape[:-1], 6]
+            np.testing.assert_array_equal(new_data.reshape(6, -1), data.reshape(16, -1)[kept])
+        else:
+            assert new_shape == shape
+            np.testing.assert_array_equal(new_data, data)
+    assert touched >= 3 * len(mask.kept)
+    assert out.stat().st_size == plan_prune(coe.MoeModel(parent), mask).n_bytes
+
+
+def test_prune_carries_metadata_over(tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf) -> None:
+    parent = model_file("deepseek2", "Q8_0")
+    mask = unused_experts(profile_of("deepseek2"), 6)
+    before, after = fields(parent), fields(coe.prune(parent, mask, tmp_path / "out.gguf"))
+    changed = {key: value for key, value in after.items() if before.get(key) != value}
+    assert changed.pop("deepseek2.expert_count") == 6
+    assert changed == {
+        "coe.mask.mode": "prune",
+        "coe.mask.keep": 6,
+        "coe.mask.digest": mask.digest,
+        "coe.mask.parent_fingerprint": coe.MoeModel(parent).fingerprint,
+        "coe.mask.parent_expert_count": 16,
+        "coe.mask.notice": SAFETY_NOTICE,
+    }
+    assert set(before) <= set(after)
+
+
+def test_metadata_of_every_kind_is_carried_byte_for_byte(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
+) -> None:
+    """Empty arrays, which gguf's writer refuses, and odd types come through: the bytes are copied."""
+    parent = tmp_path / "odd.gguf"
+    reader = GGUFReader(model_file("qwen3moe", "F32"))
+    writer = GGUFWriter(parent, "qwen3moe")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            writer.add_key_value(name, field.contents(), field.types[0])
+    writer.add_array("odd.texts", ["", "ä", "x" * 300])
+    writer.add_array("odd.numbers", [1.5, -2.0])
+    writer.add_bool("odd.flag", True)
+    writer.add_uint64("odd.large", 2**63)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    mask = unused_experts(profile_of("qwen3moe"), 6)
+    out = coe.prune(parent, mask, tmp_path / "out.gguf")
+    before, after = coe.MoeModel(parent).files[0], coe.MoeModel(out).files[0]
+    for key in before.keys:
+        if key != "qwen3moe.expert_count":
+            assert after.raw_entry(key) == before.raw_entry(key)
+    assert after.get("odd.texts") == ["", "ä", "x" * 300]
+    assert after.get("odd.large") == 2**63
+
+
+@pytest.mark.parametrize("quantization", ["F32", "Q4_K_M"])
+def test_zero_copies_and_zeroes_in_place_alike(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, family: str, quantization: str
+) -> None:
+    """Weights and biases of dropped experts are zero, all else is the parent's; in place, only those bytes
+    of the file change."""
+    parent = model_file(family, quantization)
+    mask = unused_experts(profile_of(family), 6)
+    copy = coe.zero(parent, mask, tmp_path / "copy.gguf")
+    in_place = tmp_path / "in_place.gguf"
+    in_place.write_bytes(parent.read_bytes())
+    zeroed = coe.zero_in_place(in_place, mask)
+    before, after = raw_tensors(parent), raw_tensors(copy)
+    expected_zeroed = 0
+    for name, (_, _, data) in before.items():
+        expected = data.copy()
+        block = int(name.split(".")[1]) if name.startswith("blk.") else -1
+        if block in mask.kept and "_exps." in name and name.endswith((".weight", ".bias")):
+            slices = expected.reshape(16, -1)
+            slices[mask.dropped(block)] = 0
+            expected_zeroed += slices.shape[1] * 10
+        np.testing.assert_array_equal(after[name][2], expected)
+    assert zeroed == expected_zeroed > 0
+    changed = raw_tensors(in_place)
+    for name, (_, _, data) in after.items():
+        np.testing.assert_array_equal(changed[name][2], data)
+    header = coe.MoeModel(parent).files[0].header.data_offset
+    assert in_place.read_bytes()[:header] == parent.read_bytes()[:header]
+
+
+def test_split_models_are_read(tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf) -> None:
+    """The specialist of a split model is the specialist of the whole one, byte for byte."""
+    parent = model_file("gemma4", "Q4_K_M")
+    shards = split_model(parent, tmp_path, 3)
+    mask = unused_experts(profile_of("gemma4"), 8)
+    whole = coe.prune(parent, mask, tmp_path / "whole.gguf")
+    joined = coe.prune(shards[0], mask, tmp_path / "joined.gguf")
+    before, after = raw_tensors(whole), raw_tensors(joined)
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(after[name][2], before[name][2])
+    assert fields(whole) == fields(joined)
+    assert all(check.passed for check in coe.verify(joined, shards[0], mask))
+    with pytest.raises(coe.InputError, match="is not the first shard"):
+        coe.MoeModel(shards[1])
+    shards[2].unlink()
+    with pytest.raises(coe.InputError, match=r"-00003-of-00003\.gguf: cannot be read"):
+        coe.MoeModel(shards[0])
+
+
+def test_split_models_are_zeroed_in_place(tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf) -> None:
+    parent = model_file("gemma4", "Q8_0")
+    shards = split_model(parent, tmp_path, 2)
+    mask = unused_experts(profile_of("gemma4"), 8)
+    coe.zero_in_place(shards[0], mask)
+    checks = coe.verify(shards[0], parent, mask)
+    assert all(check.passed for check in checks), checks
+
+
+def test_a_mask_serves_all_files_of_a_model_and_no_other(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, family: str
+) -> None:
+    mask = unused_experts(profile_of(family, "Q4_K_M"), 8)
+    for quantization in QUANTIZATIONS:
+        coe.prune(model_file(family, quantization), mask, tmp_path / f"{quantization}.gguf")
+    other = tmp_path / "other.gguf"
+    write_random_model(other, family, seed=1)
+    with pytest.raises(coe.InputError, match="router weights differ"):
+        coe.prune(other, mask, tmp_path / "out.gguf")
+    write_random_model(other, family, n_experts=32)
+    with pytest.raises(coe.InputError, match=r"number of experts differ \(16, not 32\)"):
+        coe.prune(other, mask, tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_specialist_can_be_pruned_again(tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf) -> None:
+    """Its own profile gives its own mask, and the record is the last mask's."""
+    first = coe.prune(model_file("llama", "F32"), unused_experts(profile_of("llama"), 10), tmp_path / "a.gguf")
+    profile = coe.profile(first, [list(range(200))], n_threads=1)
+    assert profile.n_experts == 10
+    mask = unused_experts(profile, 5)
+    second = coe.prune(first, mask, tmp_path / "b.gguf")
+    assert fields(second)["coe.mask.digest"] == mask.digest
+    assert fields(second)["coe.mask.parent_expert_count"] == 10
+    assert all(check.passed for check in coe.verify(second, first, mask))
+
+
+def test_experts_that_never_run_are_refused(model_file: ModelFile, profile_of: ProfileOf) -> None:
+    """A mask that leaves out a layer with experts would leave the file uneven."""
+    mask = unused_experts(profile_of("olmoe"), 8)
+    model = coe.MoeModel(model_file("olmoe", "F32"))
+    model.mtp_blocks = range(2, 3)
+    partial = coe.ExpertMask(
+        mask.architecture, mask.fingerprint, 16, 8, {block: mask.kept[block] for block in (0, 1)}
+    )
+    with pytest.raises(coe.InputError, match=r"experts in blocks \[2\] that never run"):
+        plan_prune(model, partial)
+
+
+def test_groups_of_experts_are_refused(model_file: ModelFile, profile_of: ProfileOf) -> None:
+    model = coe.MoeModel(model_file("deepseek2", "F32"))
+    model.n_groups = 4
+    with pytest.raises(coe.InputError, match="4 groups of experts"):
+        plan_prune(model, unused_experts(profile_of("deepseek2"), 8))
+
+
+def test_a_parent_with_nan_leaves_no_output(tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf) -> None:
+    parent = tmp_path / "parent.gguf"
+    data = bytearray(model_file("gemma4", "Q8_0").read_bytes())
+    mask = unused_experts(profile_of("gemma4"), 8)
+    tensor = coe.MoeModel(model_file("gemma4", "Q8_0")).tensors["blk.1.ffn_down_exps.weight"]
+    kept = mask.kept[1][3]
+    start = tensor.offset + kept * (tensor.n_bytes // 16)
+    data[start : start + 2] = b"\x00\x7e"  # a half-precision NaN as the first block's scale
+    parent.write_bytes(data)
+    with pytest.raises(coe.CoeError, match=rf"ffn_down_exps.weight holds NaN or infinity in expert {kept};"):
+        coe.prune(parent, mask, tmp_path / "out.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parent.gguf"]
+
+
+def test_outputs_are_not_overwritten_and_inputs_never(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
+) -> None:
+    parent = tmp_path / "parent.gguf"
+    parent.write_bytes(model_file("llama", "Q8_0").read_bytes())
+    mask = unused_experts(profile_of("llama"), 8)
+    link, hard = tmp_path / "link.gguf", tmp_path / "hard.gguf"
+    link.symlink_to(parent)
+    hard.hardlink_to(parent)
+    for name in (parent, link, hard):
+        with pytest.raises(coe.InputError, match="is an input"):
+            coe.prune(parent, mask, name, force=True)
+    out = coe.prune(parent, mask, tmp_path / "out.gguf")
+    with pytest.raises(coe.InputError, match="exists"):
+        coe.prune(parent, mask, out)
+    coe.prune(parent, mask, out, force=True)
+    assert parent.read_bytes() == model_file("llama", "Q8_0").read_bytes()
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import coe_native as coe
+parent, mask, out = sys.argv[1:]
+loaded = coe.ExpertMask.load(mask)
+coe.MoeModel(parent)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(coe.prune if "prune" in out else coe.zero)(parent, loaded, out)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is counted otherwise elsewhere")
+@pytest.mark.parametrize("mode", ["prune", "zero"])
+def test_memory_stays_flat(tmp_path: Path, mode: str) -> None:
+    """A file of 600 MB takes less than 300 MB above start-up: surgery streams."""
+    parent = tmp_path / "parent.gguf"
+    write_random_model(parent, "qwen3moe", n_layers=4, n_experts=64, n_ff_expert=768)
+    assert parent.stat().st_size > 600e6
+    model = coe.MoeModel(parent)
+    kept = {block: tuple(range(0, 64, 2)) for block in model.blocks}
+    coe.ExpertMask(model.architecture, model.fingerprint, 64, 32, kept).save(tmp_path / "mask.json")
+    arguments = [str(parent), str(tmp_path / "mask.json"), str(tmp_path / f"{mode}.gguf")]
+    command = [sys.executable, "-c", MEMORY, *arguments]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 300e6
+
+
+def test_zeroed_models_say_what_they_are(tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf) -> None:
+    parent = model_file("gpt-oss", "F32")
+    mask = unused_experts(profile_of("gpt-oss"), 8)
+    out = coe.zero(parent, mask, tmp_path / "zero.gguf")
+    assert fields(out)["coe.mask.mode"] == "zero"
+    assert fields(out)["gpt-oss.expert_count"] == 16
+    assert out.stat().st_size == plan_zero(coe.MoeModel(parent), mask).n_bytes
