@@ -56,13 +56,10 @@ def has_norm(type: int) -> bool: ...
 
 class Session:
     n_vocab: int
-    n_ctx_train: int
     has_tokenizer: bool
     bos_token: int
     eos_token: int
-    is_causal: bool
     chat_template: str
-    device_names: list[str]
     histograms: NDArray[np.int64]
     weight_sum: NDArray[np.float64]
     def __init__(

@@ -199,10 +199,16 @@ def tokenize(document: Document, model: Tokenizer) -> Tokens:
     return np.array(content, dtype=np.int32)
 
 
-def windows(tokens: Tokens, n_ctx: int) -> Iterator[Tokens]:
-    """A document cut into windows of at most `n_ctx` tokens; each starts at position 0."""
-    for start in range(0, len(tokens), n_ctx):
-        yield tokens[start : start + n_ctx]
+def windows(tokens: Tokens, n_ctx: int, bos: int | None = None) -> Iterator[Tokens]:
+    """A document cut into windows of at most `n_ctx` tokens; each starts at position 0, and with `bos` where
+    the document does."""
+    if bos is None or n_ctx < 2 or len(tokens) == 0 or tokens[0] != bos:
+        for start in range(0, len(tokens), n_ctx):
+            yield tokens[start : start + n_ctx]
+        return
+    yield tokens[:n_ctx]
+    for start in range(n_ctx, len(tokens), n_ctx - 1):
+        yield np.concatenate([tokens[:1], tokens[start : start + n_ctx - 1]])
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def evaluate(model: Model, text: Corpus, *, reference: Model | None = None) -> E
         text.name,
         len(values),
         perplexity,
-        perplexity * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf,
+        perplexity * float(values.std(ddof=1)) / math.sqrt(len(values)),
         float(np.concatenate(divergences).mean()) if divergences else None,
         float(np.concatenate(agreements).mean()) if agreements else None,
     )
@@ -67,7 +67,7 @@ def _scored_windows(model: Model, text: Corpus) -> Iterator[tuple[Tokens, int]]:
     """Windows of a text, each with the index of its first scored token."""
     stream = np.concatenate([tokenize(document, model) for document in text.documents])
     n_ctx = min(model.n_ctx, len(stream))
-    if n_ctx < 3:
+    if n_ctx < 5:
         raise InputError(f"{text.name}: has {len(stream)} tokens, too few to predict any")
     for start in range(0, len(stream) - n_ctx + 1, n_ctx):
         window = stream[start : start + n_ctx].copy()

@@ -36,7 +36,8 @@ def profile(
 ) -> RoutingProfile:
     """The routing profile of a model file (or loaded Model) over documents: texts, or sequences of token ids.
 
-    Each document is cut into windows of at most `n_ctx` tokens, every one from position 0. A loaded Model
+    Each document is cut into windows of at most `n_ctx` tokens, every one from position 0, and with BOS where
+    that is the model's habit. A loaded Model
     keeps its own options. Raises InputError for bad input, CoeError where llama.cpp fails.
     """
     if isinstance(model, Model):
@@ -59,10 +60,14 @@ def profile_corpora(
     parts: list[Tokens] = []
     records = []
     for corpus in corpora:
-        documents = [tokenize(document, model) for document in corpus.documents]
-        n_tokens = sum(map(len, documents))
-        records.append(CorpusRecord(corpus.name, len(documents), n_tokens, corpus.sha256))
-        parts += [window for tokens in documents for window in windows(tokens, model.n_ctx)]
+        of_corpus = [
+            window
+            for document in corpus.documents
+            for window in windows(tokenize(document, model), model.n_ctx, model.bos_token)
+        ]
+        n_tokens = sum(map(len, of_corpus))
+        records.append(CorpusRecord(corpus.name, len(corpus.documents), n_tokens, corpus.sha256))
+        parts += of_corpus
     total = sum(record.tokens for record in records)
     if total == 0:
         raise InputError("the corpus has no tokens; give files with text in them")

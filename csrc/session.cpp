@@ -145,9 +145,7 @@ Session::~Session() {
 }
 
 int32_t Session::n_vocab() const { return llama_vocab_n_tokens(vocab_); }
-int32_t Session::n_ctx_train() const { return llama_model_n_ctx_train(model_); }
 bool Session::has_tokenizer() const { return llama_vocab_type(vocab_) != LLAMA_VOCAB_TYPE_NONE; }
-bool Session::is_causal() const { return llama_get_causal_attn(context_); }
 
 int32_t Session::bos_token() const {
     return has_tokenizer() && llama_vocab_get_add_bos(vocab_) ? llama_vocab_bos(vocab_) : -1;
@@ -174,14 +172,6 @@ std::vector<int32_t> Session::tokenize(const std::string& text, bool parse_speci
     }
     tokens.resize(static_cast<size_t>(n_tokens));
     return tokens;
-}
-
-std::vector<std::string> Session::device_names() const {
-    std::vector<std::string> names;
-    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        names.emplace_back(ggml_backend_dev_description(ggml_backend_dev_get(i)));
-    }
-    return names;
 }
 
 void Session::watch(const std::vector<int>& blocks, size_t n_experts, size_t top_k) {
@@ -264,12 +254,12 @@ const float* Session::logits(int32_t i) {
 }
 
 double log_probability(const float* logits, int32_t n_vocab, int32_t token) {
-    const float largest = *std::max_element(logits, logits + n_vocab);
+    const double largest = *std::max_element(logits, logits + n_vocab);
     double sum = 0.0;
     for (int32_t i = 0; i < n_vocab; ++i) {
-        sum += std::exp(static_cast<double>(logits[i] - largest));
+        sum += std::exp(logits[i] - largest);
     }
-    return static_cast<double>(logits[token] - largest) - std::log(sum);
+    return logits[token] - largest - std::log(sum);
 }
 
 }  // namespace coe

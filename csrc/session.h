@@ -31,16 +31,13 @@ class Session {
     Session& operator=(const Session&) = delete;
 
     int32_t n_vocab() const;
-    int32_t n_ctx_train() const;
     bool has_tokenizer() const;
     // The tokens that the model's habit puts around a document: BOS and EOS ids, or -1.
     int32_t bos_token() const;
     int32_t eos_token() const;
-    bool is_causal() const;
     std::string chat_template() const;
     // Without BOS and EOS; special tokens are not parsed out of the text unless asked for.
     std::vector<int32_t> tokenize(const std::string& text, bool parse_special) const;
-    std::vector<std::string> device_names() const;
 
     // Starts (or, with no blocks, stops) counting. Counting ends each graph at the last router.
     void watch(const std::vector<int>& blocks, size_t n_experts, size_t top_k);

@@ -138,6 +138,18 @@ def test_batches_hold_every_token_once(lengths: list[int], n_batch: int, n_seque
     assert found == expected
 
 
+@given(st.integers(1, 100), st.integers(1, 20))
+def test_every_window_of_a_text_starts_with_bos(length: int, n_ctx: int) -> None:
+    document = np.arange(100, 100 + length, dtype=np.int32)
+    parts = list(windows(document, n_ctx, bos=100))
+    assert all(0 < len(part) <= n_ctx for part in parts)
+    if n_ctx > 1:
+        assert all(part[0] == 100 for part in parts)
+        parts = [parts[0], *(part[1:] for part in parts[1:])]
+    assert np.concatenate(parts).tolist() == document.tolist()
+    assert [p.tolist() for p in windows(document, n_ctx, bos=5)] == [p.tolist() for p in windows(document, n_ctx)]
+
+
 def test_equal_corpora_have_equal_digests() -> None:
     first = corpus_of(["a", [1, 2]])
     assert first.sha256 == corpus_of(["a", (1, 2)], name="other").sha256

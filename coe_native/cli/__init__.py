@@ -71,7 +71,7 @@ def main() -> None:
         error.show()
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("coe-native: interrupted; nothing was written", err=True)
+        click.echo("coe-native: interrupted", err=True)
         status = 1
     except BrokenPipeError:
         # The reader has gone, as `| head` does: nothing is wrong, and nobody is left to tell.

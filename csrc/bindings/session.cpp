@@ -66,13 +66,10 @@ void register_session(py::module_& module) {
              py::arg("n_threads"), py::arg("n_gpu_layers"), py::arg("n_cpu_moe"), py::arg("devices"),
              py::arg("f32_kv"))
         .def_property_readonly("n_vocab", &Session::n_vocab)
-        .def_property_readonly("n_ctx_train", &Session::n_ctx_train)
         .def_property_readonly("has_tokenizer", &Session::has_tokenizer)
         .def_property_readonly("bos_token", &Session::bos_token)
         .def_property_readonly("eos_token", &Session::eos_token)
-        .def_property_readonly("is_causal", &Session::is_causal)
         .def_property_readonly("chat_template", &Session::chat_template)
-        .def_property_readonly("device_names", &Session::device_names)
         .def(
             "tokenize",
             [](const Session& session, const std::string& text, bool parse_special) {

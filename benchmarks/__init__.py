@@ -1,0 +1,1 @@
+"""Measurements beside the tools that users would take instead; never part of the tests."""
