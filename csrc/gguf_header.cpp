@@ -130,6 +130,9 @@ GgufTensor take_tensor(Cursor& cursor) {
     }
     for (uint32_t i = 0; i < n_dimensions; ++i) {
         tensor.shape.push_back(cursor.take<uint64_t>());
+        if (tensor.shape.back() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+            throw GgufError("tensor " + tensor.name + " is larger than any file");
+        }
     }
     tensor.type = cursor.take<uint32_t>();
     tensor.offset = cursor.take<uint64_t>();

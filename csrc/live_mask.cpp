@@ -14,10 +14,13 @@ void LiveMask::set(const std::vector<int>& blocks, const std::vector<std::vector
     if (blocks.size() != kept.size()) {
         throw std::invalid_argument("a live mask needs one list of kept experts for each block");
     }
+    if (n_experts > most_experts) {
+        throw std::invalid_argument("a live mask cannot hold " + std::to_string(n_experts) + " experts");
+    }
     std::vector<std::vector<size_t>> dropped;
     for (size_t i = 0; i < blocks.size(); ++i) {
-        if (blocks[i] < 0) {
-            throw std::invalid_argument("a live mask needs block indices of 0 and more");
+        if (blocks[i] < 0 || blocks[i] >= most_blocks || kept[i].empty()) {
+            throw std::invalid_argument("a live mask needs block indices, and kept experts for each");
         }
         const auto block = static_cast<size_t>(blocks[i]);
         if (dropped.size() <= block) {
@@ -28,6 +31,9 @@ void LiveMask::set(const std::vector<int>& blocks, const std::vector<std::vector
             if (expert < 0 || static_cast<size_t>(expert) >= n_experts) {
                 throw std::invalid_argument("a live mask keeps expert " + std::to_string(expert) + " of " +
                                             std::to_string(n_experts));
+            }
+            if (keep[static_cast<size_t>(expert)]) {
+                throw std::invalid_argument("a live mask keeps expert " + std::to_string(expert) + " twice");
             }
             keep[static_cast<size_t>(expert)] = true;
         }

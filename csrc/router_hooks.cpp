@@ -6,6 +6,10 @@ namespace coe {
 
 bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcept {
     auto& hooks = *static_cast<RouterHooks*>(user_data);
+    if (hooks.error) {
+        // Let the graph run out: ending one of its splits would leave the next with inputs never computed.
+        return !ask;
+    }
     try {
         const RouterNodeName name = parse_router_node(node->name);
         if (name.node == RouterNode::none) {
@@ -21,10 +25,8 @@ bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcep
         }
         return hooks.tap->read(node, name);
     } catch (...) {
-        if (!hooks.error) {
-            hooks.error = std::current_exception();
-        }
-        return false;
+        hooks.error = std::current_exception();
+        return !ask;
     }
 }
 

@@ -1,6 +1,5 @@
 #include "router_nodes.h"
 
-#include <cstdlib>
 #include <cstring>
 
 namespace coe {
@@ -40,18 +39,21 @@ RouterNodeName parse_router_node(const char* name) {
         if (std::strlen(kind.name) != kind_length || std::strncmp(kind.name, kind_name, kind_length) != 0) {
             continue;
         }
-        char* end = nullptr;
-        const long block = std::strtol(dash + 1, &end, 10);
-        if (end == dash + 1 || block < 0) {
+        const char* end = dash + 1;
+        int block = 0;
+        for (; *end >= '0' && *end <= '9' && block < most_blocks; ++end) {
+            block = block * 10 + (*end - '0');
+        }
+        if (end == dash + 1 || block >= most_blocks) {
             return {};
         }
         if (*end == '\0') {
-            return {kind.node, static_cast<int>(block)};
+            return {kind.node, block};
         }
         // The reshape behind a normalisation closes the pattern that a GPU fuses into one kernel, so it is
         // the node to ask for: asking for the division would split that kernel.
         if (kind.node == RouterNode::later_weights && std::strcmp(end, " (reshaped)") == 0) {
-            return {kind.node, static_cast<int>(block)};
+            return {kind.node, block};
         }
         return {};
     }

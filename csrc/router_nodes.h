@@ -5,6 +5,10 @@
 
 namespace coe {
 
+// No model has more blocks or experts; what claims to is refused before memory is sized by it.
+constexpr int most_blocks = 1 << 16;
+constexpr int most_experts = 1 << 16;
+
 enum class RouterNode {
     none,
     logits,          // [n_expert, n_tokens], before any gating function

@@ -27,18 +27,24 @@ const char* host_bytes(const ggml_tensor* tensor, std::vector<char>& copy) {
     return copy.data();
 }
 
-}  // namespace
-
-RouterTap::RouterTap(std::vector<int> blocks, size_t n_experts, size_t top_k)
-    : blocks_(std::move(blocks)), stats_(blocks_.size(), n_experts, top_k), layers_(blocks_.size()) {
-    if (blocks_.empty() || n_experts == 0 || top_k == 0 || top_k > n_experts) {
+std::vector<int> checked(std::vector<int> blocks, size_t n_experts, size_t top_k) {
+    if (blocks.empty() || n_experts == 0 || n_experts > most_experts || top_k == 0 || top_k > n_experts) {
         throw std::invalid_argument("a router tap needs MoE layers, experts, and a top-k within the experts");
     }
-    for (size_t i = 0; i < blocks_.size(); ++i) {
-        if (blocks_[i] < 0 || (i > 0 && blocks_[i] <= blocks_[i - 1])) {
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        if (blocks[i] < 0 || blocks[i] >= most_blocks || (i > 0 && blocks[i] <= blocks[i - 1])) {
             throw std::invalid_argument("MoE layers must be given as ascending block indices");
         }
     }
+    return blocks;
+}
+
+}  // namespace
+
+RouterTap::RouterTap(std::vector<int> blocks, size_t n_experts, size_t top_k)
+    : blocks_(checked(std::move(blocks), n_experts, top_k)),
+      stats_(blocks_.size(), n_experts, top_k),
+      layers_(blocks_.size()) {
     layer_index_.assign(static_cast<size_t>(blocks_.back()) + 1, no_layer);
     for (size_t i = 0; i < blocks_.size(); ++i) {
         layer_index_[static_cast<size_t>(blocks_[i])] = i;
@@ -159,6 +165,7 @@ std::vector<uint64_t> RouterTap::tokens_seen() const {
 void RouterTap::clear() {
     stats_.clear();
     for (Layer& layer : layers_) {
+        layer.final_name.clear();
         layer.unconfirmed = 0;
         layer.tokens = 0;
     }

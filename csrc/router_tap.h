@@ -38,6 +38,7 @@ class RouterTap {
 
     // Tokens counted in each layer since construction or `clear`.
     std::vector<uint64_t> tokens_seen() const;
+    // Forgets the counts, and which nodes were learnt to be final.
     void clear();
 
     const RoutingStats& stats() const { return stats_; }

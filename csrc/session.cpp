@@ -224,6 +224,9 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
     if (tap_) {
         tap_->begin_batch();
     }
+    if (hooks_.mask.active()) {
+        hooks_.mask.take_applications(masked_blocks_);
+    }
     const int32_t status = llama_decode(context_, batch);
     hooks_.rethrow();
     if (status != 0) {

@@ -4,7 +4,9 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 
 #include "ggml.h"
@@ -15,9 +17,13 @@ namespace {
 
 constexpr size_t values_at_once = 8192;  // a multiple of every type's block size
 
-// Sum of squares of a run of plain 32-bit or quantised values.
-double sum_of_squares(const uint8_t* data, size_t n_blocks, ggml_type type, std::vector<float>& values,
-                      std::vector<uint8_t>& aligned) {
+// What one thread works with; made before any thread starts, so that no thread can run out of memory.
+struct Workspace {
+    std::vector<float> values = std::vector<float>(values_at_once);
+    std::vector<uint8_t> aligned = std::vector<uint8_t>(values_at_once * sizeof(double));
+};
+
+double sum_of_squares(const uint8_t* data, size_t n_blocks, ggml_type type, Workspace& workspace) {
     const auto block = static_cast<size_t>(ggml_blck_size(type));
     const size_t block_bytes = ggml_type_size(type);
     const ggml_to_float_t to_float = ggml_get_type_traits(type)->to_float;
@@ -26,15 +32,15 @@ double sum_of_squares(const uint8_t* data, size_t n_blocks, ggml_type type, std:
     for (size_t done = 0; done < n_blocks;) {
         const size_t count = std::min(blocks_at_once, n_blocks - done);
         // Copied, because a slice need not start where its type's alignment wants it.
-        std::memcpy(aligned.data(), data + done * block_bytes, count * block_bytes);
-        const float* source = values.data();
+        std::memcpy(workspace.aligned.data(), data + done * block_bytes, count * block_bytes);
         if (type == GGML_TYPE_F32) {
-            std::memcpy(values.data(), aligned.data(), count * sizeof(float));
+            std::memcpy(workspace.values.data(), workspace.aligned.data(), count * sizeof(float));
         } else {
-            to_float(aligned.data(), values.data(), static_cast<int64_t>(count * block));
+            to_float(workspace.aligned.data(), workspace.values.data(), static_cast<int64_t>(count * block));
         }
         for (size_t i = 0; i < count * block; ++i) {
-            sum += static_cast<double>(source[i]) * static_cast<double>(source[i]);
+            const auto value = static_cast<double>(workspace.values[i]);
+            sum += value * value;
         }
         done += count;
     }
@@ -55,26 +61,31 @@ std::vector<double> slice_norms(const uint8_t* data, size_t n_bytes, uint32_t ty
     }
     const auto ggml = static_cast<ggml_type>(type);
     const size_t block_bytes = ggml_type_size(ggml);
-    if (n_slices == 0 || n_bytes % n_slices != 0 || (n_bytes / n_slices) % block_bytes != 0) {
+    if (n_slices == 0 || n_slices > n_bytes || n_bytes % n_slices != 0 ||
+        (n_bytes / n_slices) % block_bytes != 0) {
         throw std::invalid_argument(std::to_string(n_bytes) + " bytes are not " + std::to_string(n_slices) +
                                     " slices of whole blocks");
     }
     const size_t slice_bytes = n_bytes / n_slices;
     std::vector<double> norms(n_slices);
+    std::vector<Workspace> workspaces(std::max<size_t>(1, std::min(n_threads, n_slices)));
     std::atomic<size_t> next{0};
-    const auto work = [&] {
-        std::vector<float> values(values_at_once);
-        std::vector<uint8_t> aligned(values_at_once * sizeof(double));
+    const auto work = [&](Workspace& workspace) {
         for (size_t slice = next++; slice < n_slices; slice = next++) {
             norms[slice] = std::sqrt(
-                sum_of_squares(data + slice * slice_bytes, slice_bytes / block_bytes, ggml, values, aligned));
+                sum_of_squares(data + slice * slice_bytes, slice_bytes / block_bytes, ggml, workspace));
         }
     };
     std::vector<std::thread> threads;
-    for (size_t i = 1; i < std::min(n_threads, n_slices); ++i) {
-        threads.emplace_back(work);
+    threads.reserve(workspaces.size());
+    try {
+        for (size_t i = 1; i < workspaces.size(); ++i) {
+            threads.emplace_back(work, std::ref(workspaces[i]));
+        }
+    } catch (const std::system_error&) {
+        // The system has no more threads to give: those that have started, and this one, do the work.
     }
-    work();
+    work(workspaces[0]);
     for (std::thread& thread : threads) {
         thread.join();
     }

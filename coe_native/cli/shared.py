@@ -13,6 +13,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from coe_native.scoring import METHODS
+
 if TYPE_CHECKING:
     from coe_native.profiler import Progress
     from coe_native.runtime import Model
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
-METHODS = ("utility", "rank-weighted", "frequency")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an output that exists.")

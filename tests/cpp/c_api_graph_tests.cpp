@@ -95,6 +95,8 @@ TEST(c_api_reports_what_went_wrong_in_a_graph) {
     CHECK_EQUAL(host.read_tokens(), COE_FAILED);
     CHECK(host.error().find("chooses 3 experts") != std::string::npos);
 
+    CHECK_EQUAL(host.read_counts(), COE_FAILED);  // what is lost stays lost until the counts are forgotten
+
     host.runner.run(kind, {random_input(0, 4, kind, 1)});
     CHECK_EQUAL(coe_profiler_reset(host.profiler), COE_OK);
     CHECK_EQUAL(host.read_tokens(), COE_OK);

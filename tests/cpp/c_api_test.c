@@ -36,6 +36,10 @@ static void check_new_and_free(void) {
     CHECK(coe_profiler_new(twice, 2, 8, 2) == NULL);
     CHECK(coe_profiler_new(negative, 1, 8, 2) == NULL);
     CHECK(coe_profiler_new(blocks, 3, SIZE_MAX, 1) == NULL); /* no vector is that long */
+    CHECK(coe_profiler_new(NULL, 3, 8, 2) == NULL);
+#if SIZE_MAX > 0xffffffff
+    CHECK(coe_profiler_new(blocks, 1, (size_t)1 << 32, (size_t)1 << 32) == NULL); /* 2^64 cells are 0 cells */
+#endif
 }
 
 static void check_null_profiler(void) {
@@ -98,6 +102,11 @@ static void check_mask_arguments(void) {
     CHECK(strstr(coe_profiler_error(profiler), "expert -1 of 4") != NULL);
     CHECK(coe_profiler_tokens(profiler, (uint64_t[2]){0, 0}) == COE_OK); /* an error lasts for one call */
     CHECK(strcmp(coe_profiler_error(profiler), "") == 0);
+    CHECK(coe_profiler_tokens(profiler, NULL) == COE_INVALID_ARGUMENT);
+    CHECK(coe_profiler_mask(profiler, NULL, 2) == COE_INVALID_ARGUMENT);
+    CHECK(coe_profiler_mask(profiler, good, 1) == COE_INVALID_ARGUMENT); /* fewer than a token chooses */
+    CHECK(coe_profiler_mask(profiler, good, 5) == COE_INVALID_ARGUMENT); /* more than there are */
+    CHECK(coe_profiler_mask(profiler, (const int32_t[]){0, 1, 2, 2}, 2) == COE_INVALID_ARGUMENT);
     CHECK(coe_profiler_mask(profiler, NULL, 0) == COE_OK);
     CHECK(coe_profiler_mask(profiler, good, 0) == COE_OK);
     coe_profiler_free(profiler);

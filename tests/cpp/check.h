@@ -43,7 +43,7 @@ void check_equal(const Actual& actual, const Expected& expected, const char* fil
     }
 }
 
-// Runs `body`, which must throw exactly an `Exception` (or one derived from it) whose text has `part` in it.
+// Runs `body`, which must throw an `Exception` (or one derived from it) whose text has `part` in it.
 template <typename Exception, typename Body>
 void check_throws(Body body, const std::string& part, const char* file, int line, const char* expression) {
     try {

@@ -79,9 +79,12 @@ TEST(node_names_of_other_nodes_are_none) {
 }
 
 TEST(node_names_with_bad_blocks_are_none) {
-    for (const char* name : {"ffn_moe_logits-", "ffn_moe_logits-x", "ffn_moe_logits--1", "ffn_moe_logits-1x",
-                             "ffn_moe_logits-x1", "ffn_moe_logits-1.5", "ffn_moe_logits-1-2",
-                             "ffn_moe_weights_norm- (reshaped)", "ffn_moe_weights-(reshaped)"}) {
+    for (const char* name :
+         {"ffn_moe_logits-", "ffn_moe_logits-x", "ffn_moe_logits--1", "ffn_moe_logits-1x",
+          "ffn_moe_logits-x1", "ffn_moe_logits-1.5", "ffn_moe_logits-2147483648", "ffn_moe_logits-4294967296",
+          "ffn_moe_logits-99999999999999999999", "ffn_moe_logits- 3", "ffn_moe_logits-+3",
+          "ffn_moe_logits-\t3", "ffn_moe_logits-1-2", "ffn_moe_weights_norm- (reshaped)",
+          "ffn_moe_weights-(reshaped)"}) {
         check_none(name);
     }
 }

@@ -38,6 +38,15 @@ TEST(log_probability_equals_the_naive_one) {
     }
 }
 
+// Differences of such logits are no floats.
+TEST(log_probability_is_taken_in_double_precision) {
+    for (int i = 0; i < 1000; ++i) {
+        const auto step = static_cast<float>(i);
+        const std::vector<float> logits = {12.345678f + 0.01f * step, -7.1234567f - 0.0137f * step};
+        CHECK(std::fabs(log_probability(logits, 1) - naive_log_probability(logits, 1)) < 1e-11);
+    }
+}
+
 TEST(log_probabilities_sum_to_one) {
     const std::vector<float> logits = {-3.0f, 0.5f, 2.25f, 2.25f, -100.0f};
     double sum = 0.0;

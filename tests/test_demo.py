@@ -1,0 +1,183 @@
+"""The shipped model: trained weights, real text, a real tokenizer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import coe_native as coe
+from coe_native import demo
+from coe_native.corpus import Corpus, Document, Message, read_corpus
+from coe_native.gguf_file import encode_entry, read_exactly
+from coe_native.surgery import Plan, PlannedTensor, Run
+
+REFERENCE = Path(__file__).parent / "data" / "demo_reference.npz"
+"""Windows of the shipped profile texts, and what router hooks in ``transformers`` counted on the
+full-precision model; made by examples/demo_model (see its README)."""
+
+
+def share(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The share of choices (or of weight) that both put into the same cell."""
+    return float(np.minimum(ours, theirs).sum() / theirs.sum())
+
+
+def test_histograms_agree_with_transformers() -> None:
+    """The shipped file is quantised and the reference is not: nearly all choices still fall into the same
+    cell of [layer, expert, rank], and half the experts chosen by either are nearly the same."""
+    stored = np.load(REFERENCE)
+    profile = coe.profile(demo.MODEL, list(stored["tokens"]), n_ctx=512)
+    assert profile.n_tokens == stored["tokens"].size
+    assert share(profile.histograms, stored["histograms"]) > 0.985
+    assert share(profile.counts, stored["histograms"].sum(axis=2)) > 0.99
+    assert share(profile.weight_sum, stored["weight_sum"]) > 0.985
+    theirs = coe.RoutingProfile(
+        profile.architecture,
+        "reference",
+        profile.fingerprint,
+        profile.layers,
+        profile.n_tokens,
+        stored["histograms"],
+        stored["weight_sum"],
+    )
+    overlaps = coe.compare(coe.build_mask(profile, 16), coe.build_mask(theirs, 16))
+    assert sum(overlap.shared for overlap in overlaps) >= 16 * len(overlaps) - 3
+
+
+def test_the_router_is_alive() -> None:
+    """No expert of the shipped model is dead on all kinds of text, and no layer leans on a few."""
+    stored = np.load(REFERENCE)
+    counts = stored["histograms"].sum(axis=2)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    assert (counts > 0).all()
+    entropy = -(shares * np.log(shares)).sum(axis=1)
+    assert (entropy > 0.85 * np.log(counts.shape[1])).all()
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """The demo, run once through its command line."""
+    directory = tmp_path_factory.mktemp("demo")
+    command = [Path(sys.executable).with_name("coe-native"), "demo", "-o", directory / "out", "--json"]
+    run = subprocess.run(list(map(str, command)), cwd=directory, capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    return directory / "out", json.loads(run.stdout)
+
+
+def test_each_specialist_is_best_at_its_own_kind(demo_run: tuple[Path, dict[str, object]]) -> None:
+    """The point of it all: far less is lost on the text that chose the experts than on the others."""
+    _, result = demo_run
+    parent = {e["text"]: e["perplexity"] for e in result["parent"]["evaluation"]}
+    for kind, specialist in result["specialists"].items():
+        losses = {e["text"]: e["perplexity"] / parent[e["text"]] - 1 for e in specialist["pruned"]}
+        others = [loss for text, loss in losses.items() if text != kind]
+        assert losses[kind] < 0.5 * min(others), (kind, losses)
+        assert specialist["bytes"] < 0.7 * result["parent"]["bytes"]
+        assert all(check["passed"] for check in specialist["checks"])
+
+
+def test_pruned_equals_live_masked(demo_run: tuple[Path, dict[str, object]]) -> None:
+    """Quantised weights let a last bit grow, hence a tolerance; what the masks change is far more."""
+    for specialist in demo_run[1]["specialists"].values():
+        for live, pruned in zip(specialist["live_masked"], specialist["pruned"], strict=True):
+            assert pruned["perplexity"] == pytest.approx(live["perplexity"], rel=2e-3)
+
+
+def test_the_demo_leaves_what_it_says(demo_run: tuple[Path, dict[str, object]]) -> None:
+    directory, _ = demo_run
+    for kind in demo.KINDS:
+        stem = f"{kind}-specialist"
+        mask = coe.ExpertMask.load(directory / f"{stem}.mask.json")
+        profile = coe.RoutingProfile.load(directory / f"{stem}.profile.gguf")
+        assert coe.build_mask(profile, 16).kept == mask.kept
+        assert profile.corpora[0].sha256 == demo.corpus(kind, "profile").sha256
+        report = json.loads((directory / f"{stem}.report.json").read_text())
+        assert report["mask"] == mask.digest
+        assert all(check.passed for check in coe.verify(directory / f"{stem}.gguf", demo.MODEL, mask))
+    assert len(list(directory.iterdir())) == 12
+
+
+def test_texts_of_the_demo_do_not_overlap() -> None:
+    names = [
+        json.loads(line)["name"]
+        for kind in demo.KINDS
+        for part in ("profile", "test")
+        for line in (demo.DATA / f"{kind}.{part}.jsonl").read_text().splitlines()
+    ]
+    assert len(names) == len(set(names)) > 100
+
+
+def test_tokens_are_llama_cpps_own() -> None:
+    """Through llama-cpp-python's own tokenizer, BOS in front."""
+    import llama_cpp
+
+    text = demo.corpus("python", "test").documents[0].content
+    llama = llama_cpp.Llama(str(demo.MODEL), vocab_only=True, verbose=False)
+    expected = llama.tokenize(str(text).encode(), add_bos=True, special=False)
+    llama.close()
+    with coe.Model(demo.MODEL, n_ctx=8, n_batch=8) as model:
+        assert model.tokenize(str(text)).tolist() == expected
+        assert model.bos_token == expected[0]
+
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}<|turn>{{ m.role }}\n{{ m.content }}<turn|>\n{% endfor %}"
+
+
+def with_template(path: Path, template: str) -> Path:
+    """A copy of the demo model that carries a chat template."""
+    model = coe.MoeModel(demo.MODEL)
+    source = model.files[0]
+    entries = [source.raw_entry(key) for key in source.keys]
+    tensors = tuple(PlannedTensor(t, t.shape, 1, (Run(0, 1),)) for t in model.tensors.values())
+    plan = Plan(model, "copy", (*entries, encode_entry("tokenizer.chat_template", template)), tensors)
+    with source.open() as file:
+        data = read_exactly(file, source.header.data_offset, source.size - source.header.data_offset)
+    path.write_bytes(plan.header() + data)
+    return path
+
+
+def test_conversations_use_the_models_own_template(tmp_path: Path) -> None:
+    path = with_template(tmp_path / "chat.gguf", TEMPLATE)
+    turns = (Message("user", "Write a loop."), Message("model", "for x in y: pass"))
+    expected = "<bos><|turn>user\nWrite a loop.<turn|>\n<|turn>model\nfor x in y: pass<turn|>\n"
+    with coe.Model(path, n_ctx=64, n_batch=64) as model:
+        assert model.render_chat(turns) == expected
+        tokens = model.tokenize(expected, parse_special=True)
+        assert tokens[:2].tolist() == [2, 4], "the template's own BOS, once, and a turn as one token"
+        profile = coe.profile_corpora(model, [Corpus("chat", (Document("chat", turns),))])
+    assert profile.n_tokens == len(tokens)
+    with (
+        coe.Model(demo.MODEL, n_ctx=8, n_batch=8) as model,
+        pytest.raises(coe.InputError, match="no chat template"),
+    ):
+        model.render_chat(turns)
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% for %}", "{{ 1 / 0 }}"])
+def test_a_broken_template_is_one_clear_error(tmp_path: Path, template: str) -> None:
+    path = with_template(tmp_path / "chat.gguf", template)
+    with (
+        coe.Model(path, n_ctx=8, n_batch=8) as model,
+        pytest.raises(coe.InputError, match="its chat template refused"),
+    ):
+        model.render_chat((Message("user", "x"),))
+
+
+def test_a_long_text_has_bos_in_every_window() -> None:
+    text = "x = 1\n" * 400
+    with coe.Model(demo.MODEL, n_ctx=64, n_batch=64) as model:
+        body = len(model.tokenize(text)) - 1
+        profile = coe.profile(model, [text])
+    assert profile.n_tokens == body + -(-body // 63)
+
+
+def test_standard_input_is_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("def f(): pass\n"))
+    corpus = read_corpus("-")
+    assert [document.content for document in corpus.documents] == ["def f(): pass\n"]
