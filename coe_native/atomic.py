@@ -15,12 +15,18 @@ SUFFIX = ".coe-tmp"
 
 def check_target(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
     """Raises InputError where `path` can't become an output: it exists (without `force`), is one of the
-    inputs under any name, or has no directory to stand in."""
-    for source in inputs:
-        if path.exists() and source.exists() and path.samefile(source):
-            raise InputError(f"{path}: is an input of this command; choose another output")
+    inputs or in a directory of them under any name, is no regular file, or has no directory to stand in."""
+    if path.exists():
+        for source in inputs:
+            if not source.exists():
+                continue
+            inside = source.is_dir() and path.resolve().is_relative_to(source.resolve())
+            if inside or path.samefile(source):
+                raise InputError(f"{path}: is an input of this command; choose another output")
     if path.is_dir():
         raise InputError(f"{path}: is a directory; name a file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no regular file; name one to write")
     if path.exists() and not force:
         raise InputError(f"{path}: exists; choose another name or pass --force")
     if not path.parent.is_dir():

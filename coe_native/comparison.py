@@ -31,10 +31,14 @@ def compare(first: ExpertMask, second: ExpertMask) -> list[Overlap]:
     for what, ours, theirs in (
         ("architecture", first.architecture, second.architecture),
         ("number of experts", first.n_experts, second.n_experts),
-        ("MoE layers", sorted(first.kept), sorted(second.kept)),
+        ("list of MoE layers", sorted(first.kept), sorted(second.kept)),
+        ("router weights", first.fingerprint, second.fingerprint),
     ):
         if ours != theirs:
-            raise InputError(f"the two masks are of different models: their {what} differ ({ours}, {theirs})")
+            raise InputError(
+                f"{second.place}: {first.place} and it are of different models: not the same {what}; "
+                "only masks of one model can be compared"
+            )
     return [
         Overlap(
             block,

@@ -60,7 +60,7 @@ def read_corpus(path: str | Path, field: str | None = None) -> Corpus:
     Raises InputError, naming the place, where something can't be read or there is no document.
     """
     if str(path) == "-":
-        documents = [Document("standard input", sys.stdin.read())]
+        documents = [Document("standard input", _decoded(sys.stdin.buffer.read(), "standard input"))]
     else:
         documents = list(_read_path(Path(path), field))
     documents = [document for document in documents if document.content]
@@ -79,31 +79,37 @@ def corpus_of(documents: Iterable[str | Sequence[int]], name: str = "documents")
 
 
 def _read_path(path: Path, field: str | None) -> Iterator[Document]:
-    if path.is_dir():
-        for entry in sorted(path.rglob("*")):
-            hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
-            if entry.is_file() and not hidden and entry.suffix.lower() not in _BINARY_SUFFIXES:
-                yield from _read_path(entry, field)
-        return
     readers = {".jsonl": _read_jsonl, ".npy": _read_npy, ".parquet": _read_parquet}
     try:
-        yield from readers.get(path.suffix.lower(), _read_text)(path, field)
+        if path.is_dir():
+            for entry in sorted(path.rglob("*")):
+                hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
+                if entry.is_file() and not hidden and entry.suffix.lower() not in _BINARY_SUFFIXES:
+                    yield from _read_path(entry, field)
+        else:
+            yield from readers.get(path.suffix.lower(), _read_text)(path, field)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _decoded(data: bytes, place: str) -> str:
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); convert it or leave it out") from error
+        raise InputError(f"{place}: is not UTF-8 text (byte {error.start}); convert it or leave it out") from error
 
 
 def _read_text(path: Path, field: str | None) -> Iterator[Document]:  # noqa: ARG001
-    yield Document(str(path), path.read_text(encoding="utf-8"))
+    yield Document(str(path), _decoded(path.read_bytes(), str(path)))
 
 
 def _read_jsonl(path: Path, field: str | None) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            place = f"{path}:{number}"
+            line = _decoded(raw, place)
             if not line.strip():
                 continue
-            place = f"{path}:{number}"
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -131,8 +137,11 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[Document]:
 
 def _read_npy(path: Path, field: str | None) -> Iterator[Document]:  # noqa: ARG001
     try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (ValueError, EOFError) as error:
+        # Unlike np.load it never unpickles and takes no archives.
+        array = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # the header is a Python literal, and parsing one fails in many ways
         raise InputError(f"{path}: is no array of token ids ({error})") from error
     if array.ndim not in (1, 2) or array.dtype.kind not in "iu":
         raise InputError(f"{path}: is a {array.ndim}-D array of {array.dtype}; token ids are 1-D or 2-D integers")
@@ -189,10 +198,13 @@ def tokenize(document: Document, model: Tokenizer) -> Tokens:
     Raises InputError, naming the document, for ids outside the vocabulary.
     """
     content = document.content
-    if isinstance(content, str):
-        return model.tokenize(content)
-    if content and isinstance(content[0], Message):
-        return model.tokenize(model.render_chat(content), parse_special=True)
+    try:
+        if isinstance(content, str):
+            return model.tokenize(content)
+        if content and isinstance(content[0], Message):
+            return model.tokenize(model.render_chat(content), parse_special=True)
+    except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
+        raise InputError(f"{document.place}: holds half of a character, which is no text") from error
     # Compared as Python numbers: an id of 2**40 must not wrap around to a valid one.
     if min(content) < 0 or max(content) >= model.n_vocab:  # type: ignore[type-var, operator]
         raise InputError(f"{document.place}: has a token id outside the vocabulary of {model.n_vocab}")

@@ -13,6 +13,9 @@ from coe_native.corpus import Corpus, Tokens, tokenize
 from coe_native.errors import InputError
 from coe_native.runtime import Model
 
+_SHORTEST = 5
+"""Tokens of the shortest window whose second half has two tokens to predict, so that they have a spread."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -63,11 +66,18 @@ def evaluate(model: Model, text: Corpus, *, reference: Model | None = None) -> E
     )
 
 
+def check_text(model: Model, text: Corpus) -> None:
+    """Raises InputError unless `model` can score `text`."""
+    next(_scored_windows(model, text))
+
+
 def _scored_windows(model: Model, text: Corpus) -> Iterator[tuple[Tokens, int]]:
     """Windows of a text, each with the index of its first scored token."""
+    if model.n_ctx < _SHORTEST:
+        raise InputError(f"evaluation needs windows of at least {_SHORTEST} tokens, not {model.n_ctx} (--ctx)")
     stream = np.concatenate([tokenize(document, model) for document in text.documents])
     n_ctx = min(model.n_ctx, len(stream))
-    if n_ctx < 5:
+    if n_ctx < _SHORTEST:
         raise InputError(f"{text.name}: has {len(stream)} tokens, too few to predict any")
     for start in range(0, len(stream) - n_ctx + 1, n_ctx):
         window = stream[start : start + n_ctx].copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from coe_native.errors import InputError
+from coe_native.moe_model import MoeModel
 from coe_native.routing_profile import RoutingProfile
 from coe_native.scoring import score
 
@@ -45,6 +46,8 @@ class ExpertMask:
     swaps: tuple[Swap, ...] = ()
     unplaced: tuple[tuple[int, int], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="the mask", compare=False)
+    """Where it was read from, for messages about it."""
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= self.n_experts or not self.kept:
@@ -100,7 +103,7 @@ class ExpertMask:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise InputError(f"{path}: is not a mask; make one with `coe-native mask`")
         version = document.get("version")
-        if not isinstance(version, int) or version > VERSION:
+        if version not in range(1, VERSION + 1) or isinstance(version, bool):
             raise InputError(f"{path}: has mask version {version}; this coe-native reads up to {VERSION}")
         try:
             return cls(
@@ -108,15 +111,22 @@ class ExpertMask:
                 str(document["fingerprint"]),
                 _integer(document["expert_count"]),
                 _integer(document["keep"]),
-                {int(b): tuple(_integer(e) for e in experts) for b, experts in document["layers"].items()},
+                {_block(b): tuple(_integer(e) for e in experts) for b, experts in document["layers"].items()},
                 tuple(Swap(**swap) for swap in document.get("swaps", ())),
                 tuple((_integer(b), _integer(e)) for b, e in document.get("unplaced", ())),
                 dict(document.get("provenance", {})),
+                str(path),
             )
         except InputError as error:
             raise InputError(f"{path}: is damaged: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: is a damaged mask ({error!r}); make it again") from error
+
+
+def _block(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or text != str(int(text)):
+        raise ValueError(f"{text!r} is no block index")
+    return int(text)
 
 
 def _integer(value: Any) -> int:
@@ -174,6 +184,12 @@ class _Layer:
             came_in.add(incoming)
 
 
+def check_keep(keep: int, top_k: int, n_experts: int) -> None:
+    """Raises InputError unless `keep` of `n_experts` experts are enough for a token and not too many."""
+    if not top_k <= keep <= n_experts:
+        raise InputError(f"keep must be from {top_k} (experts that a token needs) to {n_experts}, not {keep}")
+
+
 def build_mask(
     profile: RoutingProfile,
     keep: int,
@@ -196,14 +212,11 @@ def build_mask(
     A pure function of its arguments. Raises InputError where `keep` is below the top-k or above the experts,
     or where the two profiles are of different models.
     """
-    if not profile.top_k <= keep <= profile.n_experts:
-        raise InputError(
-            f"keep must be from {profile.top_k} (experts that a token needs) to {profile.n_experts}, not {keep}"
-        )
+    check_keep(keep, profile.top_k, profile.n_experts)
     if reasoning is not None and (
         reasoning.fingerprint != profile.fingerprint or reasoning.layers != profile.layers
     ):
-        raise InputError("the reasoning profile is of another model; profile this one on reasoning text")
+        raise InputError(f"{reasoning.place}: is of another model; profile this one on reasoning text")
     scores = score(profile, method)
     reasoning_scores = None if reasoning is None else score(reasoning, method)
     is_structural = (profile.mean_rank < structural_rank) & (profile.counts >= max(structural_min, 1))
@@ -243,20 +256,22 @@ def build_mask(
     )
 
 
-def check_mask(mask: ExpertMask, model: Any, name: str = "the mask") -> None:
-    """Raises InputError, saying what differs, unless `mask` was made for `model` (a MoeModel)."""
-    problems: Iterable[tuple[str, object, object]] = (
+def check_mask(mask: ExpertMask, model: MoeModel) -> None:
+    """Raises InputError, saying what differs, unless `mask` was made for `model`."""
+    for what, theirs, ours in (
         ("architecture", mask.architecture, model.architecture),
         ("number of experts", mask.n_experts, model.n_experts),
-        ("MoE layers", sorted(mask.kept), model.blocks),
-        ("router weights", mask.fingerprint, model.fingerprint),
-    )
-    for what, theirs, ours in problems:
+        ("list of MoE layers", sorted(mask.kept), model.blocks),
+    ):
         if theirs != ours:
-            detail = "" if what == "router weights" else f" ({theirs}, not {ours})"
             raise InputError(
-                f"{name} was made for another model than {model.path}: the {what} differ{detail}; "
-                "profile this model and make its own mask"
+                f"{mask.place}: was made for another model than {model.path}: its {what} differs "
+                f"({theirs}, not {ours}); profile this model and make its own mask"
             )
+    if mask.fingerprint != model.fingerprint:
+        raise InputError(
+            f"{mask.place}: was made for another model than {model.path}: its routers have other weights; "
+            "profile this model and make its own mask"
+        )
     if mask.keep < model.top_k:
-        raise InputError(f"{name} keeps {mask.keep} experts, but a token needs {model.top_k}")
+        raise InputError(f"{mask.place}: keeps {mask.keep} experts, but a token needs {model.top_k}")

@@ -119,7 +119,12 @@ class MoeModel:
     @property
     def gating(self) -> str:
         """What the metadata says turns router logits into weights; most architectures leave it to the code."""
-        return _GATING.get(self.arch("expert_gating_func", 0), "as the architecture has it")
+        return _GATING.get(self._count("expert_gating_func"), "as the architecture has it")
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The model's files: more than one where it is split."""
+        return tuple(file.path for file in self.files)
 
     @property
     def n_bytes(self) -> int:
@@ -151,27 +156,40 @@ class MoeModel:
 
         Layers with a sliding window keep the window and one batch. Recurrent state is not counted.
         """
-        per_layer = [self._kv_bytes_per_token(block) for block in range(self.n_blocks)]
-        window = self.arch("attention.sliding_window", 0) or n_ctx
-        sliding = self.arch("attention.sliding_window_pattern", [])
-        total = 0
-        for block, n_bytes in enumerate(per_layer):
-            slides = bool(sliding[block]) if isinstance(sliding, list) and block < len(sliding) else False
-            total += n_bytes * (min(n_ctx, window + n_batch) if slides else n_ctx)
-        return total
+        window = self._count("attention.sliding_window") or n_ctx
+        return sum(
+            self._kv_bytes_per_token(block)
+            * (
+                min(n_ctx, window + n_batch)
+                if self._of_block("attention.sliding_window_pattern", block)
+                else n_ctx
+            )
+            for block in range(self.n_blocks)
+        )
 
     def _kv_bytes_per_token(self, block: int) -> int:
-        def of_block(value: Any) -> int:
-            return int(value[block]) if isinstance(value, list) else int(value)
-
-        heads = of_block(self.arch("attention.head_count", 1)) or 1
-        kv_heads = of_block(self.arch("attention.head_count_kv", heads))
-        sliding = self.arch("attention.sliding_window_pattern", [])
-        suffix = "_swa" if isinstance(sliding, list) and block < len(sliding) and sliding[block] else ""
+        suffix = "_swa" if self._of_block("attention.sliding_window_pattern", block) else ""
+        heads = self._of_block("attention.head_count", block) or 1
         fallback = self._count("embedding_length") // heads
-        key = self.arch(f"attention.key_length{suffix}", self.arch("attention.key_length", fallback))
-        value = self.arch(f"attention.value_length{suffix}", self.arch("attention.value_length", fallback))
-        return 2 * kv_heads * (int(key) + int(value))
+        kv_heads = self._of_block("attention.head_count_kv", block, heads)
+        lengths = (
+            self._of_block(f"attention.{part}_length{suffix}", block)
+            or self._of_block(f"attention.{part}_length", block, fallback)
+            for part in ("key", "value")
+        )
+        return 2 * kv_heads * sum(lengths)
+
+    def _of_block(self, key: str, block: int, default: int = 0) -> int:
+        """A number that the metadata gives once for all blocks or in a list for each."""
+        value = self.arch(key, default)
+        if isinstance(value, list) and block < len(value):
+            value = value[block]
+        # Some architectures give a sliding window's pattern as a period; only lists say which blocks slide.
+        elif isinstance(value, int) and key.endswith("_pattern"):
+            value = 0
+        if not isinstance(value, int) or value < 0:
+            raise InputError(f"{self.path}: {self.architecture}.{key} gives no count for block {block}")
+        return int(value)
 
 
 def _open_shards(path: Path) -> tuple[GgufFile, ...]:

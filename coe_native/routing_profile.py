@@ -46,6 +46,8 @@ class RoutingProfile:
     histograms: NDArray[np.int64]
     weight_sum: NDArray[np.float64]
     corpora: tuple[CorpusRecord, ...] = field(default=())
+    place: str = "the profile"
+    """Where it was read from, for messages about it."""
 
     def __post_init__(self) -> None:
         shape = self.histograms.shape
@@ -86,13 +88,13 @@ class RoutingProfile:
     def __add__(self, other: RoutingProfile) -> RoutingProfile:
         """The profile of both corpora together. Raises InputError for profiles of different models."""
         for what, mine, theirs in (
-            ("model", self.fingerprint, other.fingerprint),
             ("layers", self.layers, other.layers),
-            ("shape", self.histograms.shape, other.histograms.shape),
+            ("numbers of experts", self.histograms.shape, other.histograms.shape),
+            ("router weights", self.fingerprint, other.fingerprint),
         ):
             if mine != theirs:
                 raise InputError(
-                    f"profiles of {self.model_name} and {other.model_name} differ in {what}; "
+                    f"{other.place}: is not of the same model as {self.place}: their {what} differ; "
                     "only profiles of one model add up"
                 )
         return RoutingProfile(
@@ -142,7 +144,7 @@ class RoutingProfile:
         if file.get("general.type") != FORMAT:
             raise InputError(f"{path}: is not a routing profile; make one with `coe-native profile`")
         version = file.get("coe.profile.version")
-        if not isinstance(version, int) or version > VERSION:
+        if version not in range(1, VERSION + 1) or isinstance(version, bool):
             raise InputError(f"{path}: has profile version {version}; this coe-native reads up to {VERSION}")
         tensors = {tensor.name: tensor for tensor in file.tensors}
         names = [n for n in tensors if n.endswith(".router.histogram")]
@@ -162,6 +164,7 @@ class RoutingProfile:
                 cubes[0],
                 cubes[1],
                 corpora,
+                str(path),
             )
         except InputError as error:
             raise InputError(f"{path}: is damaged: {error}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,7 +48,8 @@ class Model:
         self.moe = MoeModel(path)
         self.n_ctx = n_ctx
         self.n_batch = n_batch
-        self.n_sequences = n_sequences
+        # llama.cpp gives every sequence an output of each batch.
+        self.n_sequences = min(n_sequences, n_batch)
         self._placement: dict[str, Any] = {
             "n_threads": n_threads,
             "n_gpu_layers": n_gpu_layers,
@@ -59,10 +59,10 @@ class Model:
         }
         try:
             self._open_session: core.Session | None = core.Session(
-                str(path),
+                os.fsencode(path),
                 n_ctx=max(n_ctx, n_batch),
                 n_batch=n_batch,
-                n_seq_max=n_sequences,
+                n_seq_max=self.n_sequences,
                 n_threads=n_threads or os.cpu_count() or 1,
                 n_gpu_layers=n_gpu_layers,
                 n_cpu_moe=n_cpu_moe,
@@ -105,7 +105,7 @@ class Model:
             raise InputError(
                 f"{self.moe.path}: has no tokenizer; give token ids (.npy, or .jsonl with tokens) instead of text"
             )
-        tokens = session.tokenize(text, parse_special)
+        tokens = session.tokenize(text.encode("utf-8"), parse_special)
         bos, eos = session.bos_token, session.eos_token
         # A chat template may have written BOS already.
         head = [bos] if bos >= 0 and (len(tokens) == 0 or tokens[0] != bos) else []
@@ -131,12 +131,12 @@ class Model:
             index = self.moe.metadata(f"tokenizer.ggml.{key}_token_id")
             return str(tokens[index]) if isinstance(index, int) and index < len(tokens) else ""
 
-        formatter = Jinja2ChatFormatter(
-            template, eos_token=token_text("eos"), bos_token=token_text("bos"), add_generation_prompt=False
-        )
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return str(formatter(messages=turns, strftime_now=datetime.now().strftime).prompt)
+            formatter = Jinja2ChatFormatter(
+                template, eos_token=token_text("eos"), bos_token=token_text("bos"), add_generation_prompt=False
+            )
+            return str(formatter(messages=turns).prompt)
         except Exception as error:  # a template is a program of the model's author: anything may come out of it
             raise InputError(f"{self.moe.path}: its chat template refused a conversation ({error})") from error
 

@@ -11,8 +11,8 @@ from typing import Any
 from coe_native.atomic import check_target, replacing
 from coe_native.corpus import Corpus
 from coe_native.errors import CoeError
-from coe_native.evaluation import Evaluation, evaluate
-from coe_native.masking import ExpertMask, build_mask
+from coe_native.evaluation import Evaluation, check_text, evaluate
+from coe_native.masking import ExpertMask, build_mask, check_keep
 from coe_native.profiler import Progress, profile_corpora
 from coe_native.runtime import Model
 from coe_native.surgery import SAFETY_NOTICE, Report, prune
@@ -58,18 +58,25 @@ def specialise(
     mask_arguments: Mapping[str, Any],
     judged_parent: tuple[Evaluation, ...] | None = None,
     force: bool = False,
+    inputs: tuple[Path, ...] = (),
     watchers: Watchers = UNWATCHED,
 ) -> Specialist:
     """Profiles a loaded parent on `corpora`, builds a mask, judges it live on `texts`, prunes, verifies, and
     judges the file. `mask_arguments` go to `build_mask`. Beside ``NAME.gguf`` it writes
     ``NAME.profile.gguf``, ``NAME.mask.json`` and ``NAME.report.json``.
 
-    `judged_parent` saves judging the unmasked parent again. Raises CoeError where a check does not hold.
+    `judged_parent` saves judging the unmasked parent again. `inputs`: files and directories that no output may
+    be, whatever `force` says. Raises CoeError where a check does not hold.
     """
     out = Path(out)
     beside = {kind: out.with_name(f"{out.stem}.{kind}") for kind in ("profile.gguf", "mask.json", "report.json")}
     for path in (out, *beside.values()):
-        check_target(path, force=force, inputs=(parent.moe.path,))
+        check_target(path, force=force, inputs=(*parent.moe.paths, *inputs))
+
+    # What would fail late is found out before the long part.
+    check_keep(mask_arguments["keep"], parent.moe.top_k, parent.moe.n_experts)
+    for text in texts:
+        check_text(parent, text)
 
     watchers.step("profiling")
     profile = profile_corpora(parent, corpora, progress=watchers.tokens)

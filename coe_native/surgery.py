@@ -191,22 +191,35 @@ def _entries(model: MoeModel, mask: ExpertMask, mode: str, changes: dict[str, in
 
 
 def prune(
-    parent: str | Path, mask: ExpertMask, out: str | Path, *, force: bool = False, progress: Report = _quiet
+    parent: str | Path,
+    mask: ExpertMask,
+    out: str | Path,
+    *,
+    force: bool = False,
+    inputs: tuple[Path, ...] = (),
+    progress: Report = _quiet,
 ) -> Path:
-    """Writes the specialist: a GGUF with the kept experts only, their blocks byte for byte.
+    """Writes the specialist: a GGUF with the kept experts only, their blocks byte for byte. `inputs`: files
+    beside the parent's that `out` must not be, whatever `force` says.
 
     Raises InputError for a mask of another model or an unusable `out`, CoeError where a kept expert holds a
     value that is not finite; then no output is left.
     """
-    return _write(plan_prune(MoeModel(parent), mask), Path(out), force, progress)
+    return _write(plan_prune(MoeModel(parent), mask), Path(out), force, inputs, progress)
 
 
 def zero(
-    parent: str | Path, mask: ExpertMask, out: str | Path, *, force: bool = False, progress: Report = _quiet
+    parent: str | Path,
+    mask: ExpertMask,
+    out: str | Path,
+    *,
+    force: bool = False,
+    inputs: tuple[Path, ...] = (),
+    progress: Report = _quiet,
 ) -> Path:
     """Writes the parent with the dropped experts' weights and biases zeroed. Its router can still choose them,
     so it is for study. Raises like `prune`."""
-    return _write(plan_zero(MoeModel(parent), mask), Path(out), force, progress)
+    return _write(plan_zero(MoeModel(parent), mask), Path(out), force, inputs, progress)
 
 
 def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _quiet) -> int:
@@ -237,8 +250,8 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
     return total
 
 
-def _write(plan: Plan, out: Path, force: bool, progress: Report) -> Path:
-    check_target(out, force=force, inputs=tuple(file.path for file in plan.model.files))
+def _write(plan: Plan, out: Path, force: bool, inputs: tuple[Path, ...], progress: Report) -> Path:
+    check_target(out, force=force, inputs=(*plan.model.paths, *inputs))
     _, total = plan.layout()
     alignment = plan.model.files[0].header.alignment
     with Readers() as readers, replacing(out) as target:

@@ -70,11 +70,11 @@ def _metadata(written: MoeModel, plan: Plan, mask: ExpertMask) -> str:
     if recorded is None:
         return "zeroed in place: no record"
     if recorded != mask.digest:
-        raise CoeError(f"was made with another mask ({str(recorded)[:12]}…, not {mask.digest[:12]}…)")
+        raise CoeError(f"was made with another mask ({str(recorded)[:12]}..., not {mask.digest[:12]}...)")
     first = written.files[0]
     if [first.raw_entry(key) for key in first.keys] != list(plan.entries):
         raise CoeError("differs from the parent's in more than the experts' count and the record of the mask")
-    return f"{len(plan.entries)} entries, mask {mask.digest[:12]}…"
+    return f"{len(plan.entries)} entries, mask {mask.digest[:12]}..."
 
 
 def _layout(written: MoeModel, plan: Plan) -> str:
@@ -85,6 +85,8 @@ def _layout(written: MoeModel, plan: Plan) -> str:
             raise CoeError(f"tensor {theirs[0]} {list(theirs[1])} stands where {ours[0]} {list(ours[1])} should")
     if len(found) != len(expected):
         raise CoeError(f"holds {len(found)} tensors, not {len(expected)}")
+    if written.metadata("coe.mask.digest") is not None and written.n_bytes != plan.n_bytes:
+        raise CoeError(f"has {written.n_bytes} bytes, not {plan.n_bytes}")
     return f"{len(found)} tensors"
 
 

@@ -57,6 +57,9 @@ void collect(coe_profiler& profiler) {
 int32_t coe_native_abi_version(void) { return 1; }
 
 coe_profiler* coe_profiler_new(const int32_t* blocks, size_t n_blocks, size_t n_experts, size_t top_k) {
+    if (blocks == nullptr) {
+        return nullptr;
+    }
     try {
         auto profiler = std::make_unique<coe_profiler>(coe_profiler{
             coe::RouterTap(std::vector<int>(blocks, blocks + n_blocks), n_experts, top_k), {}, {}, false});

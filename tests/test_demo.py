@@ -178,6 +178,6 @@ def test_a_long_text_has_bos_in_every_window() -> None:
 def test_standard_input_is_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
-    monkeypatch.setattr(sys, "stdin", io.StringIO("def f(): pass\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"def f(): pass\n")))
     corpus = read_corpus("-")
     assert [document.content for document in corpus.documents] == ["def f(): pass\n"]

@@ -44,7 +44,7 @@ def test_profiles_add_up() -> None:
     assert both.n_tokens == first.n_tokens + second.n_tokens
     np.testing.assert_array_equal(both.histograms, first.histograms + second.histograms)
     np.testing.assert_array_equal(both.weight_sum, first.weight_sum + second.weight_sum)
-    with pytest.raises(coe.InputError, match="differ in layers"):
+    with pytest.raises(coe.InputError, match="their layers differ"):
         first + make_profile(1, n_layers=3)
 
 

@@ -61,9 +61,11 @@ def main() -> None:
 
     from coe_native.errors import CoeError, InputError
 
-    debug = "--debug" in sys.argv
     try:
-        group.main(standalone_mode=False)
+        # Not click's own main(): that one swallows the status of a command that exits by itself.
+        with group.make_context("coe-native", sys.argv[1:]) as context:
+            group.invoke(context)
+        sys.stdout.flush()
         status = 0
     except click.exceptions.Exit as error:
         status = error.exit_code
@@ -71,21 +73,26 @@ def main() -> None:
         error.show()
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("coe-native: interrupted", err=True)
+        _report("interrupted")
         status = 1
     except BrokenPipeError:
         # The reader has gone, as `| head` does: nothing is wrong, and nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except CoeError as error:
-        if debug:
-            raise
-        click.echo(f"coe-native: {error}", err=True)
+        _report(str(error))
         status = 2 if isinstance(error, InputError) else 1
     except (MemoryError, ImportError, OSError) as error:
-        if debug:
-            raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        click.echo(f"coe-native: {reason}", err=True)
+        _report(str(error) or type(error).__name__)
         status = 1
     sys.exit(status)
+
+
+def _report(message: str) -> None:
+    """An error as one line, whatever is in the names that it quotes; with --debug, how it came about."""
+    import sys
+    import traceback
+
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    click.echo("coe-native: " + message.replace("\r", "\\r").replace("\n", "\\n"), err=True)

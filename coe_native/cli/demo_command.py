@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coe_native.cli.shared import FILE, gigabytes, json_option, print_json, print_table, say, step_progress
+from coe_native.cli.shared import COUNT, FILE, gigabytes, json_option, print_json, print_table, say, step_progress
 
 if TYPE_CHECKING:
     from coe_native.demo import Demo
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(name="demo")
 @click.option("-o", "--output", type=FILE, default=Path("coe-demo"), show_default=True, help="Directory to fill.")
-@click.option("--threads", type=int, help="CPU threads; all cores if not given.")
+@click.option("--threads", type=COUNT, help="CPU threads; all cores if not given.")
 @json_option
 def command(output: Path, threads: int | None, as_json: bool) -> None:
     """Make three specialists of the packaged 13 M parameter Gemma 4 and compare them with their parent.

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from coe_native.cli.shared import FILE, gigabytes, json_option, print_json, print_table
+from coe_native.cli.shared import COUNT, FILE, gigabytes, json_option, print_json, print_table
 from coe_native.errors import InputError
 
 
 @click.command(name="inspect")
 @click.argument("model", type=FILE)
 @click.option("--keep", type=int, help="Also show the size of a specialist with so many experts a layer.")
-@click.option("--ctx", type=int, help="Also show the memory of a context of so many tokens.")
+@click.option("--ctx", type=COUNT, help="Also show the memory of a context of so many tokens.")
 @json_option
 def command(model: Path, keep: int | None, ctx: int | None, as_json: bool) -> None:
     """Show what MODEL's header says of its experts. Nothing is loaded."""

@@ -30,7 +30,8 @@ def command(profile: Path, output: Path, force: bool, as_json: bool, **options: 
     from coe_native.masking import build_mask
     from coe_native.routing_profile import RoutingProfile
 
-    check_target(output, force=force, inputs=(profile,))
+    reasoning = options["reasoning"]
+    check_target(output, force=force, inputs=(profile,) if reasoning is None else (profile, reasoning))
     mask = build_mask(RoutingProfile.load(profile), **mask_arguments(**options))
     mask.save(output, force=force)
     swaps = {stage: sum(swap.stage == stage for swap in mask.swaps) for stage in (2, 3)}

@@ -41,9 +41,10 @@ def command(
     """Run text through MODEL and write which experts its routers chose."""
     from coe_native.atomic import check_target
     from coe_native.corpus import read_corpus
+    from coe_native.moe_model import MoeModel
     from coe_native.profiler import DOCUMENTS_AT_ONCE, Progress, profile_corpora
 
-    check_target(output, force=force, inputs=(model, *corpora))
+    check_target(output, force=force, inputs=(*MoeModel(model).paths, *corpora))
     read = [read_corpus(path, field) for path in corpora]
     last = Progress(0, 0, 0.0)
     with (

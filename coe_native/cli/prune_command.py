@@ -31,7 +31,7 @@ def command(model: Path, mask_path: Path, output: Path, force: bool, as_json: bo
 
     mask = ExpertMask.load(mask_path)
     with byte_progress("pruning") as progress:
-        prune(model, mask, output, force=force, progress=progress)
+        prune(model, mask, output, force=force, inputs=(mask_path,), progress=progress)
     size = output.stat().st_size
     if as_json:
         print_json({"output": str(output), "bytes": size, "keep": mask.keep, "notice": SAFETY_NOTICE})

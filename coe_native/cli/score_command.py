@@ -8,13 +8,15 @@ from pathlib import Path
 
 import click
 
-from coe_native.cli.shared import FILE, json_option, method_option, print_json, print_table
+from coe_native.cli.shared import COUNT, FILE, json_option, method_option, print_json, print_table
 
 
 @click.command(name="score")
 @click.argument("profile", type=FILE)
 @method_option
-@click.option("--top", default=8, show_default=True, help="Experts to show in each layer of the table.")
+@click.option(
+    "--top", type=COUNT, default=8, show_default=True, help="Experts to show in each layer of the table."
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print all scores as CSV.")
 @json_option
 def command(profile: Path, method: str, top: int, as_csv: bool, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from coe_native.scoring import METHODS
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
+_INT32 = 2**31 - 1
+COUNT = click.IntRange(1, _INT32)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an output that exists.")
@@ -46,12 +49,19 @@ corpus_option = click.option(
 )
 
 _MODEL_OPTIONS = (
-    click.option("--ctx", default=512, show_default=True, help="Tokens of the longest window."),
-    click.option("--batch", default=512, show_default=True, help="Tokens computed at once."),
-    click.option("--threads", type=int, help="CPU threads; all cores if not given."),
-    click.option("--gpu-layers", default=-1, help="Layers on the GPU; all if not given."),
+    click.option("--ctx", type=COUNT, default=512, show_default=True, help="Tokens of the longest window."),
+    click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once."),
+    click.option("--threads", type=COUNT, help="CPU threads; all cores if not given."),
+    click.option(
+        "--gpu-layers", type=click.IntRange(-1, _INT32), default=-1, help="Layers on the GPU; all if not given."
+    ),
     click.option("--cpu-moe", is_flag=True, help="Keep all experts in host memory."),
-    click.option("--n-cpu-moe", default=0, help="Keep the experts of the first N blocks in host memory."),
+    click.option(
+        "--n-cpu-moe",
+        type=click.IntRange(0, 1024),
+        default=0,
+        help="Keep the experts of the first N blocks in host memory.",
+    ),
     click.option("--device", multiple=True, help="llama.cpp device to use (repeatable)."),
 )
 
@@ -59,10 +69,22 @@ _MASK_OPTIONS = (
     click.option("--keep", type=int, required=True, help="Experts to keep in each layer."),
     method_option,
     click.option("--structural-rank", default=2.0, show_default=True, help="Mean rank of structural experts."),
-    click.option("--structural-min", default=10, show_default=True, help="Least choices of structural experts."),
+    click.option(
+        "--structural-min",
+        type=click.IntRange(0),
+        default=10,
+        show_default=True,
+        help="Least choices of structural experts.",
+    ),
     click.option("--no-structural", is_flag=True, help="Leave out the structural pass."),
     click.option("--reasoning", type=FILE, help="Profile of reasoning text, for the third pass."),
-    click.option("--reasoning-swaps", default=3, show_default=True, help="Most swaps a layer in that pass."),
+    click.option(
+        "--reasoning-swaps",
+        type=click.IntRange(0),
+        default=3,
+        show_default=True,
+        help="Most swaps a layer in that pass.",
+    ),
 )
 
 
@@ -146,9 +168,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as it is: a file's name may look like markup
     # A pipe has no width to fold for.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = Console() if sys.stdout.isatty() else Console(width=10_000)
     console.print(table)
 
 

@@ -61,6 +61,7 @@ def command(
     from coe_native.specialise import specialise
     from coe_native.surgery import SAFETY_NOTICE
 
+    reasoning = () if options["reasoning"] is None else (options["reasoning"],)
     arguments = mask_arguments(**{name: options.pop(name) for name in _MASK_NAMES})
     read = [read_corpus(path, field) for path in corpora]
     held_out = [read_corpus(path, field) for path in texts] or read
@@ -69,7 +70,14 @@ def command(
         step_progress() as watchers,
     ):
         made = specialise(
-            parent, read, output, texts=held_out, mask_arguments=arguments, force=force, watchers=watchers
+            parent,
+            read,
+            output,
+            texts=held_out,
+            mask_arguments=arguments,
+            force=force,
+            inputs=(*corpora, *texts, *reasoning),
+            watchers=watchers,
         )
         parent_bytes = parent.moe.n_bytes
     if as_json:

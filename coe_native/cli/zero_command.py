@@ -42,7 +42,7 @@ def command(
     mask = ExpertMask.load(mask_path)
     if output is not None:
         with byte_progress("zeroing") as progress:
-            zero(model, mask, output, force=force, progress=progress)
+            zero(model, mask, output, force=force, inputs=(mask_path,), progress=progress)
         result = {"output": str(output), "bytes": output.stat().st_size}
         message = f"{output}: {gigabytes(output.stat().st_size)}"
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 LONGEST_DOCUMENT = 12_000
 """Characters: many documents cut short tell more of a kind of text than a few long ones."""
-BUDGET = {"profile": 450_000, "test": 160_000}
+BUDGET = {"profile": 320_000, "test": 90_000}
 """Bytes of text for each kind."""
 
 

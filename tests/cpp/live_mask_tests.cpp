@@ -153,7 +153,9 @@ TEST(mask_refuses_bad_arguments_and_keeps_the_old_mask) {
     mask.set({0}, {{1}}, 2);
     CHECK_THROWS(std::invalid_argument, "one list", mask.set({0, 1}, {{0}}, 2));
     CHECK_THROWS(std::invalid_argument, "one list", mask.set({}, {{0}}, 2));
-    CHECK_THROWS(std::invalid_argument, "0 and more", mask.set({-1}, {{0}}, 2));
+    CHECK_THROWS(std::invalid_argument, "block indices", mask.set({-1}, {{0}}, 2));
+    CHECK_THROWS(std::invalid_argument, "block indices", mask.set({0}, {{}}, 2));
+    CHECK_THROWS(std::invalid_argument, "expert 1 twice", mask.set({0}, {{1, 1}}, 2));
     CHECK_THROWS(std::invalid_argument, "expert 2 of 2", mask.set({3}, {{0, 2}}, 2));
     CHECK_THROWS(std::invalid_argument, "expert -1 of 2", mask.set({3}, {{-1}}, 2));
     CHECK(mask.wants({RouterNode::logits, 0}));

@@ -29,7 +29,7 @@ TEST(node_names_that_are_wanted) {
     check_node("ffn_moe_weights_norm-3", RouterNode::later_weights, 3);
     check_node("ffn_moe_weights_norm-0 (reshaped)", RouterNode::later_weights, 0);
     check_node("ffn_moe_weights_softmax-41 (reshaped)", RouterNode::later_weights, 41);
-    check_node("ffn_moe_logits-2147483647", RouterNode::logits, 2147483647);
+    check_node("ffn_moe_logits-65535", RouterNode::logits, 65535);
 }
 
 TEST(node_names_of_views_are_none) {
@@ -82,8 +82,8 @@ TEST(node_names_with_bad_blocks_are_none) {
     for (const char* name :
          {"ffn_moe_logits-", "ffn_moe_logits-x", "ffn_moe_logits--1", "ffn_moe_logits-1x",
           "ffn_moe_logits-x1", "ffn_moe_logits-1.5", "ffn_moe_logits-2147483648", "ffn_moe_logits-4294967296",
-          "ffn_moe_logits-99999999999999999999", "ffn_moe_logits- 3", "ffn_moe_logits-+3",
-          "ffn_moe_logits-\t3", "ffn_moe_logits-1-2", "ffn_moe_weights_norm- (reshaped)",
+          "ffn_moe_logits-99999999999999999999", "ffn_moe_logits-65536", "ffn_moe_logits- 3",
+          "ffn_moe_logits-+3", "ffn_moe_logits-\t3", "ffn_moe_logits-1-2", "ffn_moe_weights_norm- (reshaped)",
           "ffn_moe_weights-(reshaped)"}) {
         check_none(name);
     }
