@@ -48,7 +48,9 @@ def command(profile: Path, output: Path, force: bool, as_json: bool, **options: 
             }
         )
     else:
-        unplaced = f", {len(mask.unplaced)} structural experts found no place" if mask.unplaced else ""
+        unplaced = f"; {len(mask.unplaced)} structural experts stay out for want of others to replace" * bool(
+            mask.unplaced
+        )
         say(
             f"{output}: keeps {mask.keep} of {mask.n_experts} experts in {len(mask.kept)} layers; "
             f"{swaps[2]} structural and {swaps[3]} reasoning swaps{unplaced}"

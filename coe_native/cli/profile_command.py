@@ -76,6 +76,6 @@ def command(
         )
     else:
         say(
-            f"{output}: {profile.n_tokens} tokens of {len(read)} corpora through {len(profile.layers)} MoE "
-            f"layers, {rate:,.0f} tokens/s"
+            f"{output}: {profile.n_tokens} tokens of {sum(corpus.documents for corpus in profile.corpora)} "
+            f"documents through {len(profile.layers)} MoE layers, {rate:,.0f} tokens/s"
         )
