@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import sys
@@ -19,7 +20,6 @@ Tokens = NDArray[np.int32]
 
 _PROMPTS = ("prompt", "content", "instruction", "question")
 _COMPLETIONS = ("completion", "answer", "solution")
-_BINARY_SUFFIXES = {".gguf", ".npz", ".pt", ".bin", ".zip", ".gz", ".png", ".jpg", ".pdf", ".so", ".pyc"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Corpus:
 
 
 def read_corpus(path: str | Path, field: str | None = None) -> Corpus:
-    """All documents of a file, of a directory (its files in order of their names), or of standard input
+    """All documents of a file, of a directory (its text files in order of their names), or of standard input
     (``-``, one text). `field` names the text column of ``.jsonl`` and ``.parquet`` files.
 
     Raises InputError, naming the place, where something can't be read or there is no document.
@@ -70,7 +70,9 @@ def read_corpus(path: str | Path, field: str | None = None) -> Corpus:
 
 
 def corpus_of(documents: Iterable[str | Sequence[int]], name: str = "documents") -> Corpus:
-    """A corpus of texts and token-id sequences given in memory."""
+    """A corpus of texts and token-id sequences given in memory. Raises InputError for one text alone."""
+    if isinstance(documents, str):
+        raise InputError("documents must be a list of texts, not one text")
     made = []
     for i, document in enumerate(documents):
         content = document if isinstance(document, str) else tuple(int(token) for token in document)
@@ -82,9 +84,9 @@ def _read_path(path: Path, field: str | None) -> Iterator[Document]:
     readers = {".jsonl": _read_jsonl, ".npy": _read_npy, ".parquet": _read_parquet}
     try:
         if path.is_dir():
-            for entry in sorted(path.rglob("*")):
+            for entry in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
                 hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
-                if entry.is_file() and not hidden and entry.suffix.lower() not in _BINARY_SUFFIXES:
+                if entry.is_file() and not hidden and _looks_like_text(entry):
                     yield from _read_path(entry, field)
         else:
             yield from readers.get(path.suffix.lower(), _read_text)(path, field)
@@ -92,9 +94,24 @@ def _read_path(path: Path, field: str | None) -> Iterator[Document]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def _looks_like_text(path: Path) -> bool:
+    """Whether a file found in a directory is meant to be read: nobody has named it, so programs, pictures and
+    archives among the texts are passed by."""
+    if path.suffix.lower() in (".npy", ".parquet"):
+        return True
+    with path.open("rb") as file:
+        start = file.read(8192)
+    try:
+        # The end of the part that was read may cut a character in two.
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
+
+
 def _decoded(data: bytes, place: str) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{place}: is not UTF-8 text (byte {error.start}); convert it or leave it out") from error
 
@@ -124,7 +141,7 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[Document]:
         import pyarrow.lib
         import pyarrow.parquet
     except ImportError as error:
-        raise InputError(f'{path}: reading parquet needs pyarrow: pip install "coe-native[parquet]"') from error
+        raise InputError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
     try:
         row = 0
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):

@@ -32,7 +32,9 @@ class Demo:
     specialists: Mapping[str, Specialist]
 
 
-def run(directory: Path, *, n_threads: int | None = None, watchers: Watchers = UNWATCHED) -> Demo:
+def run(
+    directory: Path, *, n_threads: int | None = None, force: bool = False, watchers: Watchers = UNWATCHED
+) -> Demo:
     """Makes a specialist of half the experts for each kind of text, in `directory`, and judges all of them on
     every kind's held-out text."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ def run(directory: Path, *, n_threads: int | None = None, watchers: Watchers = U
                 texts=texts,
                 mask_arguments={"keep": parent.moe.n_experts // 2},
                 judged_parent=judged,
-                force=True,
+                force=force,
                 watchers=_named(kind, watchers),
             )
         return Demo(parent.moe.n_bytes, judged, specialists)

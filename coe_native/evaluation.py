@@ -10,11 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.corpus import Corpus, Tokens, tokenize
-from coe_native.errors import InputError
+from coe_native.errors import CoeError, InputError
 from coe_native.runtime import Model
 
 _SHORTEST = 5
 """Tokens of the shortest window whose second half has two tokens to predict, so that they have a spread."""
+
+
+_LARGEST_EXPONENT = 700.0
+"""Beyond it, exp has no finite value."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,13 @@ def evaluate(model: Model, text: Corpus, *, reference: Model | None = None) -> E
             ours = _log_softmax(model.logits(window)[first - 1 : -1])
             theirs = _log_softmax(reference.logits(window)[first - 1 : -1])
             log_probabilities.append(ours[np.arange(len(ours)), window[first:]])
-            divergences.append((np.exp(theirs) * (theirs - ours)).sum(axis=1))
+            # In parts: each of these arrays is as large as the logits.
+            for rows in np.array_split(np.arange(len(ours)), -(-len(ours) // 32)):
+                divergences.append((np.exp(theirs[rows]) * (theirs[rows] - ours[rows])).sum(axis=1))
             agreements.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
     values = np.concatenate(log_probabilities)
+    if not np.isfinite(values).all() or -values.mean() > _LARGEST_EXPONENT:
+        raise CoeError(f"{model.moe.path}: gives {text.name} no finite perplexity; it is damaged")
     perplexity = math.exp(-values.mean())
     return Evaluation(
         text.name,

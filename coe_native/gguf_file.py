@@ -108,8 +108,11 @@ def _strings(raw: bytes, count: int) -> Iterator[str]:
 
 def read_exactly(file: BinaryIO, offset: int, n_bytes: int) -> bytes:
     """`n_bytes` bytes from `offset`; raises InputError where the file has become shorter."""
-    file.seek(offset)
-    data = file.read(n_bytes)
+    try:
+        file.seek(offset)
+        data = file.read(n_bytes)
+    except OSError as error:
+        raise InputError(f"{file.name}: cannot be read: {error.strerror or error}") from error
     if len(data) != n_bytes:
         raise InputError(f"{file.name}: ends before byte {offset + n_bytes}; is it still being written?")
     return data

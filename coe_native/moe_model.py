@@ -195,7 +195,9 @@ class MoeModel:
 def _open_shards(path: Path) -> tuple[GgufFile, ...]:
     first = GgufFile(path)
     count = first.get("split.count", 1)
-    if count == 1:
+    if not isinstance(count, int) or not 0 <= count <= 99999:
+        raise InputError(f"{path}: says that it is one of {count!r} shards; it is damaged")
+    if count <= 1:
         return (first,)
     match = _SHARD.fullmatch(path.name)
     if not match or int(match[3]) != count:
@@ -203,4 +205,10 @@ def _open_shards(path: Path) -> tuple[GgufFile, ...]:
     if first.get("split.no", 0) != 0:
         raise InputError(f"{path}: is not the first shard; give {match[1]}-00001-of-{count:05}.gguf")
     others = [GgufFile(path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf")) for i in range(2, count + 1)]
+    names = [tensor.name for file in (first, *others) for tensor in file.tensors]
+    for number, file in enumerate(others, 1):
+        if file.get("split.no") != number or file.get("split.count") != count:
+            raise InputError(f"{file.path}: is not shard {number + 1} of {count} of the model in {path}")
+    if len(set(names)) != len(names) or first.get("split.tensors.count", len(names)) != len(names):
+        raise InputError(f"{path}: its {count} shards do not hold one model's tensors, each once")
     return (first, *others)

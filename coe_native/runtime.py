@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native._native import core
+from coe_native.cores import available_cores
 from coe_native.corpus import Batch, Message, Tokens, batches
 from coe_native.errors import CoeError, InputError
 from coe_native.masking import ExpertMask, check_mask
@@ -27,7 +29,8 @@ class Model:
     `devices`: llama.cpp's device names, default all. `f32_kv`: keys and values in F32, not F16, where
     rounding matters more than memory.
 
-    Raises InputError for a file that can't be read, has no experts, or that llama.cpp refuses.
+    Not to be used from two threads at once. Raises InputError for a file that can't be read, has no experts,
+    or that llama.cpp refuses.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Model:
                 n_ctx=max(n_ctx, n_batch),
                 n_batch=n_batch,
                 n_seq_max=self.n_sequences,
-                n_threads=n_threads or os.cpu_count() or 1,
+                n_threads=n_threads or available_cores(),
                 n_gpu_layers=n_gpu_layers,
                 n_cpu_moe=n_cpu_moe,
                 devices=list(devices),
@@ -120,6 +123,17 @@ class Model:
 
     def render_chat(self, messages: tuple[Message, ...]) -> str:
         """A conversation as text, by the chat template that the model carries. Raises InputError without one."""
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return str(self._chat_formatter(messages=turns).prompt)
+        except InputError:
+            raise
+        except Exception as error:  # a template is a program of the model's author: anything may come out of it
+            raise InputError(f"{self.moe.path}: its chat template refused a conversation ({error})") from error
+
+    @cached_property
+    def _chat_formatter(self) -> Any:
+        """Kept, because making it reads the whole vocabulary."""
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         template = self._session.chat_template
@@ -131,14 +145,9 @@ class Model:
             index = self.moe.metadata(f"tokenizer.ggml.{key}_token_id")
             return str(tokens[index]) if isinstance(index, int) and index < len(tokens) else ""
 
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            formatter = Jinja2ChatFormatter(
-                template, eos_token=token_text("eos"), bos_token=token_text("bos"), add_generation_prompt=False
-            )
-            return str(formatter(messages=turns).prompt)
-        except Exception as error:  # a template is a program of the model's author: anything may come out of it
-            raise InputError(f"{self.moe.path}: its chat template refused a conversation ({error})") from error
+        return Jinja2ChatFormatter(
+            template, eos_token=token_text("eos"), bos_token=token_text("bos"), add_generation_prompt=False
+        )
 
     def apply(self, mask: ExpertMask) -> None:
         """Makes the dropped experts unselectable from now on: the function that the pruned file will be.
@@ -161,7 +170,7 @@ class Model:
     def log_probabilities(self, tokens: Sequence[int] | Tokens, first: int = 1) -> NDArray[np.float64]:
         """Natural log-probability of the tokens from index `first` (1 or more) on, each given those before it
         in the window, float64 [n_tokens - first]."""
-        window = np.asarray(tokens, dtype=np.int32)
+        window = _as_window(tokens)
         values = [np.empty(0)]
         start = 0
         for batch in self._decode_window(window):
@@ -173,7 +182,7 @@ class Model:
         return np.concatenate(values)
 
     def _decode_window(self, tokens: Sequence[int] | Tokens) -> Iterator[Batch]:
-        window = np.asarray(tokens, dtype=np.int32)
+        window = _as_window(tokens)
         if not 0 < len(window) <= self.n_ctx:
             raise InputError(f"a window has 1 to {self.n_ctx} tokens (n_ctx), not {len(window)}")
         for batch in batches([window], self.n_batch, 1):
@@ -202,3 +211,10 @@ class Model:
     def router_counts(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Histograms and weight sums since `watch_routers`, both [moe_layer, expert, rank]."""
         return self._session.histograms, self._session.weight_sum
+
+
+def _as_window(tokens: Sequence[int] | Tokens) -> Tokens:
+    try:
+        return np.asarray(tokens, dtype=np.int32)
+    except OverflowError as error:
+        raise InputError("a token id is outside every vocabulary") from error

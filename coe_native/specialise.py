@@ -49,6 +49,17 @@ def judge(model: Model, texts: Sequence[Corpus]) -> tuple[Evaluation, ...]:
     return tuple(evaluate(model, text) for text in texts)
 
 
+def _beside(out: Path) -> dict[str, Path]:
+    kinds = ("profile.gguf", "mask.json", "report.json")
+    return {kind: out.with_name(f"{out.stem}.{kind}") for kind in kinds}
+
+
+def check_outputs(out: Path, *, force: bool, inputs: tuple[Path, ...]) -> None:
+    """Raises InputError unless everything that `specialise` writes for `out` can be written."""
+    for path in (out, *_beside(out).values()):
+        check_target(path, force=force, inputs=inputs)
+
+
 def specialise(
     parent: Model,
     corpora: Sequence[Corpus],
@@ -69,10 +80,8 @@ def specialise(
     be, whatever `force` says. Raises CoeError where a check does not hold.
     """
     out = Path(out)
-    beside = {kind: out.with_name(f"{out.stem}.{kind}") for kind in ("profile.gguf", "mask.json", "report.json")}
-    for path in (out, *beside.values()):
-        check_target(path, force=force, inputs=(*parent.moe.paths, *inputs))
-
+    check_outputs(out, force=force, inputs=(*parent.moe.paths, *inputs))
+    beside = _beside(out)
     # What would fail late is found out before the long part.
     check_keep(mask_arguments["keep"], parent.moe.top_k, parent.moe.n_experts)
     for text in texts:
@@ -99,6 +108,7 @@ def specialise(
     checks = tuple(verify(out, parent.moe.path, mask, progress=watchers.n_bytes))
     failed = [check for check in checks if not check.passed]
     if failed:
+        out.unlink()
         raise CoeError(f"{out}: does not hold what its mask says: {failed[0].name}: {failed[0].detail}")
     watchers.step("judging the specialist")
     with parent.like(out) as written:

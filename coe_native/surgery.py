@@ -15,6 +15,7 @@ import numpy as np
 
 from coe_native._native import core
 from coe_native.atomic import check_target, replacing
+from coe_native.cores import available_cores
 from coe_native.errors import CoeError, InputError
 from coe_native.gguf_file import CHUNK, GgufFile, Tensor, encode_entry, encode_tensor, read_exactly
 from coe_native.masking import ExpertMask, check_mask
@@ -26,7 +27,7 @@ SAFETY_NOTICE = (
 )
 
 # What describes how a file was split: the output is one file.
-_SHARD_KEYS = ("split.no", "split.count", "split.tensors.count")
+SHARD_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 Report = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -49,24 +50,27 @@ class Run:
 @dataclass(frozen=True)
 class PlannedTensor:
     """One tensor of the output: the parent's `source` in `n_slices` equal slices, of which `runs` are written.
-    `shape` is in GGUF's order. An untouched tensor is one slice."""
+    `shape` is in GGUF's order. A slice is an expert's; of a tensor without experts, which is not `touched`, it
+    is one byte, so that it can be copied in pieces of any size."""
 
     source: Tensor
     shape: tuple[int, ...]
     n_slices: int
     runs: tuple[Run, ...]
+    touched: bool = True
+
+    @classmethod
+    def whole(cls, tensor: Tensor) -> PlannedTensor:
+        """The tensor as it is."""
+        return cls(tensor, tensor.shape, tensor.n_bytes, (Run(0, tensor.n_bytes),), touched=False)
 
     @property
     def slice_bytes(self) -> int:
-        return self.source.n_bytes // self.n_slices
+        return self.source.n_bytes // max(1, self.n_slices)
 
     @property
     def n_bytes(self) -> int:
         return self.slice_bytes * sum(run.count for run in self.runs)
-
-    @property
-    def touched(self) -> bool:
-        return self.n_slices > 1
 
     def pieces(self) -> Iterator[Run]:
         """The runs, cut into pieces of whole slices and about CHUNK bytes."""
@@ -134,7 +138,7 @@ def plan_prune(model: MoeModel, mask: ExpertMask) -> Plan:
     def cut(tensor: Tensor) -> PlannedTensor:
         kept = kept_of.get(tensor.name)
         if kept is None:
-            return PlannedTensor(tensor, tensor.shape, 1, (Run(0, 1),))
+            return PlannedTensor.whole(tensor)
         return PlannedTensor(tensor, (*tensor.shape[:-1], len(kept)), model.n_experts, _runs(kept))
 
     changes = {f"{model.architecture}.expert_count": mask.keep}
@@ -149,7 +153,7 @@ def plan_zero(model: MoeModel, mask: ExpertMask) -> Plan:
     def cut(tensor: Tensor) -> PlannedTensor:
         layer = layer_of.get(tensor.name)
         if layer is None:
-            return PlannedTensor(tensor, tensor.shape, 1, (Run(0, 1),))
+            return PlannedTensor.whole(tensor)
         runs = [*_runs(mask.kept[layer.block]), *_dropped_runs(mask, layer)]
         return PlannedTensor(tensor, tensor.shape, model.n_experts, tuple(sorted(runs, key=lambda r: r.first)))
 
@@ -185,7 +189,7 @@ def _entries(model: MoeModel, mask: ExpertMask, mode: str, changes: dict[str, in
     kept = [
         encode_entry(key, changes[key]) if key in changes else first.raw_entry(key)
         for key in first.keys
-        if key not in _SHARD_KEYS and key not in record
+        if key not in SHARD_KEYS and key not in record
     ]
     return (*kept, *(encode_entry(key, value) for key, value in record.items()))
 
@@ -275,7 +279,7 @@ def check_finite(tensor: PlannedTensor, piece: Run, data: bytes, where: str) -> 
     not the norm 0. False where ggml can't dequantise the type, so that nothing was checked."""
     if not core.has_norm(tensor.source.type):
         return False
-    norms = core.slice_norms(data, tensor.source.type, piece.count, os.cpu_count() or 1)
+    norms = core.slice_norms(data, tensor.source.type, piece.count, available_cores())
     bad = np.flatnonzero(~np.isfinite(norms))
     if len(bad):
         expert = piece.first + int(bad[0])

@@ -13,6 +13,7 @@ from coe_native.gguf_file import Tensor, read_exactly
 from coe_native.masking import ExpertMask, check_mask
 from coe_native.moe_model import MoeModel
 from coe_native.surgery import (
+    SHARD_KEYS,
     Plan,
     PlannedTensor,
     Readers,
@@ -46,7 +47,7 @@ def verify(
     parent_model = MoeModel(parent)
     check_mask(mask, parent_model)
     written = MoeModel(out)
-    pruned = written.metadata("coe.mask.mode", "zero") == "prune"
+    pruned = written.metadata("coe.mask.mode", "zero") == "prune" and not _zeroed_in_place(written, parent_model)
     plan = plan_prune(parent_model, mask) if pruned else plan_zero(parent_model, mask)
     checks = [_check("metadata", lambda: _metadata(written, plan, mask))]
     layout = _check("layout", lambda: _layout(written, plan))
@@ -65,14 +66,24 @@ def _check(name: str, run: Callable[[], str]) -> Check:
         return Check(name, False, str(error))
 
 
+def _raw_metadata(model: MoeModel) -> list[bytes]:
+    """All metadata as bytes, but for how the file is split."""
+    first = model.files[0]
+    return [first.raw_entry(key) for key in first.keys if key not in SHARD_KEYS]
+
+
+def _zeroed_in_place(written: MoeModel, parent: MoeModel) -> bool:
+    """Zeroing in place leaves the metadata alone, and so no record of itself."""
+    return _raw_metadata(written) == _raw_metadata(parent)
+
+
 def _metadata(written: MoeModel, plan: Plan, mask: ExpertMask) -> str:
+    if _zeroed_in_place(written, plan.model):
+        return "as the parent's: zeroed in place"
     recorded = written.metadata("coe.mask.digest")
-    if recorded is None:
-        return "zeroed in place: no record"
     if recorded != mask.digest:
         raise CoeError(f"was made with another mask ({str(recorded)[:12]}..., not {mask.digest[:12]}...)")
-    first = written.files[0]
-    if [first.raw_entry(key) for key in first.keys] != list(plan.entries):
+    if _raw_metadata(written) != list(plan.entries):
         raise CoeError("differs from the parent's in more than the experts' count and the record of the mask")
     return f"{len(plan.entries)} entries, mask {mask.digest[:12]}..."
 
@@ -85,7 +96,7 @@ def _layout(written: MoeModel, plan: Plan) -> str:
             raise CoeError(f"tensor {theirs[0]} {list(theirs[1])} stands where {ours[0]} {list(ours[1])} should")
     if len(found) != len(expected):
         raise CoeError(f"holds {len(found)} tensors, not {len(expected)}")
-    if written.metadata("coe.mask.digest") is not None and written.n_bytes != plan.n_bytes:
+    if not _zeroed_in_place(written, plan.model) and written.n_bytes != plan.n_bytes:
         raise CoeError(f"has {written.n_bytes} bytes, not {plan.n_bytes}")
     return f"{len(found)} tensors"
 
@@ -153,7 +164,8 @@ def _norms(written: MoeModel, plan: Plan) -> str:
 def _loads(path: Path) -> str:
     from coe_native.runtime import Model
 
-    with Model(path, n_ctx=8, n_batch=8) as model:
+    # On the CPU: the parent may hold the GPU, and what is asked is whether the file is good.
+    with Model(path, n_ctx=8, n_batch=8, n_gpu_layers=0) as model:
         logits = model.logits([0])
     if not np.isfinite(logits).all():
         raise CoeError(f"{path}: llama.cpp computes logits that are not finite")

@@ -44,6 +44,12 @@ class Cursor {
         }
         const size_t at = position_;
         skip(length);
+        for (size_t i = at; i < position_; ++i) {
+            // Names are ASCII in every model; this keeps them so for whoever prints or encodes them.
+            if (data_[i] < 0x20 || data_[i] > 0x7e) {
+                throw GgufError("a name in its header holds byte " + std::to_string(data_[i]));
+            }
+        }
         return {reinterpret_cast<const char*>(data_) + at, static_cast<size_t>(length)};
     }
 

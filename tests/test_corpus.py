@@ -27,8 +27,11 @@ def test_a_directory_is_its_files_in_order(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "c.jsonl").write_text('{"text": "third"}\n\n{"text": "fourth"}\n')
     (tmp_path / ".hidden").write_text("no")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    assert contents(tmp_path) == ["first", "second", "third", "fourth"]
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\3\0\0\0")
+    (tmp_path / "picture.tiff").write_bytes(b"II\xff\xd8\xff")
+    np.save(tmp_path / "sub" / "d.npy", np.array([7, 8]))
+    (tmp_path / "umlaut.txt").write_bytes("\ufeffä".encode() + "ä".encode() * 5000)
+    assert contents(tmp_path) == ["first", "second", "third", "fourth", (7, 8), "ä" * 5001]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import coe_native as coe
 from coe_native import demo
 from coe_native.corpus import Corpus, Document, Message, read_corpus
 from coe_native.gguf_file import encode_entry, read_exactly
-from coe_native.surgery import Plan, PlannedTensor, Run
+from coe_native.surgery import Plan, PlannedTensor
 
 REFERENCE = Path(__file__).parent / "data" / "demo_reference.npz"
 """Windows of the shipped profile texts, and what router hooks in ``transformers`` counted on the
@@ -132,7 +132,7 @@ def with_template(path: Path, template: str) -> Path:
     model = coe.MoeModel(demo.MODEL)
     source = model.files[0]
     entries = [source.raw_entry(key) for key in source.keys]
-    tensors = tuple(PlannedTensor(t, t.shape, 1, (Run(0, 1),)) for t in model.tensors.values())
+    tensors = tuple(PlannedTensor.whole(t) for t in model.tensors.values())
     plan = Plan(model, "copy", (*entries, encode_entry("tokenizer.chat_template", template)), tensors)
     with source.open() as file:
         data = read_exactly(file, source.header.data_offset, source.size - source.header.data_offset)

@@ -85,6 +85,9 @@ def main() -> None:
     except (MemoryError, ImportError, OSError) as error:
         _report(str(error) or type(error).__name__)
         status = 1
+    except Exception as error:  # a defect of ours: one line for the user, and --debug for the report about it
+        _report(f"internal error ({type(error).__name__}: {error}); please report it with the output of --debug")
+        status = 1
     sys.exit(status)
 
 

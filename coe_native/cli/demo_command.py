@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coe_native.cli.shared import COUNT, FILE, gigabytes, json_option, print_json, print_table, say, step_progress
+from coe_native.cli.shared import (
+    COUNT,
+    FILE,
+    force_option,
+    gigabytes,
+    json_option,
+    print_json,
+    print_table,
+    say,
+    step_progress,
+)
 
 if TYPE_CHECKING:
     from coe_native.demo import Demo
@@ -19,8 +29,9 @@ if TYPE_CHECKING:
 @click.command(name="demo")
 @click.option("-o", "--output", type=FILE, default=Path("coe-demo"), show_default=True, help="Directory to fill.")
 @click.option("--threads", type=COUNT, help="CPU threads; all cores if not given.")
+@force_option
 @json_option
-def command(output: Path, threads: int | None, as_json: bool) -> None:
+def command(output: Path, threads: int | None, force: bool, as_json: bool) -> None:
     """Make three specialists of the packaged 13 M parameter Gemma 4 and compare them with their parent.
 
     One for Python code, one for English prose, one for C++, each with half the experts. Needs no network.
@@ -29,7 +40,7 @@ def command(output: Path, threads: int | None, as_json: bool) -> None:
     from coe_native.surgery import SAFETY_NOTICE
 
     with step_progress() as watchers:
-        result = demo.run(output, n_threads=threads, watchers=watchers)
+        result = demo.run(output, n_threads=threads, force=force, watchers=watchers)
     if as_json:
         print_json(_as_json(result))
         return

@@ -209,7 +209,8 @@ class _Bar:
         self._progress.stop()
 
     def restart(self, description: str) -> None:
-        self._progress.reset(self._task, description=description, total=None, rate="")
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(description, total=None, rate="")
 
     def n_bytes(self, done: int, total: int) -> None:
         self._update(done, total, 1e6, "MB/s")

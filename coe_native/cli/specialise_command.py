@@ -57,12 +57,18 @@ def command(
 ) -> None:
     """Profile, mask, prune, verify and evaluate MODEL for one kind of text, with a report beside the output."""
     from coe_native.corpus import read_corpus
+    from coe_native.masking import check_keep
+    from coe_native.moe_model import MoeModel
     from coe_native.profiler import DOCUMENTS_AT_ONCE
-    from coe_native.specialise import specialise
+    from coe_native.specialise import check_outputs, specialise
     from coe_native.surgery import SAFETY_NOTICE
 
     reasoning = () if options["reasoning"] is None else (options["reasoning"],)
     arguments = mask_arguments(**{name: options.pop(name) for name in _MASK_NAMES})
+    inputs = (*corpora, *texts, *reasoning)
+    moe = MoeModel(model)
+    check_outputs(output, force=force, inputs=(*moe.paths, *inputs))
+    check_keep(arguments["keep"], moe.top_k, moe.n_experts)
     read = [read_corpus(path, field) for path in corpora]
     held_out = [read_corpus(path, field) for path in texts] or read
     with (
@@ -76,7 +82,7 @@ def command(
             texts=held_out,
             mask_arguments=arguments,
             force=force,
-            inputs=(*corpora, *texts, *reasoning),
+            inputs=inputs,
             watchers=watchers,
         )
         parent_bytes = parent.moe.n_bytes

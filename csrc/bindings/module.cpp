@@ -9,13 +9,12 @@ namespace {
 // The layout of ggml_tensor is not stable: reading one of another version would be reading rubbish.
 void refuse_other_ggml() {
     if (std::strcmp(ggml_version(), COE_GGML_VERSION) != 0) {
-        throw pybind11::import_error(
-            std::string("coe-native was compiled against ggml " COE_GGML_VERSION
-                        ", but the installed llama-cpp-python has loaded ggml ") +
-            ggml_version() +
-            "; install the release that it needs and build it again: "
-            "pip install --force-reinstall --no-cache-dir coe-native \"" COE_LLAMA_CPP_PYTHON_REQUIREMENT
-            "\"");
+        throw pybind11::import_error(std::string("coe-native was compiled against ggml " COE_GGML_VERSION
+                                                 ", but the installed llama-cpp-python has loaded ggml ") +
+                                     ggml_version() +
+                                     "; with " COE_LLAMA_CPP_PYTHON_REQUIREMENT
+                                     " installed, build it again in its source directory: "
+                                     "pip install --force-reinstall --no-deps --no-cache-dir .");
     }
 }
 
