@@ -23,13 +23,13 @@ from coe_native import demo
 WINDOW = 512
 
 
-def write_tokens(model: Path, out: Path) -> None:
-    """Full windows of every kind's shipped profile text, int32 [window, 512]."""
+def write_tokens(model: Path, out: Path, windows: int) -> None:
+    """The first full windows of every kind's shipped profile text, int32 [window, 512]."""
     rows = []
     with coe.Model(model) as loaded:
         for kind in demo.KINDS:
             stream = np.concatenate([loaded.tokenize(d.content) for d in demo.corpus(kind, "profile").documents])
-            rows.append(stream[: len(stream) // WINDOW * WINDOW].reshape(-1, WINDOW)[:100])
+            rows.append(stream[: len(stream) // WINDOW * WINDOW].reshape(-1, WINDOW)[:windows])
     np.save(out, np.concatenate(rows).astype(np.int32))
     print(f"{out}: {sum(map(len, rows))} windows of {WINDOW} tokens")
 
@@ -70,13 +70,22 @@ def main() -> None:
     writer = commands.add_parser("tokens")
     writer.add_argument("--model", type=Path, required=True)
     writer.add_argument("--out", type=Path, required=True)
+    writer.add_argument("--windows", type=int, default=100, help="of each kind")
+    keeper = commands.add_parser("fixture")
+    keeper.add_argument("--reference", type=Path, required=True)
+    keeper.add_argument("--tokens", type=Path, required=True)
+    keeper.add_argument("--out", type=Path, required=True)
     comparer = commands.add_parser("compare")
     comparer.add_argument("--reference", type=Path, required=True)
     comparer.add_argument("--tokens", type=Path, required=True)
     comparer.add_argument("models", type=Path, nargs="+")
     arguments = parser.parse_args()
     if arguments.command == "tokens":
-        write_tokens(arguments.model, arguments.out)
+        write_tokens(arguments.model, arguments.out, arguments.windows)
+    elif arguments.command == "fixture":
+        # The vocabulary has 4,096 tokens: 16 bits hold them.
+        tokens = np.load(arguments.tokens).astype(np.int16)
+        np.savez_compressed(arguments.out, tokens=tokens, **np.load(arguments.reference))
     else:
         compare(arguments.reference, arguments.tokens, arguments.models)
 
