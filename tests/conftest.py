@@ -10,6 +10,7 @@ import pytest
 from random_models import FAMILIES, write_random_model
 
 import coe_native as coe
+from coe_native.surgery import Plan, PlannedTensor
 
 LENGTHS = (40, 130, 1, 64, 97, 33)
 """Tokens of each document: below, at and above a batch of 64, and of a window of 128."""
@@ -66,3 +67,13 @@ def unused_experts(profile: coe.RoutingProfile, keep: int) -> coe.ExpertMask:
         keep,
         {block: tuple(sorted(row.tolist())) for block, row in zip(profile.layers, least, strict=True)},
     )
+
+
+def append_entry(source: Path, target: Path, entry: bytes) -> Path:
+    """A copy of a model with one more metadata entry, given as bytes: also such as gguf's writer refuses."""
+    model = coe.MoeModel(source)
+    file = model.files[0]
+    entries = (*(file.raw_entry(key) for key in file.keys), entry)
+    plan = Plan(model, "copy", entries, tuple(map(PlannedTensor.whole, model.tensors.values())))
+    target.write_bytes(plan.header() + source.read_bytes()[file.header.data_offset :])
+    return target

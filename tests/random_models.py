@@ -425,3 +425,26 @@ def _write_shard(path: Path, reader: GGUFReader, tensors: range, shard: int, n_s
         tensor = reader.tensors[index]
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     _finish(writer)
+
+
+def copy_model(
+    source: PathLike,
+    target: PathLike,
+    *,
+    without: str | None = None,
+    add: Callable[[GGUFWriter], None] = lambda _: None,
+) -> None:
+    """Rewrite a model through gguf's own reader and writer, one tensor left out, or metadata added by `add`."""
+    reader = GGUFReader(source)
+    writer = GGUFWriter(target, str(reader.fields["general.architecture"].contents()))
+    for name, entry in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            writer.add_key_value(name, entry.contents(), entry.types[0])
+    add(writer)
+    for tensor in reader.tensors:
+        if tensor.name != without:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

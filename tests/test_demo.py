@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import append_entry
 
 import coe_native as coe
 from coe_native import demo
 from coe_native.corpus import Corpus, Document, Message, read_corpus
-from coe_native.gguf_file import encode_entry, read_exactly
-from coe_native.surgery import Plan, PlannedTensor
+from coe_native.gguf_file import encode_entry
 
 REFERENCE = Path(__file__).parent / "data" / "demo_reference.npz"
 """Windows of the shipped profile texts, and what router hooks in ``transformers`` counted on the
@@ -129,15 +129,7 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}<|turn>{{ m.role }}\n{{ m.cont
 
 def with_template(path: Path, template: str) -> Path:
     """A copy of the demo model that carries a chat template."""
-    model = coe.MoeModel(demo.MODEL)
-    source = model.files[0]
-    entries = [source.raw_entry(key) for key in source.keys]
-    tensors = tuple(PlannedTensor.whole(t) for t in model.tensors.values())
-    plan = Plan(model, "copy", (*entries, encode_entry("tokenizer.chat_template", template)), tensors)
-    with source.open() as file:
-        data = read_exactly(file, source.header.data_offset, source.size - source.header.data_offset)
-    path.write_bytes(plan.header() + data)
-    return path
+    return append_entry(demo.MODEL, path, encode_entry("tokenizer.chat_template", template))
 
 
 def test_conversations_use_the_models_own_template(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import unused_experts
+from conftest import append_entry, unused_experts
 from gguf import GGUFReader, GGUFWriter
 from numpy.typing import NDArray
-from random_models import split_model, write_random_model
+from random_models import copy_model, split_model, write_random_model
 
 import coe_native as coe
 from coe_native.surgery import SAFETY_NOTICE, plan_prune, plan_zero
@@ -92,22 +93,17 @@ def test_metadata_of_every_kind_is_carried_byte_for_byte(
     tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
 ) -> None:
     """Empty arrays, which gguf's writer refuses, and odd types come through: the bytes are copied."""
-    parent = tmp_path / "odd.gguf"
-    reader = GGUFReader(model_file("qwen3moe", "F32"))
-    writer = GGUFWriter(parent, "qwen3moe")
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            writer.add_key_value(name, field.contents(), field.types[0])
-    writer.add_array("odd.texts", ["", "ä", "x" * 300])
-    writer.add_array("odd.numbers", [1.5, -2.0])
-    writer.add_bool("odd.flag", True)
-    writer.add_uint64("odd.large", 2**63)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    odd, parent = tmp_path / "odd.gguf", tmp_path / "parent.gguf"
+
+    def add(writer: GGUFWriter) -> None:
+        writer.add_array("odd.texts", ["", "ä", "x" * 300])
+        writer.add_array("odd.numbers", [1.5, -2.0])
+        writer.add_bool("odd.flag", True)
+        writer.add_uint64("odd.large", 2**63)
+
+    copy_model(model_file("qwen3moe", "F32"), odd, add=add)
+    key = b"odd.empty"
+    append_entry(odd, parent, struct.pack("<Q", len(key)) + key + struct.pack("<IIQ", 9, 5, 0))
     mask = unused_experts(profile_of("qwen3moe"), 6)
     out = coe.prune(parent, mask, tmp_path / "out.gguf")
     before, after = coe.MoeModel(parent).files[0], coe.MoeModel(out).files[0]
@@ -116,6 +112,7 @@ def test_metadata_of_every_kind_is_carried_byte_for_byte(
             assert after.raw_entry(key) == before.raw_entry(key)
     assert after.get("odd.texts") == ["", "ä", "x" * 300]
     assert after.get("odd.large") == 2**63
+    assert after.get("odd.empty") == []
 
 
 @pytest.mark.parametrize("quantization", ["F32", "Q4_K_M"])

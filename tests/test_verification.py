@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import unused_experts
+from random_models import copy_model
 
 import coe_native as coe
 
@@ -132,21 +133,8 @@ def test_a_file_that_llama_cpp_cannot_run_is_found(
     tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
 ) -> None:
     """Bytes as the mask says, but of a parent that lacks a tensor: only loading shows that."""
-    from gguf import GGUFReader, GGUFWriter
-
-    reader = GGUFReader(model_file("qwen3moe", "F32"))
     parent = tmp_path / "parent.gguf"
-    writer = GGUFWriter(parent, "qwen3moe")
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            writer.add_key_value(name, field.contents(), field.types[0])
-    for tensor in reader.tensors:
-        if tensor.name != "output_norm.weight":
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    copy_model(model_file("qwen3moe", "F32"), parent, without="output_norm.weight")
     mask = unused_experts(profile_of("qwen3moe"), 8)
     out = coe.prune(parent, mask, tmp_path / "out.gguf")
     found = failures(out, parent, mask)
