@@ -40,10 +40,12 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Named documents. `sha256` is over their contents, so that equal corpora are recognised."""
+    """Named documents. `sha256` is over their contents, so that equal corpora are recognised. `n_skipped`: files
+    of a directory that were passed by."""
 
     name: str
     documents: tuple[Document, ...]
+    n_skipped: int = 0
 
     @property
     def sha256(self) -> str:
@@ -54,19 +56,21 @@ class Corpus:
 
 
 def read_corpus(path: str | Path, field: str | None = None) -> Corpus:
-    """All documents of a file, of a directory (its text files in order of their names), or of standard input
-    (``-``, one text). `field` names the text column of ``.jsonl`` and ``.parquet`` files.
+    """All documents of a file, of a directory (its files in order of their names, but hidden ones and those that
+    are no UTF-8 text), or of standard input (``-``, one text). `field` names the text
+    column of ``.jsonl`` and ``.parquet`` files.
 
     Raises InputError, naming the place, where something can't be read or there is no document.
     """
+    skipped: list[Path] = []
     if str(path) == "-":
         documents = [Document("standard input", _decoded(sys.stdin.buffer.read(), "standard input"))]
     else:
-        documents = list(_read_path(Path(path), field))
+        documents = list(_read_path(Path(path), field, skipped))
     documents = [document for document in documents if document.content]
     if not documents:
         raise InputError(f"{path}: holds no text")
-    return Corpus(str(path), tuple(documents))
+    return Corpus(str(path), tuple(documents), len(skipped))
 
 
 def corpus_of(documents: Iterable[str | Sequence[int]], name: str = "documents") -> Corpus:
@@ -80,14 +84,18 @@ def corpus_of(documents: Iterable[str | Sequence[int]], name: str = "documents")
     return Corpus(name, tuple(document for document in made if document.content))
 
 
-def _read_path(path: Path, field: str | None) -> Iterator[Document]:
+def _read_path(path: Path, field: str | None, skipped: list[Path]) -> Iterator[Document]:
     readers = {".jsonl": _read_jsonl, ".npy": _read_npy, ".parquet": _read_parquet}
     try:
         if path.is_dir():
             for entry in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
                 hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
-                if entry.is_file() and not hidden and _looks_like_text(entry):
-                    yield from _read_path(entry, field)
+                if not entry.is_file():
+                    continue
+                if hidden or not _looks_like_text(entry):
+                    skipped.append(entry)
+                else:
+                    yield from _read_path(entry, field, skipped)
         else:
             yield from readers.get(path.suffix.lower(), _read_text)(path, field)
     except OSError as error:

@@ -43,8 +43,8 @@ class RoutingProfile:
     fingerprint: str
     layers: tuple[int, ...]
     n_tokens: int
-    histograms: NDArray[np.int64]
-    weight_sum: NDArray[np.float64]
+    histograms: NDArray[np.int64] = field(repr=False)
+    weight_sum: NDArray[np.float64] = field(repr=False)
     corpora: tuple[CorpusRecord, ...] = field(default=())
     place: str = "the profile"
     """Where it was read from, for messages about it."""

@@ -79,7 +79,7 @@ def _zeroed_in_place(written: MoeModel, parent: MoeModel) -> bool:
 
 def _metadata(written: MoeModel, plan: Plan, mask: ExpertMask) -> str:
     if _zeroed_in_place(written, plan.model):
-        return "as the parent's: zeroed in place"
+        return "as the parent's, which is how zeroing in place leaves it"
     recorded = written.metadata("coe.mask.digest")
     if recorded != mask.digest:
         raise CoeError(f"was made with another mask ({str(recorded)[:12]}..., not {mask.digest[:12]}...)")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command(name="compare")
 @click.argument("first", type=FILE)
 @click.argument("second", type=FILE)
-@click.option("--keep", type=int, help="For profiles: experts to keep in the masks that are compared.")
+@click.option("--keep", type=int, help="For profiles: experts that their masks keep; half if not given.")
 @method_option
 @json_option
 def command(first: Path, second: Path, keep: int | None, method: str, as_json: bool) -> None:

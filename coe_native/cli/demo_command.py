@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coe_native.cli.shared import (
-    COUNT,
     FILE,
+    THREADS,
     force_option,
     gigabytes,
     json_option,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @click.command(name="demo")
 @click.option("-o", "--output", type=FILE, default=Path("coe-demo"), show_default=True, help="Directory to fill.")
-@click.option("--threads", type=COUNT, help="CPU threads; all cores if not given.")
+@click.option("--threads", type=THREADS, help="CPU threads; all cores if not given.")
 @force_option
 @json_option
 def command(output: Path, threads: int | None, force: bool, as_json: bool) -> None:

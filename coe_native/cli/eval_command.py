@@ -16,6 +16,7 @@ from coe_native.cli.shared import (
     open_model,
     print_json,
     print_table,
+    say_skipped,
 )
 
 
@@ -46,6 +47,7 @@ def command(
     from coe_native.masking import ExpertMask
 
     read = [read_corpus(path, field) for path in texts]
+    say_skipped(read)
     mask = None if mask_path is None else ExpertMask.load(mask_path)
     with contextlib.ExitStack() as stack:
         loaded = stack.enter_context(open_model(model, **options))

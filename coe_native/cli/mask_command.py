@@ -48,10 +48,10 @@ def command(profile: Path, output: Path, force: bool, as_json: bool, **options: 
             }
         )
     else:
-        unplaced = f"; {len(mask.unplaced)} structural experts stay out for want of others to replace" * bool(
-            mask.unplaced
-        )
-        say(
-            f"{output}: keeps {mask.keep} of {mask.n_experts} experts in {len(mask.kept)} layers; "
-            f"{swaps[2]} structural and {swaps[3]} reasoning swaps{unplaced}"
-        )
+        notes = [f"{swaps[2]} structural swaps"]
+        if reasoning is not None:
+            notes.append(f"{swaps[3]} reasoning swaps")
+        if mask.unplaced:
+            notes.append(f"{len(mask.unplaced)} structural experts found no other to replace")
+        kept = f"keeps {mask.keep} of {mask.n_experts} experts in {len(mask.kept)} layers"
+        say(f"{output}: {kept}; {', '.join(notes)}")

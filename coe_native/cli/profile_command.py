@@ -17,6 +17,7 @@ from coe_native.cli.shared import (
     open_model,
     print_json,
     say,
+    say_skipped,
     token_progress,
 )
 
@@ -46,6 +47,7 @@ def command(
 
     check_target(output, force=force, inputs=(*MoeModel(model).paths, *corpora))
     read = [read_corpus(path, field) for path in corpora]
+    say_skipped(read)
     last = Progress(0, 0, 0.0)
     with (
         open_model(model, n_sequences=DOCUMENTS_AT_ONCE, **options) as loaded,

@@ -17,6 +17,7 @@ from rich.text import Text
 from coe_native.scoring import METHODS
 
 if TYPE_CHECKING:
+    from coe_native.corpus import Corpus
     from coe_native.profiler import Progress
     from coe_native.runtime import Model
     from coe_native.specialise import Watchers
@@ -26,6 +27,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 _INT32 = 2**31 - 1
 COUNT = click.IntRange(1, _INT32)
+THREADS = click.IntRange(1, 1024)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an output that exists.")
@@ -51,7 +53,7 @@ corpus_option = click.option(
 _MODEL_OPTIONS = (
     click.option("--ctx", type=COUNT, default=512, show_default=True, help="Tokens of the longest window."),
     click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once."),
-    click.option("--threads", type=COUNT, help="CPU threads; all cores if not given."),
+    click.option("--threads", type=THREADS, help="CPU threads; all cores if not given."),
     click.option(
         "--gpu-layers", type=click.IntRange(-1, _INT32), default=-1, help="Layers on the GPU; all if not given."
     ),
@@ -68,13 +70,18 @@ _MODEL_OPTIONS = (
 _MASK_OPTIONS = (
     click.option("--keep", type=int, required=True, help="Experts to keep in each layer."),
     method_option,
-    click.option("--structural-rank", default=2.0, show_default=True, help="Mean rank of structural experts."),
+    click.option(
+        "--structural-rank",
+        default=2.0,
+        show_default=True,
+        help="Structural experts have a mean rank below this (0: always first).",
+    ),
     click.option(
         "--structural-min",
         type=click.IntRange(0),
         default=10,
         show_default=True,
-        help="Least choices of structural experts.",
+        help="Structural experts were chosen at least so often.",
     ),
     click.option("--no-structural", is_flag=True, help="Leave out the structural pass."),
     click.option("--reasoning", type=FILE, help="Profile of reasoning text, for the third pass."),
@@ -157,20 +164,35 @@ def say(message: str) -> None:
     click.echo(message, err=True)
 
 
+def say_skipped(corpora: Sequence[Corpus]) -> None:
+    """Says how many files of directories were passed by."""
+    for corpus in corpora:
+        if corpus.n_skipped:
+            say(f"{corpus.name}: passed by {corpus.n_skipped} files that are hidden or no UTF-8 text")
+
+
 def print_json(value: Any) -> None:
     """One JSON object to standard output."""
     click.echo(json.dumps(value, indent=1))
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich ends the process here; how it ends is for the command line's own main to say."""
+        raise BrokenPipeError
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """An aligned table to standard output: the first column to the left, the others to the right."""
-    table = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False, box=None)
+    table = Table(pad_edge=False, box=None)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
     for row in rows:
         table.add_row(*map(Text, row))  # as it is: a file's name may look like markup
+    if title:
+        click.echo(title)
     # A pipe has no width to fold for.
-    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    console = _Console() if sys.stdout.isatty() else _Console(width=10_000)
     console.print(table)
 
 

@@ -21,6 +21,7 @@ from coe_native.cli.shared import (
     open_model,
     print_table,
     say,
+    say_skipped,
     step_progress,
 )
 
@@ -70,6 +71,7 @@ def command(
     check_outputs(output, force=force, inputs=(*moe.paths, *inputs))
     check_keep(arguments["keep"], moe.top_k, moe.n_experts)
     read = [read_corpus(path, field) for path in corpora]
+    say_skipped(read)
     held_out = [read_corpus(path, field) for path in texts] or read
     with (
         open_model(model, n_sequences=DOCUMENTS_AT_ONCE, **options) as parent,
