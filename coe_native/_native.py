@@ -6,6 +6,8 @@ goes first; the module then finds those libraries in the process and refuses ano
 
 from __future__ import annotations
 
+import llama_cpp  # noqa: F401  # isort: skip
+
 from coe_native import _core as core
 
 __all__ = ["core"]
