@@ -10,7 +10,7 @@ from coe_native.corpus import Corpus, read_corpus
 from coe_native.evaluation import Evaluation
 from coe_native.profiler import DOCUMENTS_AT_ONCE
 from coe_native.runtime import Model
-from coe_native.specialise import UNWATCHED, Specialist, Watchers, judge, specialise
+from coe_native.specialise import UNWATCHED, Specialist, Watchers, check_outputs, judge, specialise
 
 DATA = Path(__file__).parent / "demo_data"
 MODEL = DATA / "demo-Q8_0.gguf"
@@ -38,6 +38,9 @@ def run(
     """Makes a specialist of half the experts for each kind of text, in `directory`, and judges all of them on
     every kind's held-out text."""
     directory.mkdir(parents=True, exist_ok=True)
+    outputs = {kind: directory / f"{kind}-specialist.gguf" for kind in KINDS}
+    for out in outputs.values():
+        check_outputs(out, force=force, inputs=(MODEL,))
     texts = [corpus(kind, "test") for kind in KINDS]
     with Model(MODEL, n_sequences=DOCUMENTS_AT_ONCE, n_threads=n_threads) as parent:
         watchers.step("judging the parent")
@@ -47,7 +50,7 @@ def run(
             specialists[kind] = specialise(
                 parent,
                 [corpus(kind, "profile")],
-                directory / f"{kind}-specialist.gguf",
+                outputs[kind],
                 texts=texts,
                 mask_arguments={"keep": parent.moe.n_experts // 2},
                 judged_parent=judged,

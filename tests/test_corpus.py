@@ -32,6 +32,7 @@ def test_a_directory_is_its_files_in_order(tmp_path: Path) -> None:
     np.save(tmp_path / "sub" / "d.npy", np.array([7, 8]))
     (tmp_path / "umlaut.txt").write_bytes("\ufeffä".encode() + "ä".encode() * 5000)
     assert contents(tmp_path) == ["first", "second", "third", "fourth", (7, 8), "ä" * 5001]
+    assert read_corpus(tmp_path).n_skipped == 3
 
 
 @pytest.mark.parametrize(

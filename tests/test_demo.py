@@ -101,6 +101,13 @@ def test_the_demo_leaves_what_it_says(demo_run: tuple[Path, dict[str, object]]) 
     assert len(list(directory.iterdir())) == 12
 
 
+def test_the_demo_asks_before_it_overwrites(demo_run: tuple[Path, dict[str, object]]) -> None:
+    with pytest.raises(
+        coe.InputError, match=r"python-specialist\.gguf: exists"
+    ):
+        demo.run(demo_run[0])
+
+
 def test_texts_of_the_demo_do_not_overlap() -> None:
     names = [
         json.loads(line)["name"]

@@ -82,3 +82,27 @@ def test_bad_windows_are_refused(model_file: ModelFile) -> None:
             model.tokenize("text")
     with pytest.raises(coe.CoeError, match="has been closed"):
         model.logits([1])
+
+
+def test_a_model_that_computes_no_numbers_is_refused(
+    tmp_path: Path, model_file: ModelFile, documents: list[list[int]]
+) -> None:
+    path = tmp_path / "nan.gguf"
+    data = bytearray(model_file("olmoe", "F32").read_bytes())
+    norm = coe.MoeModel(model_file("olmoe", "F32")).tensors["output_norm.weight"]
+    data[norm.offset : norm.offset + 4] = b"\x00\x00\xc0\x7f"
+    path.write_bytes(data)
+    with (
+        coe.Model(path, n_ctx=64, n_batch=64, n_threads=1) as model,
+        pytest.raises(coe.CoeError, match="no finite perplexity"),
+    ):
+        coe.evaluate(model, corpus_of(documents))
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path, model_file: ModelFile) -> None:
+    path = tmp_path / "name.gguf"
+    path.write_bytes(
+        model_file("olmoe", "F32").read_bytes().replace(b"blk.0.attn_q.weight", b"\xfflk.0.attn_q.weight")
+    )
+    with pytest.raises(coe.InputError, match="a name in its header holds byte 255"):
+        coe.MoeModel(path)

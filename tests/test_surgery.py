@@ -160,6 +160,9 @@ def test_split_models_are_read(tmp_path: Path, model_file: ModelFile, profile_of
     assert all(check.passed for check in coe.verify(joined, shards[0], mask))
     with pytest.raises(coe.InputError, match="is not the first shard"):
         coe.MoeModel(shards[1])
+    shards[1].write_bytes(shards[2].read_bytes())
+    with pytest.raises(coe.InputError, match="is not shard 2 of 3"):
+        coe.MoeModel(shards[0])
     shards[2].unlink()
     with pytest.raises(coe.InputError, match=r"-00003-of-00003\.gguf: cannot be read"):
         coe.MoeModel(shards[0])
