@@ -102,9 +102,7 @@ def test_the_demo_leaves_what_it_says(demo_run: tuple[Path, dict[str, object]]) 
 
 
 def test_the_demo_asks_before_it_overwrites(demo_run: tuple[Path, dict[str, object]]) -> None:
-    with pytest.raises(
-        coe.InputError, match=r"python-specialist\.gguf: exists"
-    ):
+    with pytest.raises(coe.InputError, match=r"python-specialist\.gguf: exists"):
         demo.run(demo_run[0])
 
 
