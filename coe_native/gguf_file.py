@@ -76,6 +76,13 @@ class GgufFile:
         entry = self._entries[key]
         return self._header_bytes[entry.begin : entry.end]
 
+    def shortened_entry(self, key: str, count: int) -> bytes:
+        """The bytes of an array's entry with its first `count` numbers only."""
+        entry = self._entries[key]
+        size = (entry.end - entry.value) // entry.count
+        head = self._header_bytes[entry.begin : entry.value - 8]
+        return head + struct.pack("<Q", count) + self._header_bytes[entry.value : entry.value + count * size]
+
     def get(self, key: str, default: Any = None) -> Any:
         """A metadata value: number, bool, text, or a list of them."""
         entry = self._entries.get(key)
@@ -118,14 +125,14 @@ def read_exactly(file: BinaryIO, offset: int, n_bytes: int) -> bytes:
     return data
 
 
-def encode_entry(key: str, value: int | str) -> bytes:
-    """A metadata entry's bytes: text, or an unsigned 32-bit number."""
+def encode_entry(key: str, value: int | str, number: str = "U32") -> bytes:
+    """A metadata entry's bytes: text, or a number of GGUF's type `number`."""
     name = key.encode()
     head = struct.pack("<Q", len(name)) + name
     if isinstance(value, str):
         text = value.encode()
         return head + struct.pack("<IQ", int(core.GgufType.STRING), len(text)) + text
-    return head + struct.pack("<II", int(core.GgufType.U32), value)
+    return head + struct.pack(f"<I{_SCALARS[number]}", int(getattr(core.GgufType, number)), value)
 
 
 def encode_tensor(name: str, shape: tuple[int, ...], ggml_type: int, offset: int) -> bytes:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from coe_native._native import core
 from coe_native.errors import InputError
+from coe_native.gguf_file import read_exactly
 from coe_native.moe_model import MoeModel
 from coe_native.routing_profile import RoutingProfile
 from coe_native.scoring import score
@@ -144,6 +146,7 @@ class _Layer:
     mean_rank: list[float]
     structural: set[int]
     kept: set[int]
+    groups: list[range]
     swaps: list[Swap] = field(default_factory=list)
     unplaced: list[tuple[int, int]] = field(default_factory=list)
 
@@ -151,9 +154,11 @@ class _Layer:
         """Experts outside the mask, the highest of `scores` first, ties to the lower index."""
         return sorted(set(range(len(scores))) - self.kept, key=lambda expert: (-scores[expert], expert))
 
-    def weakest(self, protected: set[int]) -> int | None:
-        """The kept expert to give up first: lowest domain score, then worst mean rank, then higher index."""
-        candidates = self.kept - self.structural - protected
+    def weakest_beside(self, incoming: int, protected: frozenset[int] | set[int] = frozenset()) -> int | None:
+        """The kept expert of an outsider's own group to give up first: lowest domain score, then worst mean
+        rank, then higher index."""
+        group = next(group for group in self.groups if incoming in group)
+        candidates = self.kept.intersection(group) - self.structural - protected
         return min(candidates, key=lambda e: (self.scores[e], -self.mean_rank[e], -e), default=None)
 
     def swap(self, incoming: int, outgoing: int, stage: int, scores: list[float]) -> None:
@@ -165,7 +170,7 @@ class _Layer:
         """Pass 2: each structural expert outside takes the place of the weakest one inside."""
         for expert in self.outsiders(self.scores):
             if expert in self.structural:
-                outgoing = self.weakest(protected=set())
+                outgoing = self.weakest_beside(expert)
                 if outgoing is None:
                     self.unplaced.append((self.block, expert))
                 else:
@@ -176,18 +181,14 @@ class _Layer:
         came in stay in: their domain scores are low by nature, and each would be the next to leave."""
         came_in: set[int] = set()
         for _ in range(most):
-            incoming = next(iter(self.outsiders(reasoning)), None)
-            outgoing = self.weakest(protected=came_in)
-            if incoming is None or outgoing is None or reasoning[incoming] <= reasoning[outgoing]:
+            for incoming in self.outsiders(reasoning):
+                outgoing = self.weakest_beside(incoming, protected=came_in)
+                if outgoing is not None and reasoning[incoming] > reasoning[outgoing]:
+                    self.swap(incoming, outgoing, 3, reasoning)
+                    came_in.add(incoming)
+                    break
+            else:
                 return
-            self.swap(incoming, outgoing, 3, reasoning)
-            came_in.add(incoming)
-
-
-def check_keep(keep: int, top_k: int, n_experts: int) -> None:
-    """Raises InputError unless `keep` of `n_experts` experts are enough for a token and not too many."""
-    if not top_k <= keep <= n_experts:
-        raise InputError(f"keep must be from {top_k} (experts that a token needs) to {n_experts}, not {keep}")
 
 
 def build_mask(
@@ -209,10 +210,13 @@ def build_mask(
     3. With a `reasoning` profile: up to `reasoning_swaps` experts a layer that score higher there come in for
        the non-structural ones with the lowest domain score.
 
-    A pure function of its arguments. Raises InputError where `keep` is below the top-k or above the experts,
-    or where the two profiles are of different models.
+    Where experts lie in groups (RouterShape), each group keeps as many, and swaps stay within a group.
+
+    A pure function of its arguments. Raises InputError where llama.cpp could not run `keep` experts (see
+    `RouterShape.check_keep`), or where the two profiles are of different models.
     """
-    check_keep(keep, profile.top_k, profile.n_experts)
+    shape = profile.router_shape
+    shape.check_keep(keep)
     if reasoning is not None and (
         reasoning.fingerprint != profile.fingerprint or reasoning.layers != profile.layers
     ):
@@ -222,13 +226,13 @@ def build_mask(
     is_structural = (profile.mean_rank < structural_rank) & (profile.counts >= max(structural_min, 1))
     layers = []
     for index, block in enumerate(profile.layers):
-        order = np.argsort(-scores[index], kind="stable")
         layer = _Layer(
             block,
             scores[index].tolist(),
             profile.mean_rank[index].tolist(),
             set(np.flatnonzero(is_structural[index]).tolist()) if structural else set(),
-            set(order[:keep].tolist()),
+            set(shape.best(scores[index], keep)),
+            shape.groups(),
         )
         layer.whitelist_structural()
         if reasoning_scores is not None:
@@ -275,3 +279,30 @@ def check_mask(mask: ExpertMask, model: MoeModel) -> None:
         )
     if mask.keep < model.top_k:
         raise InputError(f"{mask.place}: keeps {mask.keep} experts, but a token needs {model.top_k}")
+
+
+def check_cut(mask: ExpertMask, model: MoeModel) -> None:
+    """Raises InputError, with the reason, unless `model` can be cut to what `mask` keeps: the mask must be the
+    model's own, and llama.cpp must compute with fewer experts what the parent does with the others masked."""
+    check_mask(mask, model)
+    model.check_cut(mask.keep)
+    uneven = [block for block, kept in mask.kept.items() if not model.router_shape.is_even(kept)]
+    if uneven:
+        raise InputError(
+            f"{mask.place}: keeps unlike numbers of the {model.router_shape.n_groups} groups of experts in blocks "
+            f"{uneven}, which {model.path} cannot be cut to; make a mask from a profile of this model"
+        )
+
+
+def keep_by_router_norm(model: MoeModel, keep: int) -> dict[int, tuple[int, ...]]:
+    """The experts to keep in the layers that no profile sees (MTP): those whose rows of the router have the
+    largest norm, as many in each group, ties to the lower index. By block index; the router's bytes are read."""
+    kept = {}
+    for layer in model.mtp_layers:
+        with layer.router.file.open() as file:
+            data = read_exactly(file, layer.router.offset, layer.router.n_bytes)
+        if not core.has_norm(layer.router.type):
+            raise InputError(f"{model.path}: {layer.router.name} is of a type that ggml cannot read")
+        norms = np.asarray(core.slice_norms(data, layer.router.type, model.n_experts, 1))
+        kept[layer.block] = tuple(model.router_shape.best(norms, keep))
+    return kept

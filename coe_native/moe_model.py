@@ -10,26 +10,38 @@ from pathlib import Path
 from typing import Any
 
 from coe_native.errors import InputError
-from coe_native.gguf_file import GgufFile, Tensor, read_exactly
+from coe_native.gguf_file import GgufFile, Tensor, encode_entry, read_exactly
+from coe_native.router_shape import RouterShape
 
 # Tensors with one slice for each expert. `ffn_gate_inp.scale` (hidden size), `ffn_gate_inp_shexp` (shared
 # expert) and `ffn_norm_exps` are not among them.
 _EXPERT_WEIGHTS = re.compile(r"blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.(weight|bias|scale|input_scale)")
 _ROUTER_PARTS = re.compile(r"blk\.(\d+)\.(?:ffn_gate_inp\.(?:weight|bias)|exp_probs_b(?:_vl)?(?:\.bias)?)")
+_BLOCK = re.compile(r"blk\.(\d+)\.")
 _ROUTER = re.compile(r"blk\.(\d+)\.ffn_gate_inp\.weight")
+_EXPERT_TABLE = re.compile(r"blk\.(\d+)\.ffn_gate_tid2eid\.weight")
+# Experts that belong to several others (GroveMoE), and whatever else may come to be called so.
 _OTHER_EXPERTS = re.compile(r"blk\.\d+\.ffn_(?!norm_)\w+exps\.")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+# llama.cpp tells some variants of an architecture by their number of experts: with exactly this number, a
+# model has another graph than with any other.
+_COUNT_WITH_A_MEANING = {"llama4": 128}
 
 _GATING = {1: "softmax", 2: "sigmoid", 3: "softmax after top-k", 4: "square-root softplus"}
 
 
 @dataclass(frozen=True)
 class MoeLayer:
-    """One MoE layer: its block index, its router, and all tensors with an expert dimension, router included."""
+    """One MoE layer: its block index, its router, all tensors with an expert dimension, router included, how
+    many experts a token gets, and whether a table gives them by token (DeepSeek 4's hash layers) while the
+    router only weighs them."""
 
     block: int
     router: Tensor
     tensors: tuple[Tensor, ...]
+    top_k: int
+    by_table: bool
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -54,15 +66,12 @@ class MoeModel:
         if not self.architecture:
             raise InputError(f"{path}: names no architecture; it is not a model")
         self.n_experts = self._count("expert_count")
-        self.top_k = self._count("expert_used_count")
         if self.n_experts == 0:
             raise InputError(f"{path}: has no experts; it is not a mixture-of-experts model")
-        if not 0 < self.top_k <= self.n_experts:
-            raise InputError(f"{path}: chooses {self.top_k} of {self.n_experts} experts; it is damaged")
         self.n_blocks = self._count("block_count")
-        self.n_groups = max(1, self._count("expert_group_count"))
         self.mtp_blocks = range(self.n_blocks - self._count("nextn_predict_layers"), self.n_blocks)
         self.layers = self._find_layers()
+        self.router_shape = self._router_shape()
 
     def metadata(self, key: str, default: Any = None) -> Any:
         """A metadata value of the first file."""
@@ -80,7 +89,10 @@ class MoeModel:
 
     def _find_layers(self) -> tuple[MoeLayer, ...]:
         tensors_of: dict[int, list[Tensor]] = {}
+        tables = set()
         for tensor in self.tensors.values():
+            if match := _EXPERT_TABLE.fullmatch(tensor.name):
+                tables.add(int(match[1]))
             match = _EXPERT_WEIGHTS.fullmatch(tensor.name) or _ROUTER_PARTS.fullmatch(tensor.name)
             if match:
                 if tensor.shape[-1] == self.n_experts:
@@ -90,17 +102,103 @@ class MoeModel:
                     f"{self.path}: {tensor.name} holds {tensor.shape[-1]} slices, not one for each of the "
                     f"{self.n_experts} experts; it is damaged or of a kind that cannot be cut"
                 )
-            if _OTHER_EXPERTS.match(tensor.name):
-                raise InputError(f"{self.path}: {tensor.name} holds experts of a kind that cannot be cut yet")
+        n_by_table = self._count("hash_layer_count")
         layers = []
         for block, tensors in sorted(tensors_of.items()):
             router = next((t for t in tensors if _ROUTER.fullmatch(t.name)), None)
             if router is None or len(router.shape) != 2:
                 raise InputError(f"{self.path}: block {block} has experts but no router")
-            layers.append(MoeLayer(block, router, tuple(tensors)))
+            top_k = self._of_block("expert_used_count", block)
+            if not 0 < top_k <= self.n_experts and block not in self.mtp_blocks:
+                raise InputError(
+                    f"{self.path}: chooses {top_k} of {self.n_experts} experts in block {block}; it is damaged"
+                )
+            by_table = block in tables and block < n_by_table
+            layers.append(MoeLayer(block, router, tuple(tensors), top_k, by_table))
         if not layers:
             raise InputError(f"{self.path}: counts {self.n_experts} experts but holds none")
         return tuple(layers)
+
+    def _router_shape(self) -> RouterShape:
+        n_groups = max(1, self._count("expert_group_count"))
+        n_used = self._count("expert_group_used_count") if n_groups > 1 else 1
+        if self.n_experts % n_groups or not 0 < n_used <= n_groups:
+            raise InputError(
+                f"{self.path}: chooses {n_used} of {n_groups} groups among {self.n_experts} experts; it is damaged"
+            )
+        if not self.routed_layers:
+            raise InputError(f"{self.path}: has experts only in layers that predict further tokens (MTP)")
+        return RouterShape(self.n_experts, max(layer.top_k for layer in self.routed_layers), n_groups, n_used)
+
+    @property
+    def top_k(self) -> int:
+        """Experts that a token gets in the layer that gives it most."""
+        return self.router_shape.top_k
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the model cannot be cut to fewer experts at all, or None."""
+        by_table = [layer.block for layer in self.layers if layer.by_table]
+        if by_table:
+            return (
+                f"blocks {by_table} look their experts up in a table from tokens to experts, so none of them can "
+                "go, and llama.cpp wants the same number of experts in all layers"
+            )
+        others = [t for t in self.tensors if _OTHER_EXPERTS.match(t) and not _EXPERT_WEIGHTS.fullmatch(t)]
+        if others and "_chexps" in others[0]:
+            return (
+                f"{others[0]} belongs to groups of experts, whose weights llama.cpp takes from the experts of the "
+                "groups' numbers, so with fewer experts it would compute something else"
+            )
+        if others:
+            return f"{others[0]} holds experts of a kind that cannot be cut"
+        return None
+
+    def check_cut(self, keep: int) -> None:
+        """Raises InputError, with the reason, where llama.cpp could not run the model with `keep` experts a
+        layer, or would compute something else than the kept experts' share."""
+        try:
+            self.router_shape.check_keep(keep)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
+        if keep == self.n_experts:
+            return
+        if self.obstacle:
+            raise InputError(f"{self.path}: {self.obstacle}")
+        meaning = _COUNT_WITH_A_MEANING.get(self.architecture)
+        if meaning in (keep, self.n_experts):
+            raise InputError(
+                f"{self.path}: llama.cpp takes {self.architecture} with {meaning} experts for a variant of its "
+                f"own, which it computes in another way, so {self.n_experts} experts cannot become {keep}"
+            )
+
+    def in_mtp_block(self, tensor: Tensor) -> bool:
+        """Whether a tensor belongs to a layer that predicts further tokens."""
+        match = _BLOCK.match(tensor.name)
+        return match is not None and int(match[1]) in self.mtp_blocks
+
+    def entries_without_mtp(self) -> dict[str, bytes]:
+        """The metadata entries that change where the layers that predict further tokens (MTP) are dropped:
+        their count, the number of blocks, and lists with one number for each block."""
+        first, n_left = self.files[0], self.mtp_blocks.start
+        prefix = f"{self.architecture}."
+        changed = {
+            key: first.shortened_entry(key, n_left)
+            for key in first.keys
+            if key.startswith(prefix)
+            and not key.endswith("dimension_sections")  # a list of another kind
+            and isinstance(value := first.get(key), list)
+            and len(value) == self.n_blocks
+            and not isinstance(value[0], str)
+        }
+        for key, count in (("block_count", n_left), ("nextn_predict_layers", 0)):
+            changed[prefix + key] = encode_entry(prefix + key, count)
+        return changed
+
+    @property
+    def mtp_layers(self) -> tuple[MoeLayer, ...]:
+        """The layers that predict further tokens (MTP): no forward pass runs them, so no profile sees them."""
+        return tuple(layer for layer in self.layers if layer.block in self.mtp_blocks)
 
     @property
     def routed_layers(self) -> tuple[MoeLayer, ...]:
@@ -115,6 +213,11 @@ class MoeModel:
     @property
     def name(self) -> str:
         return str(self.metadata("general.name", self.path.stem))
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether tokens see only those before them, so that a window can be computed in parts."""
+        return bool(self.arch("attention.causal", True))
 
     @property
     def gating(self) -> str:

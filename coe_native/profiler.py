@@ -91,4 +91,6 @@ def profile_corpora(
         histograms,
         weight_sum,
         tuple(records),
+        model.moe.router_shape.n_groups,
+        model.moe.router_shape.n_groups_used,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.errors import InputError
+from coe_native.router_shape import RouterShape
 
 FORMAT = "routing-profile"
 VERSION = 1
@@ -34,8 +35,9 @@ class RoutingProfile:
 
     `histograms` (int64) and `weight_sum` (float64) are [moe_layer, expert, rank]: how often an expert was the
     choice of a rank (0: highest weight), and the sum of the router weights of those choices. `layers` gives
-    the block index of each MoE layer. `fingerprint` is that of MoeModel. For every layer,
-    ``histograms[layer].sum() == n_tokens * top_k``; anything else raises InputError.
+    the block index of each MoE layer. `fingerprint` is that of MoeModel; `n_groups` and `n_groups_used` are
+    those of RouterShape. In every layer each rank holds ``n_tokens`` choices, but for the last ranks of a layer
+    that chooses fewer experts than others, which hold none; anything else raises InputError.
     """
 
     architecture: str
@@ -46,6 +48,8 @@ class RoutingProfile:
     histograms: NDArray[np.int64] = field(repr=False)
     weight_sum: NDArray[np.float64] = field(repr=False)
     corpora: tuple[CorpusRecord, ...] = field(default=())
+    n_groups: int = 1
+    n_groups_used: int = 1
     place: str = "the profile"
     """Where it was read from, for messages about it."""
 
@@ -57,11 +61,14 @@ class RoutingProfile:
             raise InputError("a profile's layers must be different blocks in ascending order")
         if self.n_tokens < 0 or (self.histograms < 0).any() or not np.isfinite(self.weight_sum).all():
             raise InputError("a profile's counts must not be negative and its weights must be finite")
-        totals = self.histograms.sum(axis=(1, 2))
-        if (totals != self.n_tokens * self.top_k).any():
+        if self.n_groups < 1 or self.n_experts % self.n_groups or not 0 < self.n_groups_used <= self.n_groups:
+            raise InputError(f"a profile of {self.n_experts} experts cannot have {self.n_groups} groups")
+        totals = self.histograms.sum(axis=1)
+        expected = self.n_tokens * (np.arange(self.top_k) < self.layer_top_k[:, np.newaxis])
+        if (totals != expected).any() or (self.n_tokens and (self.layer_top_k == 0).any()):
             raise InputError(
-                f"a profile of {self.n_tokens} tokens needs {self.n_tokens * self.top_k} choices in each "
-                f"layer, not {totals.tolist()}"
+                f"a profile of {self.n_tokens} tokens needs {self.n_tokens} choices at each rank of each layer, "
+                f"not {totals.tolist()}"
             )
 
     @property
@@ -71,6 +78,15 @@ class RoutingProfile:
     @property
     def top_k(self) -> int:
         return int(self.histograms.shape[2])
+
+    @property
+    def layer_top_k(self) -> NDArray[np.int64]:
+        """Experts that each layer chooses for a token, [layer]."""
+        return cast("NDArray[np.int64]", np.count_nonzero(self.histograms.any(axis=1), axis=1))
+
+    @property
+    def router_shape(self) -> RouterShape:
+        return RouterShape(self.n_experts, self.top_k, self.n_groups, self.n_groups_used)
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -90,6 +106,7 @@ class RoutingProfile:
         for what, mine, theirs in (
             ("layers", self.layers, other.layers),
             ("numbers of experts", self.histograms.shape, other.histograms.shape),
+            ("groups of experts", self.router_shape, other.router_shape),
             ("router weights", self.fingerprint, other.fingerprint),
         ):
             if mine != theirs:
@@ -106,6 +123,8 @@ class RoutingProfile:
             self.histograms + other.histograms,
             self.weight_sum + other.weight_sum,
             self.corpora + other.corpora,
+            self.n_groups,
+            self.n_groups_used,
         )
 
     def save(self, path: str | Path, *, force: bool = True) -> None:
@@ -124,6 +143,8 @@ class RoutingProfile:
             writer.add_string("coe.profile.fingerprint", self.fingerprint)
             writer.add_uint32("coe.profile.expert_count", self.n_experts)
             writer.add_uint32("coe.profile.expert_used_count", self.top_k)
+            writer.add_uint32("coe.profile.expert_group_count", self.n_groups)
+            writer.add_uint32("coe.profile.expert_group_used_count", self.n_groups_used)
             writer.add_uint64("coe.profile.tokens", self.n_tokens)
             writer.add_string("coe.profile.corpora", json.dumps([asdict(c) for c in self.corpora]))
             for index, block in enumerate(self.layers):
@@ -164,6 +185,8 @@ class RoutingProfile:
                 cubes[0],
                 cubes[1],
                 corpora,
+                int(file.get("coe.profile.expert_group_count", 1)),
+                int(file.get("coe.profile.expert_group_used_count", 1)),
                 str(path),
             )
         except InputError as error:

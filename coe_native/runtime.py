@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -16,18 +17,20 @@ from coe_native._native import core
 from coe_native.cores import available_cores
 from coe_native.corpus import Batch, Message, Tokens, batches
 from coe_native.errors import CoeError, InputError
-from coe_native.masking import ExpertMask, check_mask
+from coe_native.masking import ExpertMask, check_cut
 from coe_native.moe_model import MoeModel
 
 
 class Model:
     """A parent or specialist, loaded. Use it in a ``with`` block, or call `close`.
 
-    `n_ctx`: tokens of the longest window. `n_batch`: tokens computed at once (llama.cpp's batch and ubatch).
+    `n_ctx`: tokens of the longest window. `n_batch`: tokens computed at once (llama.cpp's batch and ubatch);
+    at least `n_ctx` for encoders and diffusion models, which need a window in one piece.
     `n_sequences`: windows that may share a batch. `n_threads`: default, all cores. `n_gpu_layers`: negative
     for all. `n_cpu_moe`: so many first blocks keep their experts in host memory, negative for all blocks.
     `devices`: llama.cpp's device names, default all. `f32_kv`: keys and values in F32, not F16, where
-    rounding matters more than memory.
+    rounding matters more than memory. `repack`: lets llama.cpp keep copies of quantised weights in a layout
+    that its CPU code reads faster; without, weights stay in the file's pages.
 
     Not to be used from two threads at once. Raises InputError for a file that can't be read, has no experts,
     or that llama.cpp refuses.
@@ -45,12 +48,14 @@ class Model:
         n_cpu_moe: int = 0,
         devices: Sequence[str] = (),
         f32_kv: bool = False,
+        repack: bool = True,
     ) -> None:
         if n_ctx < 1 or n_batch < 1 or n_sequences < 1:
             raise InputError("the context, the batch and the number of sequences must be at least 1")
         self.moe = MoeModel(path)
         self.n_ctx = n_ctx
-        self.n_batch = n_batch
+        if not self.moe.is_causal:
+            n_batch = max(n_batch, n_ctx)
         # llama.cpp gives every sequence an output of each batch.
         self.n_sequences = min(n_sequences, n_batch)
         self._placement: dict[str, Any] = {
@@ -59,6 +64,7 @@ class Model:
             "n_cpu_moe": n_cpu_moe,
             "devices": tuple(devices),
             "f32_kv": f32_kv,
+            "repack": repack,
         }
         try:
             self._open_session: core.Session | None = core.Session(
@@ -71,9 +77,11 @@ class Model:
                 n_cpu_moe=n_cpu_moe,
                 devices=list(devices),
                 f32_kv=f32_kv,
+                repack=repack,
             )
         except RuntimeError as error:
             raise InputError(f"{path}: {error}") from error
+        self.n_batch = self._session.n_batch
         self.n_vocab = self._session.n_vocab
 
     @property
@@ -152,9 +160,9 @@ class Model:
     def apply(self, mask: ExpertMask) -> None:
         """Makes the dropped experts unselectable from now on: the function that the pruned file will be.
 
-        Raises InputError for a mask that was made for another model.
+        Raises InputError for a mask that was made for another model, or that the model can't be cut to.
         """
-        check_mask(mask, self.moe)
+        check_cut(mask, self.moe)
         blocks = sorted(mask.kept)
         self._session.mask(blocks, [list(mask.kept[block]) for block in blocks], mask.n_experts)
 
@@ -163,9 +171,38 @@ class Model:
         self._session.unmask()
 
     def logits(self, tokens: Sequence[int] | Tokens) -> NDArray[np.float32]:
-        """Logits behind each token of one window, float32 [n_tokens, n_vocab]."""
-        parts = [self._session.logits(0, len(batch.tokens)) for batch in self._decode_window(tokens)]
+        """Logits behind each token of one window, float32 [n_tokens, n_vocab]. Raises InputError for a model
+        that has none."""
+        with self._named():
+            parts = [self._session.logits(0, len(batch.tokens)) for batch in self._decode_window(tokens)]
         return np.concatenate(parts)
+
+    def embeddings(self, tokens: Sequence[int] | Tokens) -> NDArray[np.float32]:
+        """The model's last hidden state behind each token of one window, float32 [n_tokens, n_embd]: what a
+        model without logits (an encoder) has to say."""
+        self._session.want_embeddings(True)
+        try:
+            parts = [self._session.embeddings(0, len(batch.tokens)) for batch in self._decode_window(tokens)]
+        finally:
+            self._session.want_embeddings(False)
+        return np.concatenate(parts)
+
+    def outputs(self, tokens: Sequence[int] | Tokens) -> NDArray[np.float32]:
+        """Logits, or the embeddings of a model that has no logits, float32 [n_tokens, width]."""
+        for _ in self._decode_window(tokens):
+            pass
+        return self.logits(tokens) if self._session.has_logits else self.embeddings(tokens)
+
+    def graph(self, tokens: Sequence[int] | Tokens) -> list[str]:
+        """The operations by which llama.cpp computes one window, in order: ``NAME OPERATION``."""
+        operations = []
+        for batch in batches([_as_window(tokens)], self.n_batch, 1):
+            self._session.record_graph(True)
+            try:
+                self.decode(batch)
+            finally:
+                operations += self._session.record_graph(False)
+        return operations
 
     def log_probabilities(self, tokens: Sequence[int] | Tokens, first: int = 1) -> NDArray[np.float64]:
         """Natural log-probability of the tokens from index `first` (1 or more) on, each given those before it
@@ -177,7 +214,8 @@ class Model:
             end = start + len(batch.tokens)
             low, high = max(start, first - 1), min(end, len(window) - 1)
             if high > low:
-                values.append(self._session.log_probabilities(low - start, window[low + 1 : high + 1]))
+                with self._named():
+                    values.append(self._session.log_probabilities(low - start, window[low + 1 : high + 1]))
             start = end
         return np.concatenate(values)
 
@@ -193,8 +231,16 @@ class Model:
         """Runs one batch. Raises CoeError where llama.cpp fails or a router is not seen as it must be."""
         if batch.fresh:
             self._session.reset()
-        try:
+        with self._named():
             self._session.decode(batch.tokens, batch.positions, batch.sequences)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of the compiled module as ours, with the model's name."""
+        try:
+            yield
+        except CoeError:
+            raise
         except ValueError as error:
             raise InputError(f"{self.moe.path}: {error}") from error
         except RuntimeError as error:
@@ -202,7 +248,8 @@ class Model:
 
     def watch_routers(self) -> None:
         """Starts counting choices from zero, and stops computing each graph at its last router."""
-        self._session.watch(self.moe.blocks, self.moe.n_experts, self.moe.top_k)
+        layers = self.moe.routed_layers
+        self._session.watch(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers])
 
     def unwatch_routers(self) -> None:
         """Stops counting; graphs run to their end again."""

@@ -33,11 +33,11 @@ def utility(profile: RoutingProfile) -> Scores:
 
 @_method("rank-weighted")
 def rank_weighted(profile: RoutingProfile) -> Scores:
-    """``sum over r of (k - r) / (k (k + 1) / 2) * histograms``: choices weighted by rank, 8/36 … 1/36 for
-    k = 8, as the published Qwen3.5 specialists used it."""
-    k = profile.top_k
-    rank_weights = (k - np.arange(k)) / (k * (k + 1) / 2)
-    return np.asarray(profile.histograms @ rank_weights)
+    """``sum over r of (k - r) / (k (k + 1) / 2) * histograms``, with the layer's own k: choices weighted by
+    rank, 8/36 … 1/36 for k = 8, as the published Qwen3.5 specialists used it."""
+    k = profile.layer_top_k[:, np.newaxis]
+    rank_weights = np.maximum(k - np.arange(profile.top_k), 0) / (k * (k + 1) / 2)
+    return np.asarray(np.einsum("ler,lr->le", profile.histograms, rank_weights))
 
 
 @_method("frequency")

@@ -12,7 +12,7 @@ from coe_native.atomic import check_target, replacing
 from coe_native.corpus import Corpus
 from coe_native.errors import CoeError
 from coe_native.evaluation import Evaluation, check_text, evaluate
-from coe_native.masking import ExpertMask, build_mask, check_keep
+from coe_native.masking import ExpertMask, build_mask
 from coe_native.profiler import Progress, profile_corpora
 from coe_native.runtime import Model
 from coe_native.surgery import SAFETY_NOTICE, Report, prune
@@ -83,7 +83,7 @@ def specialise(
     check_outputs(out, force=force, inputs=(*parent.moe.paths, *inputs))
     beside = _beside(out)
     # What would fail late is found out before the long part.
-    check_keep(mask_arguments["keep"], parent.moe.top_k, parent.moe.n_experts)
+    parent.moe.check_cut(mask_arguments["keep"])
     for text in texts:
         check_text(parent, text)
 

@@ -5,9 +5,11 @@ A plan is made from headers alone; writing streams it, so memory stays flat what
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +20,7 @@ from coe_native.atomic import check_target, replacing
 from coe_native.cores import available_cores
 from coe_native.errors import CoeError, InputError
 from coe_native.gguf_file import CHUNK, GgufFile, Tensor, encode_entry, encode_tensor, read_exactly
-from coe_native.masking import ExpertMask, check_mask
+from coe_native.masking import ExpertMask, check_cut, check_mask, keep_by_router_norm
 from coe_native.moe_model import MoeLayer, MoeModel
 
 SAFETY_NOTICE = (
@@ -28,6 +30,9 @@ SAFETY_NOTICE = (
 
 # What describes how a file was split: the output is one file.
 SHARD_KEYS = ("split.no", "split.count", "split.tensors.count")
+
+# What `coe.mask.mtp` records of layers that predict further tokens.
+MTP_BY_NORM, MTP_DROPPED = "kept by router norm", "dropped"
 
 Report = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -89,10 +94,9 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole output: metadata entries as bytes, and tensors in the parent's order."""
+    """A whole output, or one shard of it: metadata entries as bytes, and tensors in the parent's order."""
 
     model: MoeModel
-    mode: str
     entries: tuple[bytes, ...]
     tensors: tuple[PlannedTensor, ...]
 
@@ -122,18 +126,56 @@ class Plan:
         """Size of the output file."""
         return len(self.header()) + self.layout()[1]
 
+    def shards(self, counts: Sequence[int]) -> list[Plan]:
+        """The output in several files, of so many tensors each: all metadata in the first, as llama.cpp has it."""
+        if len(counts) == 1:
+            return [self]
+        ends = list(itertools.accumulate(counts))
+        return [
+            replace(
+                self,
+                entries=(*(self.entries if number == 0 else ()), *self._shard_entries(number, len(counts))),
+                tensors=self.tensors[end - count : end],
+            )
+            for number, (count, end) in enumerate(zip(counts, ends, strict=True))
+        ]
 
-def plan_prune(model: MoeModel, mask: ExpertMask) -> Plan:
-    """The plan of a file with the kept experts only. Raises InputError where the model can't be cut so."""
-    check_mask(mask, model)
-    if model.n_groups > 1:
-        raise InputError(
-            f"{model.path}: chooses among {model.n_groups} groups of experts, which pruning would leave uneven"
-        )
-    unseen = [layer.block for layer in model.layers if layer.block not in mask.kept]
-    if unseen:
-        raise InputError(f"{model.path}: has experts in blocks {unseen} that never run, so no mask covers them")
-    kept_of = {t.name: mask.kept[layer.block] for layer in model.layers for t in layer.tensors}
+    def _shard_entries(self, number: int, count: int) -> tuple[bytes, ...]:
+        values = (number, "U16"), (count, "U16"), (len(self.tensors), "I32")
+        return tuple(encode_entry(key, *value) for key, value in zip(SHARD_KEYS, values, strict=True))
+
+    def counts_within(self, most: int) -> list[int]:
+        """How many tensors go into each file of at most `most` bytes, in order. A larger tensor has a file to
+        itself."""
+        alignment = self.model.files[0].header.alignment
+        own = self._shard_entries(0, 1)
+
+        def empty(*entries: bytes) -> int:
+            return len(replace(self, entries=entries, tensors=()).header()) + alignment
+
+        counts, used = [0], empty(*self.entries, *own)
+        for tensor in self.tensors:
+            info = encode_tensor(tensor.source.name, tensor.shape, tensor.source.type, 0)
+            size = len(info) + tensor.n_bytes + alignment
+            if counts[-1] and used + size > most:
+                counts.append(0)
+                used = empty(*own)
+            counts[-1] += 1
+            used += size
+        return counts
+
+
+def plan_prune(model: MoeModel, mask: ExpertMask, *, drop_mtp: bool = False) -> Plan:
+    """The plan of a file with the kept experts only. In layers that predict further tokens (MTP), which no mask
+    covers, as many experts stay by the norm of their router rows; or, with `drop_mtp`, none of these layers.
+    Raises InputError where the model can't be cut so."""
+    check_cut(mask, model)
+    if drop_mtp and not model.mtp_blocks:
+        raise InputError(f"{model.path}: has no layers that predict further tokens, so none can be dropped")
+    kept_in = dict(mask.kept) if drop_mtp else {**mask.kept, **keep_by_router_norm(model, mask.keep)}
+    kept_of = {
+        t.name: kept_in[layer.block] for layer in model.layers for t in layer.tensors if layer.block in kept_in
+    }
 
     def cut(tensor: Tensor) -> PlannedTensor:
         kept = kept_of.get(tensor.name)
@@ -141,8 +183,16 @@ def plan_prune(model: MoeModel, mask: ExpertMask) -> Plan:
             return PlannedTensor.whole(tensor)
         return PlannedTensor(tensor, (*tensor.shape[:-1], len(kept)), model.n_experts, _runs(kept))
 
-    changes = {f"{model.architecture}.expert_count": mask.keep}
-    return Plan(model, "prune", _entries(model, mask, "prune", changes), tuple(map(cut, model.tensors.values())))
+    count_key = f"{model.architecture}.expert_count"
+    changes = {count_key: encode_entry(count_key, mask.keep)}
+    record = {}
+    if drop_mtp:
+        changes |= model.entries_without_mtp()
+        record["coe.mask.mtp"] = MTP_DROPPED
+    elif model.mtp_layers:
+        record["coe.mask.mtp"] = MTP_BY_NORM
+    tensors = [t for t in model.tensors.values() if not (drop_mtp and model.in_mtp_block(t))]
+    return Plan(model, _entries(model, mask, "prune", changes, record), tuple(map(cut, tensors)))
 
 
 def plan_zero(model: MoeModel, mask: ExpertMask) -> Plan:
@@ -157,7 +207,7 @@ def plan_zero(model: MoeModel, mask: ExpertMask) -> Plan:
         runs = [*_runs(mask.kept[layer.block]), *_dropped_runs(mask, layer)]
         return PlannedTensor(tensor, tensor.shape, model.n_experts, tuple(sorted(runs, key=lambda r: r.first)))
 
-    return Plan(model, "zero", _entries(model, mask, "zero", {}), tuple(map(cut, model.tensors.values())))
+    return Plan(model, _entries(model, mask, "zero", {}, {}), tuple(map(cut, model.tensors.values())))
 
 
 def _dropped_runs(mask: ExpertMask, layer: MoeLayer) -> list[Run]:
@@ -175,7 +225,9 @@ def _runs(experts: tuple[int, ...]) -> tuple[Run, ...]:
     return tuple(runs)
 
 
-def _entries(model: MoeModel, mask: ExpertMask, mode: str, changes: dict[str, int]) -> tuple[bytes, ...]:
+def _entries(
+    model: MoeModel, mask: ExpertMask, mode: str, changes: dict[str, bytes], more: dict[str, str]
+) -> tuple[bytes, ...]:
     """The parent's metadata, byte for byte except for `changes`, and a record of what was done."""
     first = model.files[0]
     record: dict[str, int | str] = {
@@ -185,9 +237,10 @@ def _entries(model: MoeModel, mask: ExpertMask, mode: str, changes: dict[str, in
         "coe.mask.parent_fingerprint": model.fingerprint,
         "coe.mask.parent_expert_count": model.n_experts,
         "coe.mask.notice": SAFETY_NOTICE,
+        **more,
     }
     kept = [
-        encode_entry(key, changes[key]) if key in changes else first.raw_entry(key)
+        changes.get(key) or first.raw_entry(key)
         for key in first.keys
         if key not in SHARD_KEYS and key not in record
     ]
@@ -199,17 +252,24 @@ def prune(
     mask: ExpertMask,
     out: str | Path,
     *,
+    drop_mtp: bool = False,
+    split_max_bytes: int | None = None,
     force: bool = False,
     inputs: tuple[Path, ...] = (),
     progress: Report = _quiet,
 ) -> Path:
-    """Writes the specialist: a GGUF with the kept experts only, their blocks byte for byte. `inputs`: files
-    beside the parent's that `out` must not be, whatever `force` says.
+    """Writes the specialist: a GGUF with the kept experts only, their blocks byte for byte.
+
+    `drop_mtp`: without the layers that predict further tokens, of which as many experts as elsewhere stay
+    otherwise, those of the largest router rows. `split_max_bytes`: in files of at most so many bytes, named
+    ``NAME-00001-of-00005.gguf`` for an `out` of ``NAME.gguf``; a larger tensor has a file to itself. `inputs`:
+    files beside the parent's that no output must be, whatever `force` says. Returns the output's (first) file.
 
     Raises InputError for a mask of another model or an unusable `out`, CoeError where a kept expert holds a
     value that is not finite; then no output is left.
     """
-    return _write(plan_prune(MoeModel(parent), mask), Path(out), force, inputs, progress)
+    plan = plan_prune(MoeModel(parent), mask, drop_mtp=drop_mtp)
+    return _write(plan, Path(out), split_max_bytes, force, inputs, progress)
 
 
 def zero(
@@ -222,8 +282,8 @@ def zero(
     progress: Report = _quiet,
 ) -> Path:
     """Writes the parent with the dropped experts' weights and biases zeroed. Its router can still choose them,
-    so it is for study. Raises like `prune`."""
-    return _write(plan_zero(MoeModel(parent), mask), Path(out), force, inputs, progress)
+    so it is for study. Layers that predict further tokens (MTP) are left as they are. Raises like `prune`."""
+    return _write(plan_zero(MoeModel(parent), mask), Path(out), None, force, inputs, progress)
 
 
 def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _quiet) -> int:
@@ -254,24 +314,43 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
     return total
 
 
-def _write(plan: Plan, out: Path, force: bool, inputs: tuple[Path, ...], progress: Report) -> Path:
-    check_target(out, force=force, inputs=(*plan.model.paths, *inputs))
-    _, total = plan.layout()
-    alignment = plan.model.files[0].header.alignment
-    with Readers() as readers, replacing(out) as target:
-        target.write(plan.header())
-        done = 0
-        for tensor in plan.tensors:
-            for piece in tensor.pieces():
-                data = tensor.expected(readers[tensor.source.file], piece)
-                if tensor.touched:
-                    check_finite(tensor, piece, data, str(plan.model.path))
+def _write(
+    plan: Plan, out: Path, split_max_bytes: int | None, force: bool, inputs: tuple[Path, ...], progress: Report
+) -> Path:
+    shards = plan.shards([len(plan.tensors)] if split_max_bytes is None else plan.counts_within(split_max_bytes))
+    paths = [out] if len(shards) == 1 else shard_paths(out, len(shards))
+    for path in paths:
+        check_target(path, force=force, inputs=(*plan.model.paths, *inputs))
+    total = sum(tensor.n_bytes for tensor in plan.tensors)
+    done = 0
+    # Renamed in reverse order: the first shard, which stands for the model, comes last.
+    with Readers() as readers, contextlib.ExitStack() as outputs:
+        for path, shard in zip(paths, shards, strict=True):
+            target = outputs.enter_context(replacing(path))
+            for written, data in _contents(shard, readers):
                 target.write(data)
-                done += len(data)
+                done += written
                 progress(done, total)
-            target.write(bytes(-tensor.n_bytes % alignment))
-        progress(total, total)
-    return out
+    return paths[0]
+
+
+def shard_paths(out: Path, count: int) -> list[Path]:
+    """The files of a split output, named as llama.cpp looks for them."""
+    stem = out.name.removesuffix(".gguf")
+    return [out.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+
+
+def _contents(shard: Plan, readers: Readers) -> Iterator[tuple[int, bytes]]:
+    """A file's bytes in order, each part with the number of its bytes that are tensors'."""
+    alignment = shard.model.files[0].header.alignment
+    yield 0, shard.header()
+    for tensor in shard.tensors:
+        for piece in tensor.pieces():
+            data = tensor.expected(readers[tensor.source.file], piece)
+            if tensor.touched:
+                check_finite(tensor, piece, data, str(shard.model.path))
+            yield len(data), data
+        yield 0, bytes(-tensor.n_bytes % alignment)
 
 
 def check_finite(tensor: PlannedTensor, piece: Run, data: bytes, where: str) -> bool:

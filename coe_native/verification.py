@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from coe_native.gguf_file import Tensor, read_exactly
 from coe_native.masking import ExpertMask, check_mask
 from coe_native.moe_model import MoeModel
 from coe_native.surgery import (
+    MTP_DROPPED,
     SHARD_KEYS,
     Plan,
     PlannedTensor,
@@ -23,6 +26,10 @@ from coe_native.surgery import (
     plan_prune,
     plan_zero,
 )
+
+# On the CPU, and straight from the file: the parent may hold the GPU, and may be larger than the memory; what is
+# asked is whether the file is good.
+_CHECKED_AS: dict[str, Any] = {"n_ctx": 8, "n_batch": 8, "n_gpu_layers": 0, "repack": False}
 
 
 @dataclass(frozen=True)
@@ -40,22 +47,30 @@ def verify(
     """All checks of a specialist or zeroed model `out` against its parent and mask.
 
     Kinds: metadata; layout (names, shapes, types of all tensors); bytes (kept slices and untouched tensors
-    equal the parent's, zeroed ones are zero); norms (all finite); loads (llama.cpp runs a token). A model
-    zeroed in place has no record of a mask and is checked as zeroed.
+    equal the parent's, zeroed ones are zero); norms (all finite); loads (llama.cpp runs a token); graph
+    (llama.cpp computes it by the same operations as the parent). A model zeroed in place has no record of a
+    mask and is checked as zeroed.
     Raises InputError where a file can't be read at all or the mask is not the parent's.
     """
     parent_model = MoeModel(parent)
     check_mask(mask, parent_model)
     written = MoeModel(out)
     pruned = written.metadata("coe.mask.mode", "zero") == "prune" and not _zeroed_in_place(written, parent_model)
-    plan = plan_prune(parent_model, mask) if pruned else plan_zero(parent_model, mask)
+    if pruned:
+        drop_mtp = written.metadata("coe.mask.mtp") == MTP_DROPPED
+        plan = plan_prune(parent_model, mask, drop_mtp=drop_mtp)
+    else:
+        plan = plan_zero(parent_model, mask)
     checks = [_check("metadata", lambda: _metadata(written, plan, mask))]
     layout = _check("layout", lambda: _layout(written, plan))
     checks.append(layout)
     if layout.passed:
         checks.append(_check("bytes", lambda: _bytes(written, plan, progress)))
         checks.append(_check("norms", lambda: _norms(written, plan)))
-    checks.append(_check("loads", lambda: _loads(written.path)))
+    loads = _check("loads", lambda: _loads(written.path))
+    checks.append(loads)
+    if loads.passed:
+        checks.append(_check("graph", lambda: _graph(written.path, parent_model.path)))
     return checks
 
 
@@ -96,8 +111,11 @@ def _layout(written: MoeModel, plan: Plan) -> str:
             raise CoeError(f"tensor {theirs[0]} {list(theirs[1])} stands where {ours[0]} {list(ours[1])} should")
     if len(found) != len(expected):
         raise CoeError(f"holds {len(found)} tensors, not {len(expected)}")
-    if not _zeroed_in_place(written, plan.model) and written.n_bytes != plan.n_bytes:
-        raise CoeError(f"has {written.n_bytes} bytes, not {plan.n_bytes}")
+    if not _zeroed_in_place(written, plan.model):
+        shards = plan.shards([len(file.tensors) for file in written.files])
+        for file, shard in zip(written.files, shards, strict=True):
+            if file.size != shard.n_bytes:
+                raise CoeError(f"{file.path} has {file.size} bytes, not {shard.n_bytes}")
     return f"{len(found)} tensors"
 
 
@@ -164,9 +182,22 @@ def _norms(written: MoeModel, plan: Plan) -> str:
 def _loads(path: Path) -> str:
     from coe_native.runtime import Model
 
-    # On the CPU: the parent may hold the GPU, and what is asked is whether the file is good.
-    with Model(path, n_ctx=8, n_batch=8, n_gpu_layers=0) as model:
-        logits = model.logits([0])
-    if not np.isfinite(logits).all():
-        raise CoeError(f"{path}: llama.cpp computes logits that are not finite")
+    with Model(path, **_CHECKED_AS) as model:
+        if not np.isfinite(model.outputs([0])).all():
+            raise CoeError(f"{path}: llama.cpp computes numbers that are not finite")
     return "llama.cpp runs it"
+
+
+def _graph(path: Path, parent: Path) -> str:
+    """llama.cpp takes what an architecture computes from metadata and tensors; some of it, for some
+    architectures, from the number of experts."""
+    from coe_native.runtime import Model
+
+    graphs = []
+    for file in (parent, path):
+        with Model(file, **_CHECKED_AS) as model:
+            graphs.append(model.graph([0]))
+    for theirs, ours in itertools.zip_longest(*graphs):
+        if theirs != ours:
+            raise CoeError(f"llama.cpp computes {ours} where it computes {theirs} for the parent")
+    return f"{len(graphs[0])} operations, as for the parent"

@@ -54,7 +54,7 @@ const std::vector<size_t>* LiveMask::dropped_in(int block) const {
 }
 
 bool LiveMask::wants(RouterNodeName name) const {
-    return (name.node == RouterNode::logits || name.node == RouterNode::biased_probs) &&
+    return (name.node == RouterNode::logits || name.node == RouterNode::probs) &&
            dropped_in(name.block) != nullptr;
 }
 
@@ -80,7 +80,7 @@ void LiveMask::apply(ggml_tensor* node, RouterNodeName name) {
     if (!on_host) {
         ggml_backend_tensor_set(node, values, 0, n_values * sizeof(float));
     }
-    if (name.node == RouterNode::logits) {
+    if (name.node == RouterNode::logits || is_ungated(node)) {
         applications_[static_cast<size_t>(name.block)] += 1;
     }
 }

@@ -9,9 +9,10 @@
 
 namespace coe {
 
-// Writes minus infinity over the dropped experts' router logits, before anything reads them: softmax, top-k
-// and normalisation then see kept experts only, which is what a pruned file computes. Where a selection bias
-// is added to the probabilities, the biased ones are overwritten too, lest the bias lift a dropped expert.
+// Writes minus infinity over the dropped experts' router logits, before anything reads them: softmax and
+// normalisation then see kept experts only, which is what a pruned file computes. The probabilities that
+// follow are overwritten too: no selection bias lifts a dropped expert out of minus infinity, and none ties
+// with a kept one whose probability is too small to be told from zero.
 class LiveMask {
   public:
     // `kept[i]`: the experts that stay in block `blocks[i]`, ascending. Throws std::invalid_argument.

@@ -11,6 +11,12 @@ bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcep
         return !ask;
     }
     try {
+        if (ask) {
+            hooks.logits_seen = hooks.logits_seen || is_model_logits(node->name);
+            if (hooks.records) {
+                hooks.graph.push_back(std::string(node->name) + " " + ggml_op_desc(node));
+            }
+        }
         const RouterNodeName name = parse_router_node(node->name);
         if (name.node == RouterNode::none) {
             return !ask;

@@ -17,7 +17,7 @@ struct Kind {
 // The scaled weights are left out on purpose: a constant scale of the whole layer is no router weight.
 constexpr Kind kinds[] = {
     {"logits", RouterNode::logits},
-    {"probs_biased", RouterNode::biased_probs},
+    {"probs", RouterNode::probs},
     {"weights", RouterNode::chosen_weights},
     {"weights_softmax", RouterNode::later_weights},
     {"weights_norm", RouterNode::later_weights},
@@ -60,6 +60,8 @@ RouterNodeName parse_router_node(const char* name) {
     return {};
 }
 
+bool is_model_logits(const char* name) { return std::strcmp(name, "result_output") == 0; }
+
 const ggml_tensor* chosen_experts(const ggml_tensor* weights) {
     // Softmax, sum, division and reshape all keep their input first.
     constexpr int longest_chain = 16;
@@ -70,6 +72,18 @@ const ggml_tensor* chosen_experts(const ggml_tensor* weights) {
         weights = weights->src[0];
     }
     return nullptr;
+}
+
+bool is_choice(const ggml_tensor* ids) {
+    while (ids->op == GGML_OP_VIEW || ids->op == GGML_OP_RESHAPE) {
+        ids = ids->src[0];
+    }
+    return ids->op == GGML_OP_ARGSORT || ids->op == GGML_OP_TOP_K || ids->op == GGML_OP_GET_ROWS;
+}
+
+bool is_ungated(const ggml_tensor* probs) {
+    return probs->op == GGML_OP_MUL_MAT || probs->op == GGML_OP_ADD || probs->op == GGML_OP_SCALE ||
+           probs->op == GGML_OP_GET_ROWS;
 }
 
 }  // namespace coe

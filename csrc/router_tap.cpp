@@ -1,5 +1,6 @@
 #include "router_tap.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
@@ -27,8 +28,10 @@ const char* host_bytes(const ggml_tensor* tensor, std::vector<char>& copy) {
     return copy.data();
 }
 
-std::vector<int> checked(std::vector<int> blocks, size_t n_experts, size_t top_k) {
-    if (blocks.empty() || n_experts == 0 || n_experts > most_experts || top_k == 0 || top_k > n_experts) {
+std::vector<int> checked(std::vector<int> blocks, size_t n_experts, const std::vector<size_t>& top_k) {
+    const auto possible = [&](size_t k) { return k > 0 && k <= n_experts; };
+    if (blocks.empty() || n_experts > most_experts || top_k.size() != blocks.size() ||
+        !std::all_of(top_k.begin(), top_k.end(), possible)) {
         throw std::invalid_argument("a router tap needs MoE layers, experts, and a top-k within the experts");
     }
     for (size_t i = 0; i < blocks.size(); ++i) {
@@ -41,13 +44,14 @@ std::vector<int> checked(std::vector<int> blocks, size_t n_experts, size_t top_k
 
 }  // namespace
 
-RouterTap::RouterTap(std::vector<int> blocks, size_t n_experts, size_t top_k)
+RouterTap::RouterTap(std::vector<int> blocks, size_t n_experts, const std::vector<size_t>& top_k)
     : blocks_(checked(std::move(blocks), n_experts, top_k)),
-      stats_(blocks_.size(), n_experts, top_k),
+      stats_(blocks_.size(), n_experts, *std::max_element(top_k.begin(), top_k.end())),
       layers_(blocks_.size()) {
     layer_index_.assign(static_cast<size_t>(blocks_.back()) + 1, no_layer);
     for (size_t i = 0; i < blocks_.size(); ++i) {
         layer_index_[static_cast<size_t>(blocks_[i])] = i;
+        layers_[i].top_k = top_k[i];
     }
 }
 
@@ -60,6 +64,10 @@ bool RouterTap::wants(const ggml_tensor* node, RouterNodeName name) {
     const bool starts_chain = name.node == RouterNode::chosen_weights;
     const size_t index = layer_of(name.block);
     if ((!starts_chain && name.node != RouterNode::later_weights) || index == no_layer) {
+        return false;
+    }
+    const ggml_tensor* ids = chosen_experts(node);
+    if (ids != nullptr && !is_choice(ids)) {
         return false;
     }
     if (starts_chain) {
@@ -79,7 +87,7 @@ bool RouterTap::wants(const ggml_tensor* node, RouterNodeName name) {
 bool RouterTap::read(const ggml_tensor* node, RouterNodeName name) {
     Layer& layer = layers_[layer_of(name.block)];
     const ggml_tensor* ids = chosen_experts(node);
-    const size_t k = stats_.top_k();
+    const size_t k = layer.top_k;
     if (ids == nullptr || ids->type != GGML_TYPE_I32 || node->type != GGML_TYPE_F32) {
         throw std::runtime_error("the router's choices cannot be found" + in_block(name.block));
     }
@@ -118,11 +126,11 @@ void RouterTap::confirm(size_t index) {
     if (layer.unconfirmed > 0 && layer.final_name.empty()) {
         layer.final_name = layer.read_name;
     }
-    const size_t k = stats_.top_k();
+    const size_t k = layer.top_k;
     const size_t n_tokens = std::exchange(layer.unconfirmed, 0);
     try {
         for (size_t token = 0; token < n_tokens; ++token) {
-            stats_.add_token(index, &layer.experts[token * k], &layer.weights[token * k]);
+            stats_.add_token(index, &layer.experts[token * k], &layer.weights[token * k], k);
         }
     } catch (const std::runtime_error& error) {
         throw std::runtime_error(error.what() + in_block(blocks_[index]));

@@ -17,8 +17,11 @@ namespace coe {
 // alone. Reads are kept until the layer's next graph, or the end of the batch, confirms that they were last.
 class RouterTap {
   public:
-    // `blocks`: block indices of the MoE layers, ascending. Throws std::invalid_argument.
-    RouterTap(std::vector<int> blocks, size_t n_experts, size_t top_k);
+    // `blocks`: block indices of the MoE layers, ascending; `top_k`: how many experts each of them chooses
+    // for a token, in most models the same. Throws std::invalid_argument.
+    RouterTap(std::vector<int> blocks, size_t n_experts, const std::vector<size_t>& top_k);
+    RouterTap(const std::vector<int>& blocks, size_t n_experts, size_t top_k)
+        : RouterTap(blocks, n_experts, std::vector<size_t>(blocks.size(), top_k)) {}
 
     // The two halves of llama.cpp's evaluation callback. `read` returns false where the rest of the graph
     // may be left out. Both throw std::runtime_error when the graph is not what it is taken for.
@@ -46,6 +49,7 @@ class RouterTap {
 
   private:
     struct Layer {
+        size_t top_k = 0;
         std::string final_name;  // empty until learnt
         std::string read_name;
         std::vector<int32_t> experts;  // [token, k] of the read that is not yet confirmed

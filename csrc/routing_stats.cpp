@@ -14,10 +14,10 @@ RoutingStats::RoutingStats(size_t n_layers, size_t n_experts, size_t top_k)
       histograms_(n_layers * n_experts * top_k),
       weight_sum_(n_layers * n_experts * top_k) {}
 
-void RoutingStats::add_token(size_t layer, int32_t* experts, float* weights) {
+void RoutingStats::add_token(size_t layer, int32_t* experts, float* weights, size_t k) {
     // llama.cpp selects in descending order, so this insertion sort has next to nothing to do, except for
     // routers that select by another score than they weight by.
-    for (size_t rank = 0; rank < top_k_; ++rank) {
+    for (size_t rank = 0; rank < k; ++rank) {
         if (experts[rank] < 0 || static_cast<size_t>(experts[rank]) >= n_experts_) {
             throw std::runtime_error("the router chose expert " + std::to_string(experts[rank]) + " of " +
                                      std::to_string(n_experts_));
@@ -31,7 +31,7 @@ void RoutingStats::add_token(size_t layer, int32_t* experts, float* weights) {
         }
     }
     const size_t base = layer * n_experts_ * top_k_;
-    for (size_t rank = 0; rank < top_k_; ++rank) {
+    for (size_t rank = 0; rank < k; ++rank) {
         const size_t cell = base + static_cast<size_t>(experts[rank]) * top_k_ + rank;
         histograms_[cell] += 1;
         weight_sum_[cell] += static_cast<double>(weights[rank]);

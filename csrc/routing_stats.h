@@ -9,12 +9,13 @@ namespace coe {
 
 class RoutingStats {
   public:
+    // top_k: the most that any layer chooses for a token.
     RoutingStats(size_t n_layers, size_t n_experts, size_t top_k);
 
-    // Adds one token's k choices to a layer. Rank 0 is the highest weight; equal weights keep their order.
-    // Both arrays are reordered. Throws std::runtime_error for an id outside the experts and for a weight
-    // that is no finite number.
-    void add_token(size_t layer, int32_t* experts, float* weights);
+    // Adds one token's k choices, at most top_k, to a layer. Rank 0 is the highest weight; equal weights keep
+    // their order. Both arrays are reordered. Throws std::runtime_error for an id outside the experts and for
+    // a weight that is no finite number.
+    void add_token(size_t layer, int32_t* experts, float* weights, size_t k);
 
     void clear();
 

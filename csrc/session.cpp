@@ -4,6 +4,7 @@
 #include <cmath>
 #include <mutex>
 #include <stdexcept>
+#include <utility>
 
 #include "ggml-backend.h"
 
@@ -95,6 +96,7 @@ Session::Session(const std::string& path, const SessionOptions& options) : n_bat
 
     llama_model_params model_params = llama_model_default_params();
     model_params.n_gpu_layers = options.n_gpu_layers;
+    model_params.use_extra_bufts = options.repack;
     std::vector<ggml_backend_dev_t> devices = find_devices(options.devices);
     if (!devices.empty()) {
         model_params.devices = devices.data();
@@ -127,10 +129,17 @@ Session::Session(const std::string& path, const SessionOptions& options) : n_bat
         // Flash attention would round keys and values to F16 all the same.
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     }
+    params.pooling_type = LLAMA_POOLING_TYPE_NONE;  // embeddings are of tokens
     params.no_perf = true;
     params.cb_eval = &RouterHooks::callback;
     params.cb_eval_user_data = &hooks_;
     context_ = llama_init_from_model(model_, params);
+    if (context_ != nullptr && llama_get_memory(context_) == nullptr && options.n_batch < options.n_ctx) {
+        llama_free(context_);
+        n_batch_ = options.n_ctx;
+        params.n_batch = params.n_ubatch = params.n_ctx;
+        context_ = llama_init_from_model(model_, params);
+    }
     if (context_ == nullptr) {
         llama_model_free(model_);
         throw std::runtime_error("llama.cpp cannot make a context of " + std::to_string(options.n_ctx) +
@@ -174,7 +183,7 @@ std::vector<int32_t> Session::tokenize(const std::string& text, bool parse_speci
     return tokens;
 }
 
-void Session::watch(const std::vector<int>& blocks, size_t n_experts, size_t top_k) {
+void Session::watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k) {
     tap_ = std::make_unique<RouterTap>(blocks, n_experts, top_k);
     tap_->set_early_end(true);
     hooks_.tap = tap_.get();
@@ -186,7 +195,11 @@ void Session::mask(const std::vector<int>& blocks, const std::vector<std::vector
     masked_blocks_ = blocks;
 }
 
-void Session::reset() { llama_memory_clear(llama_get_memory(context_), false); }
+void Session::reset() {
+    if (llama_memory_t memory = llama_get_memory(context_)) {
+        llama_memory_clear(memory, false);
+    }
+}
 
 void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
                      const std::vector<int32_t>& sequences) {
@@ -227,6 +240,7 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
     if (hooks_.mask.active()) {
         hooks_.mask.take_applications(masked_blocks_);
     }
+    hooks_.logits_seen = false;
     const int32_t status = llama_decode(context_, batch);
     hooks_.rethrow();
     if (status != 0) {
@@ -249,11 +263,27 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
 }
 
 const float* Session::logits(int32_t i) {
+    if (!has_logits()) {
+        throw std::invalid_argument("has no logits: it is an encoder, whose output are embeddings");
+    }
     const float* row = llama_get_logits_ith(context_, i);
     if (row == nullptr) {
         throw std::runtime_error("llama.cpp kept no logits for row " + std::to_string(i));
     }
     return row;
+}
+
+const float* Session::embeddings(int32_t i) {
+    const float* row = llama_get_embeddings_ith(context_, i);
+    if (row == nullptr) {
+        throw std::runtime_error("llama.cpp kept no embedding for row " + std::to_string(i));
+    }
+    return row;
+}
+
+std::vector<std::string> Session::record_graph(bool on) {
+    hooks_.records = on;
+    return std::exchange(hooks_.graph, {});
 }
 
 double log_probability(const float* logits, int32_t n_vocab, int32_t token) {

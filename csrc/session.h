@@ -13,13 +13,14 @@ namespace coe {
 
 struct SessionOptions {
     int32_t n_ctx = 512;        // tokens held at once, over all sequences
-    int32_t n_batch = 512;      // tokens of one decode, and of one ubatch
+    int32_t n_batch = 512;      // tokens of one decode, and of one ubatch; at least n_ctx for some models
     int32_t n_seq_max = 1;      // sequences held at once
     int32_t n_threads = 1;      //
     int32_t n_gpu_layers = -1;  // negative: all
     int32_t n_cpu_moe = 0;  // so many first blocks keep their experts in host memory; negative: all blocks
     std::vector<std::string> devices;  // empty: all
     bool f32_kv = false;               // keys and values in F32 instead of F16
+    bool repack = true;                // weights may be copied to a layout that the CPU reads faster
 };
 
 class Session {
@@ -30,6 +31,9 @@ class Session {
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
 
+    // Tokens of one decode: more than was asked for where a model keeps no keys and values (encoders,
+    // diffusion models), so that every window must be computed in one go.
+    int32_t n_batch() const { return n_batch_; }
     int32_t n_vocab() const;
     bool has_tokenizer() const;
     // The tokens that the model's habit puts around a document: BOS and EOS ids, or -1.
@@ -40,7 +44,7 @@ class Session {
     std::vector<int32_t> tokenize(const std::string& text, bool parse_special) const;
 
     // Starts (or, with no blocks, stops) counting. Counting ends each graph at the last router.
-    void watch(const std::vector<int>& blocks, size_t n_experts, size_t top_k);
+    void watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k);
     void unwatch() {
         tap_.reset();
         hooks_.tap = nullptr;
@@ -55,8 +59,18 @@ class Session {
     // Runs at most n_batch tokens with all outputs; arrays of one length. Throws std::runtime_error.
     void decode(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
                 const std::vector<int32_t>& sequences);
+    // Whether the last decode's graph ended in logits.
+    bool has_logits() const { return hooks_.logits_seen; }
     // Logits of row `i` of the last decode, [n_vocab].
     const float* logits(int32_t i);
+
+    // Embeddings, from the next decode on: of row `i` of the last decode, [n_embd].
+    void want_embeddings(bool on) { llama_set_embeddings(context_, on); }
+    int32_t n_embd() const { return llama_model_n_embd_out(model_); }
+    const float* embeddings(int32_t i);
+
+    // Starts or stops recording the operations of each graph; returns those recorded so far.
+    std::vector<std::string> record_graph(bool on);
 
   private:
     llama_model* model_ = nullptr;

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from architectures import ARCHITECTURES, COVERED, NOT_COVERED
 from random_models import FAMILIES, write_random_model
 
 import coe_native as coe
@@ -28,7 +29,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str],
     directory = tmp_path_factory.mktemp("models")
 
     def write(family: str, quantization: str = "F32") -> Path:
-        path = directory / f"{family}-{quantization}.gguf"
+        path = directory / f"{family.replace(', ', '-').replace(' ', '-')}-{quantization}.gguf"
         if not path.exists():
             write_random_model(path, family, quantization=quantization)
         return path
@@ -52,20 +53,28 @@ def profile_of(
     return profile
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What part of llama.cpp's architectures the tests have models of."""
+    write = terminalreporter.write_line
+    write(f"{len(COVERED)} architectures with experts in {len(ARCHITECTURES)} random models; not covered:")
+    for name, reason in NOT_COVERED.items():
+        write(f"  {name}: {reason}")
+
+
 @pytest.fixture(params=sorted(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 def unused_experts(profile: coe.RoutingProfile, keep: int) -> coe.ExpertMask:
-    """The mask that changes the output most: it keeps what the text uses least."""
-    least = np.argsort(profile.counts, axis=1, kind="stable")[:, :keep]
+    """The mask that changes the output most: it keeps what the text uses least, as many in each group."""
+    least = [profile.router_shape.best(-counts.astype(float), keep) for counts in profile.counts]
     return coe.ExpertMask(
         profile.architecture,
         profile.fingerprint,
         profile.n_experts,
         keep,
-        {block: tuple(sorted(row.tolist())) for block, row in zip(profile.layers, least, strict=True)},
+        {block: tuple(kept) for block, kept in zip(profile.layers, least, strict=True)},
     )
 
 
@@ -74,6 +83,6 @@ def append_entry(source: Path, target: Path, entry: bytes) -> Path:
     model = coe.MoeModel(source)
     file = model.files[0]
     entries = (*(file.raw_entry(key) for key in file.keys), entry)
-    plan = Plan(model, "copy", entries, tuple(map(PlannedTensor.whole, model.tensors.values())))
+    plan = Plan(model, entries, tuple(map(PlannedTensor.whole, model.tensors.values())))
     target.write_bytes(plan.header() + source.read_bytes()[file.header.data_offset :])
     return target

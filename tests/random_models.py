@@ -4,357 +4,169 @@ Routing, profiling and pruning depend on an architecture's tensors and metadata 
 has learned, so a few megabytes of noise stand in for every model family that llama.cpp runs. The files
 carry no tokenizer: feed them token ids below ``n_vocab``.
 
-The noise is scaled so that a router has clear preferences which differ from token to token, and so that
-the experts' output is a large part of the residual stream: a wrong choice of expert shows in the logits.
+No list of tensors is kept for any architecture: from metadata alone, llama.cpp itself makes a model without
+a file, and says by name and shape what it would fill. The noise is scaled so that a router has clear
+preferences which differ from token to token, and so that the experts' output is a large part of the residual
+stream: a wrong choice of expert shows in the logits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
+import llama_cpp
 import numpy as np
 import numpy.typing as npt
+from architectures import ARCHITECTURES, Architecture, Sizes, shared_metadata
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from slow_capture import Tensor
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Metadata: TypeAlias = "dict[str, Any]"
-Tensors: TypeAlias = "dict[str, npt.NDArray[np.float32]]"
+Array: TypeAlias = "npt.NDArray[Any]"
 
-N_HEAD = 4
-N_HEAD_KV = 2
-SLIDING_WINDOW = 16  # shorter than the prompts of most tests, so that the windows matter
+FAMILIES = ("deepseek2", "gemma4", "gpt-oss", "llama", "olmoe", "qwen3moe")
+"""Rows of ARCHITECTURES that differ in what matters most, for tests too long for all rows."""
+
 ROUTER_SPREAD = 2.0  # standard deviation of one token's router logits
-SIGMOID_GATING = 2  # llama.cpp's number for it
+
+_SCALE = re.compile(r"blk\.\d+\.(?!ffn_gate_inp\.)[\w.]+\.(scale|input_scale)")
 
 
-@dataclass
-class Draft:
-    """A model in the making: the sizes that a family builds from, and what it has built so far."""
-
-    n_layers: int
-    n_experts: int
-    top_k: int
-    n_vocab: int
-    n_embd: int
-    n_ff_expert: int
-    leading_dense: int
-    random: np.random.Generator
-    metadata: Metadata = field(default_factory=dict)  # keys without the architecture's prefix
-    tensors: Tensors = field(default_factory=dict)
-
-    @property
-    def head_size(self) -> int:
-        """Width of one head of plain attention."""
-        return self.n_embd // N_HEAD
-
-    @property
-    def n_ff_shared(self) -> int:
-        """Width of dense and shared FFNs: unlike an expert's, so that no code can mix them up unnoticed."""
-        return 2 * self.n_ff_expert
-
-    def normal(self, name: str, *shape: int, spread: float) -> None:
-        """Add a tensor spread around zero, such as a bias; dimensions are in numpy's order, rows last."""
-        self.tensors[name] = self.random.standard_normal(shape, dtype=np.float32) * np.float32(spread)
-
-    def matrix(self, name: str, *shape: int, gain: float = 1.0) -> None:
-        """Add a weight that maps inputs of unit size to outputs of size ``gain``."""
-        self.normal(name, *shape, spread=gain * shape[-1] ** -0.5)
-
-    def around(self, centre: float, size: int, *names: str, spread: float = 0.2) -> None:
-        """Add vectors of multipliers, such as norms: varied enough that leaving one out would show."""
-        for name in names:
-            values = self.random.uniform(1 - spread, 1 + spread, size)
-            self.tensors[name] = (centre * values).astype(np.float32)
-
-
-class Family(NamedTuple):
-    """How to draft one model family: its architecture's name in GGUF, and its metadata and tensors."""
-
-    architecture: str
-    build: Callable[[Draft], None]
-    leading_dense: int = 0  # how many first layers have no experts
-
-
-def _embeddings(draft: Draft, *, tied: bool = False) -> None:
-    """Input and output ends and the metadata that every architecture reads.
-
-    A tied model (Gemma) multiplies its embeddings by sqrt(n_embd) itself, the others want unit size. Tied
-    embeddings are small, or each token would predict itself whatever the experts do; the output norm
-    makes up for it, so that logits are about two in size either way.
-    """
-    draft.metadata |= {
-        "context_length": 1024,
-        "vocab_size": draft.n_vocab,
-        "block_count": draft.n_layers,
-        "embedding_length": draft.n_embd,
-        "attention.head_count": N_HEAD,
-        "attention.head_count_kv": N_HEAD_KV,
-        "attention.layer_norm_rms_epsilon": 1e-6,
-        "expert_count": draft.n_experts,
-        "expert_used_count": draft.top_k,
-    }
-    draft.matrix("token_embd.weight", draft.n_vocab, draft.n_embd, gain=0.5 if tied else draft.n_embd**0.5)
-    draft.around(4.0 if tied else 1.0, draft.n_embd, "output_norm.weight")
-    if not tied:
-        draft.matrix("output.weight", draft.n_vocab, draft.n_embd, gain=2.0)
-
-
-def _blocks(draft: Draft) -> Iterable[str]:
-    return (f"blk.{layer}" for layer in range(draft.n_layers))
-
-
-def _attention(draft: Draft, block: str, head_size: int, n_head_kv: int = N_HEAD_KV) -> None:
-    draft.around(1.0, draft.n_embd, f"{block}.attn_norm.weight")
-    draft.matrix(f"{block}.attn_q.weight", N_HEAD * head_size, draft.n_embd)
-    draft.matrix(f"{block}.attn_k.weight", n_head_kv * head_size, draft.n_embd)
-    draft.matrix(f"{block}.attn_v.weight", n_head_kv * head_size, draft.n_embd)
-    draft.matrix(f"{block}.attn_output.weight", draft.n_embd, N_HEAD * head_size)
-
-
-def _query_key_norms(draft: Draft, block: str, size: int, centre: float = 1.0) -> None:
-    draft.around(centre, size, f"{block}.attn_q_norm.weight", f"{block}.attn_k_norm.weight")
-
-
-def _dense_ffn(draft: Draft, block: str, suffix: str = "") -> None:
-    width = draft.n_ff_shared
-    draft.matrix(f"{block}.ffn_gate{suffix}.weight", width, draft.n_embd)
-    draft.matrix(f"{block}.ffn_up{suffix}.weight", width, draft.n_embd)
-    draft.matrix(f"{block}.ffn_down{suffix}.weight", draft.n_embd, width, gain=2.0)
-
-
-def _experts(draft: Draft, block: str, *, input_size: float = 1.0, fused: bool = False) -> None:
-    """A router for inputs of the given size, and experts whose down gain makes up for small products."""
-    n_experts, width = draft.n_experts, draft.n_ff_expert
-    draft.matrix(f"{block}.ffn_gate_inp.weight", n_experts, draft.n_embd, gain=ROUTER_SPREAD / input_size)
-    if fused:
-        draft.matrix(f"{block}.ffn_gate_up_exps.weight", n_experts, 2 * width, draft.n_embd)
-    else:
-        draft.matrix(f"{block}.ffn_gate_exps.weight", n_experts, width, draft.n_embd)
-        draft.matrix(f"{block}.ffn_up_exps.weight", n_experts, width, draft.n_embd)
-    draft.matrix(f"{block}.ffn_down_exps.weight", n_experts, draft.n_embd, width, gain=3.0)
-
-
-def _plain_layer(draft: Draft, block: str, n_head_kv: int = N_HEAD_KV) -> None:
-    _attention(draft, block, draft.head_size, n_head_kv)
-    draft.around(1.0, draft.n_embd, f"{block}.ffn_norm.weight")
-    _experts(draft, block)
-
-
-def _mixtral(draft: Draft) -> None:
-    _embeddings(draft)
-    draft.metadata |= {"feed_forward_length": draft.n_ff_expert, "rope.dimension_count": draft.head_size}
-    for block in _blocks(draft):
-        _plain_layer(draft, block)
-
-
-def _qwen3moe(draft: Draft) -> None:
-    """Real files tell the width of a dense FFN too, which no layer has."""
-    _embeddings(draft)
-    draft.metadata |= {
-        "feed_forward_length": draft.n_ff_shared,
-        "expert_feed_forward_length": draft.n_ff_expert,
-    }
-    for block in _blocks(draft):
-        _plain_layer(draft, block)
-        _query_key_norms(draft, block, draft.head_size)
-
-
-def _olmoe(draft: Draft) -> None:
-    """Its query and key norms span all heads, which leaves no room for fewer key heads."""
-    _embeddings(draft)
-    draft.metadata |= {"attention.head_count_kv": N_HEAD, "feed_forward_length": draft.n_ff_expert}
-    for block in _blocks(draft):
-        _plain_layer(draft, block, N_HEAD)
-        _query_key_norms(draft, block, draft.n_embd)
-
-
-def _gemma4_metadata(draft: Draft) -> Metadata:
-    """Sliding windows but for the last layer, where heads are twice as wide and key heads half as many."""
-    sliding = [True] * (draft.n_layers - 1) + [False]
-    return {
-        "feed_forward_length": draft.n_ff_shared,
-        "expert_feed_forward_length": draft.n_ff_expert,
-        "embedding_length_per_layer_input": 0,
-        "final_logit_softcapping": 30.0,
-        "attention.head_count_kv": [N_HEAD_KV if slides else N_HEAD_KV // 2 for slides in sliding],
-        "attention.key_length": 2 * draft.head_size,
-        "attention.value_length": 2 * draft.head_size,
-        "attention.key_length_swa": draft.head_size,
-        "attention.value_length_swa": draft.head_size,
-        "attention.sliding_window": SLIDING_WINDOW,
-        "attention.sliding_window_pattern": sliding,
-        "rope.dimension_count": 2 * draft.head_size,
-        "rope.dimension_count_swa": draft.head_size,
-        "rope.freq_base": 1e6,
-        "rope.freq_base_swa": 1e4,
-    }
-
-
-def _gemma4_attention(draft: Draft, block: str, *, full: bool) -> None:
-    """The full layer's keys serve as values; no layer divides by sqrt(head size), so norms are small."""
-    head_size = draft.head_size * (2 if full else 1)
-    _attention(draft, block, head_size, N_HEAD_KV // (2 if full else 1))
-    if full:
-        del draft.tensors[f"{block}.attn_v.weight"]
-    _query_key_norms(draft, block, head_size, head_size**-0.25)
-    draft.around(1.0, draft.n_embd, f"{block}.post_attention_norm.weight")
-
-
-def _gemma4(draft: Draft) -> None:
-    """Every layer adds a dense FFN and its experts; each expert's output has a scale of its own."""
-    _embeddings(draft, tied=True)
-    draft.metadata |= _gemma4_metadata(draft)
-    turning = np.arange(draft.head_size) < draft.head_size // 4  # only these dimensions feel the position
-    draft.tensors["rope_freqs.weight"] = np.where(turning, 1.0, 1e30).astype(np.float32)
-    for layer, block in enumerate(_blocks(draft)):
-        _gemma4_attention(draft, block, full=layer == draft.n_layers - 1)
-        _dense_ffn(draft, block)
-        for name in ("ffn_norm", "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm"):
-            draft.around(1.0, draft.n_embd, f"{block}.{name}.weight")
-        draft.around(3.0, draft.n_embd, f"{block}.post_ffw_norm_2.weight")  # experts count most
-        _experts(draft, block, input_size=draft.n_embd**-0.5, fused=True)
-        draft.around(1.0, draft.n_embd, f"{block}.ffn_gate_inp.scale", spread=0.5)
-        draft.around(1.0, draft.n_experts, f"{block}.ffn_down_exps.scale", spread=0.5)
-        draft.around(1.0, 1, f"{block}.layer_output_scale.weight")
-
-
-def _deepseek2_metadata(draft: Draft) -> Metadata:
-    rank, half = draft.head_size, draft.head_size // 2
-    return {
-        "feed_forward_length": draft.n_ff_shared,
-        "expert_feed_forward_length": draft.n_ff_expert,
-        "leading_dense_block_count": draft.leading_dense,
-        "expert_shared_count": draft.n_ff_shared // draft.n_ff_expert,
-        "expert_gating_func": SIGMOID_GATING,
-        "expert_weights_scale": 2.5,
-        "expert_weights_norm": True,
-        "expert_group_count": 1,
-        "expert_group_used_count": 1,
-        "rope.dimension_count": half,
-        "attention.head_count_kv": 1,
-        "attention.q_lora_rank": 0,
-        "attention.kv_lora_rank": rank,
-        "attention.key_length": rank + half,
-        "attention.value_length": rank,
-        "attention.key_length_mla": draft.head_size,
-        "attention.value_length_mla": draft.head_size,
-    }
-
-
-def _latent_attention(draft: Draft, block: str) -> None:
-    """Multi-head latent attention: keys and values come out of one vector, rope gets half of each key."""
-    rank, half = draft.head_size, draft.head_size // 2
-    draft.around(1.0, draft.n_embd, f"{block}.attn_norm.weight")
-    draft.matrix(f"{block}.attn_q.weight", N_HEAD * draft.head_size, draft.n_embd)
-    draft.matrix(f"{block}.attn_kv_a_mqa.weight", rank + half, draft.n_embd)
-    draft.around(1.0, rank, f"{block}.attn_kv_a_norm.weight")
-    draft.matrix(f"{block}.attn_k_b.weight", N_HEAD, rank, half)
-    draft.matrix(f"{block}.attn_v_b.weight", N_HEAD, draft.head_size, rank)
-    draft.matrix(f"{block}.attn_output.weight", draft.n_embd, N_HEAD * draft.head_size)
-
-
-def _deepseek2(draft: Draft) -> None:
-    """DeepSeek V3's routing: the bias has a say in which experts are chosen but not in their weights."""
-    _embeddings(draft)
-    draft.metadata |= _deepseek2_metadata(draft)
-    for layer, block in enumerate(_blocks(draft)):
-        _latent_attention(draft, block)
-        draft.around(1.0, draft.n_embd, f"{block}.ffn_norm.weight")
-        if layer < draft.leading_dense:
-            _dense_ffn(draft, block)
-        else:
-            _experts(draft, block)
-            draft.normal(f"{block}.exp_probs_b.bias", draft.n_experts, spread=0.15)
-            _dense_ffn(draft, block, "_shexp")
-
-
-def _gpt_oss(draft: Draft) -> None:
-    """Biases everywhere, and a router whose softmax sees only the logits of the chosen experts."""
-    _embeddings(draft)
-    draft.metadata |= {
-        "feed_forward_length": draft.n_ff_expert,
-        "expert_feed_forward_length": draft.n_ff_expert,
-        "attention.sliding_window": SLIDING_WINDOW,
-    }
-    for block in _blocks(draft):
-        _attention(draft, block, draft.head_size)
-        draft.normal(f"{block}.attn_sinks.weight", N_HEAD, spread=1.0)
-        draft.around(1.0, draft.n_embd, f"{block}.post_attention_norm.weight")
-        _experts(draft, block)
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            draft.normal(f"{block}.{name}.bias", len(draft.tensors[f"{block}.{name}.weight"]), spread=0.2)
-        draft.normal(f"{block}.ffn_gate_inp.bias", draft.n_experts, spread=0.5)
-        for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
-            shape = draft.tensors[f"{block}.{name}.weight"].shape[:2]
-            draft.normal(f"{block}.{name}.bias", *shape, spread=0.2)
-
-
-FAMILIES: dict[str, Family] = {
-    "gemma4": Family("gemma4", _gemma4),
-    "qwen3moe": Family("qwen3moe", _qwen3moe),
-    "olmoe": Family("olmoe", _olmoe),
-    "llama": Family("llama", _mixtral),
-    "deepseek2": Family("deepseek2", _deepseek2, leading_dense=1),
-    "gpt-oss": Family("gpt-oss", _gpt_oss),
-}
-
-
-def moe_layers(family: str, n_layers: int = 3) -> list[int]:
-    """The layers that have experts, which is what a profile of the model must cover."""
-    return list(range(FAMILIES[family].leading_dense, n_layers))
+def moe_layers(row: str) -> list[int]:
+    """The blocks that have experts and run, which is what a profile of the model must cover."""
+    architecture = ARCHITECTURES[row]
+    return architecture.moe_blocks(Sizes(n_layers=architecture.n_layers))
 
 
 def write_random_model(
     path: PathLike,
-    family: str,
+    row: str,
     *,
     seed: int = 0,
-    n_layers: int = 3,
-    n_experts: int = 16,
-    top_k: int = 4,
-    n_vocab: int = 256,
-    n_embd: int = 256,
-    n_ff_expert: int = 64,
     quantization: str = "F32",
     extra_metadata: Mapping[str, Any] | None = None,
+    **sizes: int,
 ) -> None:
-    """Write a random model of a family; the same arguments give the same bytes.
+    """Write a random model of a row of ARCHITECTURES; the same arguments give the same bytes.
 
-    The default widths make 4-bit K-quant mixes fall back to other types for the experts' short down rows,
-    as they do for the real Gemma 4. ``quantization`` is the tail of a ``LLAMA_FTYPE_MOSTLY_`` name of
-    llama.cpp. ``extra_metadata`` takes full keys and overrides what the family sets.
+    `sizes` are those of Sizes. The default widths make 4-bit K-quant mixes fall back to other types for the
+    experts' short down rows, as they do for the real Gemma 4. ``quantization`` is the tail of a
+    ``LLAMA_FTYPE_MOSTLY_`` name of llama.cpp. ``extra_metadata`` takes full keys and overrides the row's.
     """
-    if n_layers < 2:  # llama.cpp would abort the whole process over a Gemma 4 with no sliding layer
-        raise ValueError("some families have two kinds of layer, so a model needs at least two layers")
-    spec = FAMILIES[family]
-    random = np.random.default_rng(seed)
-    draft = Draft(n_layers, n_experts, top_k, n_vocab, n_embd, n_ff_expert, spec.leading_dense, random)
-    spec.build(draft)
-    metadata = {"general.name": f"random {family}", "tokenizer.ggml.model": "none"}
-    metadata |= {f"{spec.architecture}.{key}": value for key, value in draft.metadata.items()}
-    metadata |= extra_metadata or {}
-    path = Path(path)
-    if quantization == "F32":
-        _write(path, spec.architecture, metadata, draft.tensors)
-        return
+    path, spec = Path(path), ARCHITECTURES[row]
+    drawn = Sizes(**{"n_layers": spec.n_layers, **sizes})
+    name = spec.architecture or row
+    metadata = {"general.name": f"random {row}", "tokenizer.ggml.model": "none"}
+    for key, value in (shared_metadata(drawn) | spec.metadata(drawn)).items():
+        metadata[key if key.startswith("tokenizer.") else f"{name}.{key}"] = value
     unquantized = path.with_name(path.name + ".f32")
     try:
-        _write(unquantized, spec.architecture, metadata, draft.tensors)
-        _quantize(unquantized, path, quantization)
+        _write(unquantized, name, metadata, {})  # a header alone
+        random = np.random.default_rng(seed)
+        tensors = {
+            tensor: _noise(tensor, shape, random, drawn)
+            for tensor, shape in _wanted_tensors(unquantized).items()
+            if not _left_out(tensor, spec)
+        }
+        metadata |= extra_metadata or {}
+        _write(unquantized, name, metadata, _fused(tensors) if spec.fused else tensors)
+        if quantization == "F32":
+            unquantized.replace(path)
+        else:
+            _quantize(unquantized, path, quantization)
     finally:
         unquantized.unlink(missing_ok=True)
 
 
-def _write(path: Path, architecture: str, metadata: Metadata, tensors: Tensors) -> None:
+def _left_out(tensor: str, spec: Architecture) -> bool:
+    """llama.cpp takes the scales of NVFP4 beside every matrix."""
+    return (
+        not spec.scaled and _SCALE.fullmatch(tensor) is not None and tensor.split(".", 2)[2] not in spec.own_scales
+    )
+
+
+class _GgufOptions(ctypes.Structure):
+    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
+
+
+_Fill = ctypes.CFUNCTYPE(None, ctypes.POINTER(Tensor), ctypes.c_void_p)
+
+
+def _wanted_tensors(header: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape (in NumPy's order) of each tensor that llama.cpp would take for the model whose metadata
+    is in `header`, optional ones too."""
+    library = llama_cpp.llama_cpp._lib
+    base = ctypes.CDLL(str(next((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-base.*"))))
+    base.gguf_init_from_file.restype = ctypes.c_void_p
+    base.gguf_init_from_file.argtypes = (ctypes.c_char_p, _GgufOptions)
+    base.gguf_free.argtypes = (ctypes.c_void_p,)
+    make = library.llama_model_init_from_user
+    make.restype = ctypes.c_void_p
+    make.argtypes = (ctypes.c_void_p, _Fill, ctypes.c_void_p, llama_cpp.llama_model_params)
+    shapes = {}
+
+    def note(tensor: Any, _: Any) -> None:
+        shape = list(tensor.contents.ne)
+        while len(shape) > 1 and shape[-1] == 1:
+            shape.pop()
+        shapes[tensor.contents.name.decode()] = tuple(reversed(shape))
+
+    params = llama_cpp.llama_model_default_params()
+    params.load_mtp = True
+    llama_cpp.llama_backend_init()
+    metadata = base.gguf_init_from_file(os.fsencode(header), _GgufOptions(True, None))
+    with _quiet() as messages:
+        model = make(metadata, _Fill(note), None, params)
+    base.gguf_free(metadata)
+    if not model:
+        raise RuntimeError(f"llama.cpp makes no model of {header}:\n{messages()}")
+    llama_cpp.llama_model_free(model)
+    return shapes
+
+
+# By a tensor's name in its block: uniform between two numbers, or of a spread around zero. The first that fits.
+_UNIFORM = {r"rope_.*": (1, 1), r"ssm_a": (-1, -0.3), r".*norm.*weight": (0.8, 1.2), r".*scale.*": (0.6, 1.4)}
+_SPREAD = {r"exp_probs_b.*": 0.15, r"ffn_gate_inp\.bias": 0.5, r".*bias": 0.2, r"token_embd\.weight": 1.0}
+# Matrices: the size of the output for an input of unit size, if not 1.
+_GAIN = {"ffn_gate_inp.weight": ROUTER_SPREAD, "ffn_down_exps.weight": 3.0, "output.weight": 2.0}
+
+
+def _noise(name: str, shape: tuple[int, ...], random: np.random.Generator, sizes: Sizes) -> Array:
+    """Values as a trained model might have them; rows last."""
+    kind = name.split(".", 2)[2] if name.startswith("blk.") else name
+    if kind == "ffn_gate_tid2eid.weight":  # from token to experts, all different
+        return random.random((shape[0], sizes.n_experts)).argsort(axis=1)[:, : shape[1]].astype(np.int32)
+    for pattern, bounds in _UNIFORM.items():
+        if re.fullmatch(pattern, kind):
+            return random.uniform(*bounds, shape).astype(np.float32)
+    gain = _GAIN.get(kind, 1.0) * shape[-1] ** -0.5 if len(shape) > 1 else 0.2
+    spread = next((spread for pattern, spread in _SPREAD.items() if re.fullmatch(pattern, kind)), gain)
+    return random.standard_normal(shape, dtype=np.float32) * np.float32(spread)
+
+
+def _fused(tensors: dict[str, Array]) -> dict[str, Array]:
+    """The same with one tensor for the gate and up matrices of a layer's experts."""
+    fused = {}
+    for name, values in tensors.items():
+        if ".ffn_gate_exps." in name:
+            up = tensors[name.replace("gate_exps", "up_exps")]
+            fused[name.replace("gate_exps", "gate_up_exps")] = np.concatenate([values, up], axis=1)
+        elif ".ffn_up_exps." not in name:
+            fused[name] = values
+    return fused
+
+
+def _write(path: Path, architecture: str, metadata: Metadata, tensors: Mapping[str, Array]) -> None:
     writer = GGUFWriter(path, architecture)
     for key, value in metadata.items():
-        sub_type = _value_type(value[0]) if isinstance(value, list) else None
-        writer.add_key_value(key, value, _value_type(value), sub_type)
+        writer.add_key_value(key, value, _value_type(value), _element_type(key, value))
     for name, values in tensors.items():
         writer.add_tensor(name, values)
     _finish(writer)
@@ -367,6 +179,12 @@ def _value_type(value: object) -> GGUFValueType:
     return GGUFValueType.get_type(value)
 
 
+def _element_type(key: str, value: object) -> GGUFValueType | None:
+    if not isinstance(value, list):
+        return None
+    return GGUFValueType.UINT64 if ".ple." in key and not key.endswith("layers") else _value_type(value[0])
+
+
 def _finish(writer: GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -374,25 +192,29 @@ def _finish(writer: GGUFWriter) -> None:
     writer.close()
 
 
-def _quantize(source: Path, target: Path, quantization: str) -> None:
-    """Quantize with llama.cpp itself, so that the mix of tensor types is the one of real files."""
-    import llama_cpp
-
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.nthread = 1
-    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quantization}")
+@contextlib.contextmanager
+def _quiet() -> Iterator[Callable[[], str]]:
+    """Keeps what llama.cpp logs from being printed; yields a way to read its last lines."""
     messages: list[bytes] = []
     previous, user_data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
     llama_cpp.llama_log_get(ctypes.byref(previous), ctypes.byref(user_data))
     keep = llama_cpp.llama_log_callback(lambda _level, text, _data: messages.append(text))
     llama_cpp.llama_log_set(keep, ctypes.c_void_p())
     try:
-        failed = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
+        yield lambda: b"".join(messages[-20:]).decode(errors="replace")
     finally:
         llama_cpp.llama_log_set(previous, user_data)
-    if failed:
-        log = b"".join(messages[-20:]).decode(errors="replace")
-        raise RuntimeError(f"llama.cpp cannot quantize {source} to {quantization}:\n{log}")
+
+
+def _quantize(source: Path, target: Path, quantization: str) -> None:
+    """Quantize with llama.cpp itself, so that the mix of tensor types is the one of real files."""
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.nthread = 1
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quantization}")
+    with _quiet() as messages:
+        failed = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
+        if failed:
+            raise RuntimeError(f"llama.cpp cannot quantize {source} to {quantization}:\n{messages()}")
 
 
 def split_model(path: PathLike, out_dir: PathLike, n_shards: int) -> list[Path]:

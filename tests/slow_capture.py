@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class _Tensor(ctypes.Structure):
+class Tensor(ctypes.Structure):
     """ggml_tensor of the pinned release."""
 
 
-_Tensor._fields_ = [
+Tensor._fields_ = [
     ("type", ctypes.c_int32),
     ("buffer", ctypes.c_void_p),
     ("ne", ctypes.c_int64 * 4),
@@ -28,7 +28,7 @@ _Tensor._fields_ = [
     ("op", ctypes.c_int32),
     ("op_params", ctypes.c_int32 * 16),
     ("flags", ctypes.c_int32),
-    ("src", ctypes.POINTER(_Tensor) * 10),
+    ("src", ctypes.POINTER(Tensor) * 10),
     ("view_src", ctypes.c_void_p),
     ("view_offs", ctypes.c_size_t),
     ("data", ctypes.c_void_p),
@@ -44,6 +44,7 @@ class SlowCapture:
 
     def __init__(self, path: Path, n_ctx: int) -> None:
         self.nodes: dict[tuple[str, int], list[NDArray[np.generic]]] = {}
+        self._seen: set[tuple[str, int]] = set()
         self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._see)
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(
@@ -59,12 +60,15 @@ class SlowCapture:
         llama_cpp.llama_model_free(self._model)
 
     def _see(self, address: int, ask: bool, _: object) -> bool:
-        tensor = ctypes.cast(address, ctypes.POINTER(_Tensor)).contents
+        tensor = ctypes.cast(address, ctypes.POINTER(Tensor)).contents
         match = _NODE.fullmatch(tensor.name.decode())
         if match and not ask:
             kind, block = match[1], int(match[2])
-            values = _strided(tensor, np.int32 if kind == "topk" else np.float32)
-            self.nodes.setdefault((kind, block), []).append(values)
+            # A second bank of experts in a layer (GroveMoE) has nodes of the same names, later in the graph.
+            if (kind, block) not in self._seen:
+                self._seen.add((kind, block))
+                values = _strided(tensor, np.int32 if kind == "topk" else np.float32)
+                self.nodes.setdefault((kind, block), []).append(values)
         return bool(match) or not ask
 
     def run(self, documents: Sequence[Sequence[int]], n_ctx: int) -> None:
@@ -81,6 +85,7 @@ class SlowCapture:
                     batch.seq_id[i][0] = 0
                     batch.logits[i] = 1
                 llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
+                self._seen.clear()
                 assert llama_cpp.llama_decode(self._context, batch) == 0
                 llama_cpp.llama_batch_free(batch)
 
@@ -100,7 +105,7 @@ class SlowCapture:
         return histogram, weight_sum
 
 
-def _strided(tensor: _Tensor, dtype: type) -> NDArray[np.generic]:
+def _strided(tensor: Tensor, dtype: type) -> NDArray[np.generic]:
     """A copy of a host tensor as NumPy sees it: slowest dimension first, strides followed."""
     n_bytes = sum((n - 1) * stride for n, stride in zip(tensor.ne, tensor.nb, strict=True)) + 4
     raw = (ctypes.c_uint8 * n_bytes).from_address(tensor.data)

@@ -93,14 +93,14 @@ def test_smallest_and_largest_top_k(tmp_path: Path, documents: list[list[int]], 
     assert profile.histograms.sum() == len(profile.layers) * profile.n_tokens * top_k
 
 
-def test_a_router_that_chooses_another_number_is_refused(tmp_path: Path, documents: list[list[int]]) -> None:
+def test_a_router_that_chooses_another_number_is_refused(tmp_path: Path) -> None:
     """The metadata says 4; a tap told 3 must notice instead of counting wrongly."""
     path = tmp_path / "model.gguf"
     write_random_model(path, "llama")
     with coe.Model(path, n_ctx=128, n_threads=1) as model:
-        model.moe.top_k = 3
-        with pytest.raises(coe.CoeError, match="chooses 4 experts"):
-            coe.profile(model, documents)
+        model._session.watch(model.moe.blocks, 16, [3] * len(model.moe.blocks))
+        with pytest.raises(RuntimeError, match="chooses 4 experts"):
+            model._session.decode(*(np.arange(5, dtype=np.int32),) * 2, np.zeros(5, np.int32))
 
 
 def test_a_layer_that_sees_too_few_tokens_is_refused(tmp_path: Path) -> None:
@@ -108,6 +108,6 @@ def test_a_layer_that_sees_too_few_tokens_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write_random_model(path, "deepseek2")
     with coe.Model(path, n_ctx=128, n_threads=1) as model:
-        model._session.watch([0, 1, 2], model.moe.n_experts, model.moe.top_k)
+        model._session.watch([0, 1, 2], model.moe.n_experts, [model.moe.top_k] * 3)
         with pytest.raises(RuntimeError, match="saw 0 of 5 tokens in block 0"):
             model._session.decode(*(np.arange(5, dtype=np.int32),) * 2, np.zeros(5, np.int32))

@@ -52,7 +52,7 @@ def test_a_profile_that_does_not_add_up_is_refused() -> None:
     profile = make_profile(1)
     histograms = profile.histograms.copy()
     histograms[0, 0, 0] += 1
-    with pytest.raises(coe.InputError, match="needs 180 choices in each layer"):
+    with pytest.raises(coe.InputError, match="needs 60 choices at each rank"):
         coe.RoutingProfile("test", "m", "", profile.layers, 60, histograms, profile.weight_sum)
 
 
@@ -60,7 +60,7 @@ def test_a_profile_that_does_not_add_up_is_refused() -> None:
     ("key", "value", "message"),
     [
         ("coe.profile.version", 2, "has profile version 2"),
-        ("coe.profile.tokens", 61, "needs 183 choices"),
+        ("coe.profile.tokens", 61, "needs 61 choices"),
         ("coe.profile.corpora", "[1]", "damaged profile"),
         ("coe.profile.corpora", "{", "damaged profile"),
         ("general.type", "model", "is not a routing profile"),

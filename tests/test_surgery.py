@@ -6,8 +6,10 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
 from conftest import append_entry, unused_experts
@@ -205,23 +207,150 @@ def test_a_specialist_can_be_pruned_again(tmp_path: Path, model_file: ModelFile,
     assert all(check.passed for check in coe.verify(second, first, mask))
 
 
-def test_experts_that_never_run_are_refused(model_file: ModelFile, profile_of: ProfileOf) -> None:
-    """A mask that leaves out a layer with experts would leave the file uneven."""
+def test_a_mask_that_leaves_a_layer_out_is_refused(model_file: ModelFile, profile_of: ProfileOf) -> None:
     mask = unused_experts(profile_of("olmoe"), 8)
-    model = coe.MoeModel(model_file("olmoe", "F32"))
-    model.mtp_blocks = range(2, 3)
-    partial = coe.ExpertMask(
-        mask.architecture, mask.fingerprint, 16, 8, {block: mask.kept[block] for block in (0, 1)}
-    )
-    with pytest.raises(coe.InputError, match=r"experts in blocks \[2\] that never run"):
-        plan_prune(model, partial)
+    partial = replace(mask, kept={block: mask.kept[block] for block in (0, 1)})
+    with pytest.raises(coe.InputError, match="list of MoE layers differs"):
+        plan_prune(coe.MoeModel(model_file("olmoe", "F32")), partial)
 
 
-def test_groups_of_experts_are_refused(model_file: ModelFile, profile_of: ProfileOf) -> None:
-    model = coe.MoeModel(model_file("deepseek2", "F32"))
-    model.n_groups = 4
-    with pytest.raises(coe.InputError, match="4 groups of experts"):
-        plan_prune(model, unused_experts(profile_of("deepseek2"), 8))
+@pytest.mark.parametrize("row", ["glm4moe, MTP", "deepseek2, MTP and groups"])
+def test_layers_that_predict_further_tokens_keep_their_largest_router_rows(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, row: str
+) -> None:
+    parent, profile = model_file(row, "F32"), profile_of(row)
+    out = coe.prune(parent, unused_experts(profile, 8), tmp_path / "out.gguf")
+    before, after = tensors_of(parent), tensors_of(out)
+    norms = np.linalg.norm(before["blk.3.ffn_gate_inp.weight"].astype(np.float64), axis=1)
+    groups = np.arange(16).reshape(profile.n_groups, -1)
+    kept = sorted(e for group in groups for e in sorted(group, key=lambda e: -norms[e])[: 8 // profile.n_groups])
+    assert kept != list(range(8))
+    cut = [name for name in before if name.startswith("blk.3.") and is_expert_tensor(name)]
+    assert len(cut) >= 4
+    for name in cut:
+        np.testing.assert_array_equal(after[name], before[name][kept])
+    assert fields(out)["coe.mask.mtp"] == "kept by router norm"
+    assert loads_with_mtp(out)
+
+
+@pytest.mark.parametrize("row", ["glm4moe, MTP", "qwen35moe, MTP", "nemotron_h_moe, MTP"])
+def test_layers_that_predict_further_tokens_can_be_dropped(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, row: str, documents: list[list[int]]
+) -> None:
+    parent, mask = model_file(row, "F32"), unused_experts(profile_of(row), 8)
+    model = coe.MoeModel(parent)
+    kept = coe.prune(parent, mask, tmp_path / "kept.gguf")
+    dropped = coe.prune(parent, mask, tmp_path / "dropped.gguf", drop_mtp=True)
+    last = f"blk.{model.n_blocks - 1}."
+    assert tensors_of(dropped).keys() == {name for name in tensors_of(kept) if not name.startswith(last)}
+    assert coe.MoeModel(dropped).n_blocks == model.n_blocks - 1
+    assert not coe.MoeModel(dropped).mtp_layers
+    changed = {key for key, value in fields(kept).items() if fields(dropped)[key] != value}
+    lists = {
+        key for key, value in fields(kept).items() if isinstance(value, list) and len(value) == model.n_blocks
+    }
+    lists -= {"qwen35moe.rope.dimension_sections"}  # four of another kind
+    counts = {f"{model.architecture}.{key}" for key in ("block_count", "nextn_predict_layers")}
+    assert changed == {"coe.mask.mtp"} | counts | lists
+    outputs = []
+    for path in (kept, dropped):
+        assert all(check.passed for check in coe.verify(path, parent, mask))
+        with coe.Model(path, n_ctx=128, n_threads=1) as loaded:
+            outputs.append(loaded.logits(documents[0]))
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_there_must_be_layers_to_drop(tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf) -> None:
+    with pytest.raises(coe.InputError, match="no layers that predict further tokens"):
+        coe.prune(
+            model_file("llama", "F32"), unused_experts(profile_of("llama"), 8), tmp_path / "o.gguf", drop_mtp=True
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def tensors_of(path: Path) -> dict[str, NDArray[np.float32]]:
+    return {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
+
+
+def loads_with_mtp(path: Path) -> bool:
+    """Whether llama.cpp takes the file with its MTP layers, which it leaves out by default."""
+    params = llama_cpp.llama_model_default_params()
+    params.load_mtp = True
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if model:
+        llama_cpp.llama_model_free(model)
+    return bool(model)
+
+
+@pytest.mark.parametrize(
+    ("keep", "reason"), [(6, "multiple of 4"), (4, "from 8 to 16"), (3, "from 4"), (17, "from 4")]
+)
+def test_groups_set_what_can_be_kept(model_file: ModelFile, keep: int, reason: str) -> None:
+    """16 experts in 4 groups of which 2 are used: each must keep two, and 2 of them the 4 of a token."""
+    with pytest.raises(coe.InputError, match=reason):
+        coe.MoeModel(model_file("deepseek2, groups", "F32")).check_cut(keep)
+
+
+def test_a_mask_that_leaves_groups_uneven_is_refused(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
+) -> None:
+    mask = unused_experts(profile_of("deepseek2, groups"), 8)
+    uneven = replace(mask, kept={**mask.kept, 1: tuple(range(8))})
+    with pytest.raises(coe.InputError, match=r"unlike numbers of the 4 groups of experts in blocks \[1\]"):
+        coe.prune(model_file("deepseek2, groups", "F32"), uneven, tmp_path / "out.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_count_that_llama_cpp_gives_a_meaning_is_refused(tmp_path: Path) -> None:
+    """Llama 4 with 128 experts has another attention than with any other number."""
+    for n_experts, keep in ((128, 64), (160, 128)):
+        path = tmp_path / f"{n_experts}.gguf"
+        write_random_model(path, "llama4", n_experts=n_experts, n_ff_expert=32)
+        model = coe.MoeModel(path)
+        with pytest.raises(coe.InputError, match=f"{n_experts} experts cannot become {keep}"):
+            model.check_cut(keep)
+        model.check_cut(n_experts)
+
+
+@pytest.mark.parametrize("size", [200_000, 900_000, 10_000_000])
+def test_split_outputs_hold_what_one_file_would(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, size: int
+) -> None:
+    parent, mask = model_file("qwen3moe", "Q4_K_M"), unused_experts(profile_of("qwen3moe"), 8)
+    whole = coe.prune(parent, mask, tmp_path / "whole.gguf")
+    first = coe.prune(parent, mask, tmp_path / "split.gguf", split_max_bytes=size)
+    paths = coe.MoeModel(first).paths
+    assert (len(paths) > 1) == (size < whole.stat().st_size)
+    assert sorted(tmp_path.iterdir()) == sorted([whole, *paths])
+    merged: dict[str, tuple[str, list[int], NDArray[np.uint8]]] = {}
+    for number, path in enumerate(paths):
+        tensors = raw_tensors(path)
+        assert path.stat().st_size <= size or len(tensors) == 1
+        merged |= tensors
+        if len(paths) > 1:
+            assert path.name == f"split-{number + 1:05}-of-{len(paths):05}.gguf"
+            assert (fields(path)["split.no"], fields(path)["split.count"]) == (number, len(paths))
+    assert list(merged) == list(raw_tensors(whole))
+    for name, (type_name, shape, data) in raw_tensors(whole).items():
+        assert merged[name][:2] == (type_name, shape)
+        np.testing.assert_array_equal(merged[name][2], data)
+    assert fields(paths[0]).keys() >= fields(whole).keys()
+    assert all(check.passed for check in coe.verify(first, parent, mask))
+    with pytest.raises(coe.InputError, match="exists"):
+        coe.prune(parent, mask, tmp_path / "split.gguf", split_max_bytes=size)
+
+
+def test_a_split_output_that_fails_leaves_nothing(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
+) -> None:
+    parent = tmp_path / "parent.gguf"
+    data = bytearray(model_file("olmoe", "F32").read_bytes())
+    tensor = coe.MoeModel(model_file("olmoe", "F32")).tensors["blk.2.ffn_down_exps.weight"]
+    data[tensor.offset : tensor.offset + tensor.n_bytes] = np.full(tensor.n_bytes // 4, np.nan, "<f4").tobytes()
+    parent.write_bytes(data)
+    with pytest.raises(coe.CoeError, match="NaN"):
+        coe.prune(parent, unused_experts(profile_of("olmoe"), 8), tmp_path / "out.gguf", split_max_bytes=10**6)
+    assert list(tmp_path.iterdir()) == [parent]
 
 
 def test_a_parent_with_nan_leaves_no_output(tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import unused_experts
-from random_models import copy_model
+from random_models import copy_model, write_random_model
 
 import coe_native as coe
 
@@ -40,7 +40,7 @@ def damage(path: Path, offset: int, data: bytes | None = None) -> None:
 
 def test_a_good_specialist_passes(made: tuple[Path, Path, coe.ExpertMask]) -> None:
     checks = coe.verify(*made)
-    assert [check.name for check in checks] == ["metadata", "layout", "bytes", "norms", "loads"]
+    assert [check.name for check in checks] == ["metadata", "layout", "bytes", "norms", "loads", "graph"]
     assert all(check.passed for check in checks), checks
 
 
@@ -140,3 +140,18 @@ def test_a_file_that_llama_cpp_cannot_run_is_found(
     found = failures(out, parent, mask)
     assert list(found) == ["loads"]
     assert "output_norm" in found["loads"]
+
+
+def test_a_specialist_that_is_computed_otherwise_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: list[list[int]]
+) -> None:
+    """Llama 4 with 128 experts has no norm on queries and keys, with any other number it has one; surgery
+    refuses that, and had it not known, verification would have seen it."""
+    parent = tmp_path / "parent.gguf"
+    write_random_model(parent, "llama4", n_experts=128, n_ff_expert=32)
+    mask = unused_experts(coe.profile(parent, documents, n_ctx=128, n_threads=1), 64)
+    monkeypatch.setattr("coe_native.moe_model._COUNT_WITH_A_MEANING", {})
+    out = coe.prune(parent, mask, tmp_path / "out.gguf")
+    found = failures(out, parent, mask)
+    assert list(found) == ["graph"]
+    assert "where it computes" in found["graph"]

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from coe_native.cli.shared import COUNT, FILE, gigabytes, json_option, print_json, print_table
-from coe_native.errors import InputError
 
 
 @click.command(name="inspect")
@@ -24,8 +23,7 @@ def command(model: Path, keep: int | None, ctx: int | None, as_json: bool) -> No
     moe = MoeModel(model)
     facts = _facts(moe)
     if keep is not None:
-        if not moe.top_k <= keep <= moe.n_experts:
-            raise InputError(f"--keep must be from {moe.top_k} to {moe.n_experts} for {model}, not {keep}")
+        moe.check_cut(keep)
         facts["specialist"] = {"keep": keep, "bytes": moe.n_bytes - _saved(moe, keep)}
     if ctx is not None:
         facts["context"] = {"tokens": ctx, "bytes": moe.context_bytes(ctx)}
@@ -58,7 +56,10 @@ def _facts(moe: Any) -> dict[str, Any]:
         "mtp_layers": [layer.block for layer in moe.layers if layer.block in moe.mtp_blocks],
         "experts": moe.n_experts,
         "top_k": moe.top_k,
-        "expert_groups": moe.n_groups,
+        "layer_top_k": [layer.top_k for layer in moe.routed_layers],
+        "expert_groups": moe.router_shape.n_groups,
+        "expert_groups_used": moe.router_shape.n_groups_used,
+        "obstacle": moe.obstacle,
         "gating": moe.gating,
         "expert_bytes": moe.expert_bytes,
         "expert_tensors": [
@@ -94,12 +95,14 @@ def _print(facts: dict[str, Any]) -> None:
         ["of that, experts", gigabytes(facts["expert_bytes"])],
         ["MoE layers", f"{len(layers)} of {facts['blocks']} blocks ({_ranges(layers)})"],
         ["experts in a layer", str(facts["experts"])],
-        ["chosen for a token", str(facts["top_k"])],
+        ["chosen for a token", _chosen(facts)],
         ["gating", facts["gating"]],
         ["fingerprint", facts["fingerprint"][:16]],
     ]
     if facts["mtp_layers"]:
         rows.append(["MTP layers with experts", _ranges(facts["mtp_layers"])])
+    if facts["obstacle"]:
+        rows.append(["cannot be pruned", facts["obstacle"]])
     if facts["mask"]:
         rows.append(["made by coe-native", f"{facts['mask'].get('mode')}, keep {facts['mask'].get('keep')}"])
     if "specialist" in facts:
@@ -127,6 +130,13 @@ def _print(facts: dict[str, Any]) -> None:
             for t in facts["expert_tensors"]
         ],
     )
+
+
+def _chosen(facts: dict[str, Any]) -> str:
+    fewest, most = min(facts["layer_top_k"]), max(facts["layer_top_k"])
+    chosen = str(most) if fewest == most else f"{fewest} to {most}"
+    groups, used = facts["expert_groups"], facts["expert_groups_used"]
+    return chosen if groups == 1 else f"{chosen}, from {used} of {groups} groups"
 
 
 def _ranges(blocks: list[int]) -> str:

@@ -10,11 +10,12 @@ from coe_native.cli.shared import (
     FILE,
     byte_progress,
     force_option,
-    gigabytes,
     json_option,
     mask_option,
     print_json,
     say,
+    size_of,
+    split_option,
 )
 
 
@@ -22,19 +23,41 @@ from coe_native.cli.shared import (
 @click.argument("model", type=FILE)
 @mask_option
 @click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")
+@click.option("--drop-mtp", is_flag=True, help="Leave out the layers that predict further tokens (MTP).")
+@split_option
 @force_option
 @json_option
-def command(model: Path, mask_path: Path, output: Path, force: bool, as_json: bool) -> None:
+def command(
+    model: Path,
+    mask_path: Path,
+    output: Path,
+    drop_mtp: bool,
+    split_max_bytes: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Write MODEL with the kept experts only: smaller, and otherwise the same byte for byte."""
     from coe_native.masking import ExpertMask
+    from coe_native.moe_model import MoeModel
     from coe_native.surgery import SAFETY_NOTICE, prune
 
     mask = ExpertMask.load(mask_path)
     with byte_progress("pruning") as progress:
-        prune(model, mask, output, force=force, inputs=(mask_path,), progress=progress)
-    size = output.stat().st_size
+        written = MoeModel(
+            prune(
+                model,
+                mask,
+                output,
+                drop_mtp=drop_mtp,
+                split_max_bytes=split_max_bytes,
+                force=force,
+                inputs=(mask_path,),
+                progress=progress,
+            )
+        )
     if as_json:
-        print_json({"output": str(output), "bytes": size, "keep": mask.keep, "notice": SAFETY_NOTICE})
+        facts = {"output": str(written.path), "files": list(map(str, written.paths)), "bytes": written.n_bytes}
+        print_json({**facts, "keep": mask.keep, "notice": SAFETY_NOTICE})
     else:
-        say(f"{output}: {gigabytes(size)}, {mask.keep} of {mask.n_experts} experts in each layer")
+        say(f"{size_of(written)}, {mask.keep} of {mask.n_experts} experts in each layer")
         say(SAFETY_NOTICE)

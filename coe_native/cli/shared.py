@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 from rich.console import Console
@@ -18,6 +19,7 @@ from coe_native.scoring import METHODS
 
 if TYPE_CHECKING:
     from coe_native.corpus import Corpus
+    from coe_native.moe_model import MoeModel
     from coe_native.profiler import Progress
     from coe_native.runtime import Model
     from coe_native.specialise import Watchers
@@ -48,6 +50,27 @@ corpus_option = click.option(
     required=True,
     type=FILE,
     help="Text to profile: files, directories or - (repeatable).",
+)
+
+
+class _Size(click.ParamType[int]):
+    """A number of bytes, or of thousands of them: 300M, 2G."""
+
+    name = "size"
+    units: ClassVar = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([1-9]\d{0,8})([KMG]?)", str(value))
+        if not match:
+            self.fail(f"{value!r} is no size; write it like 300M or 2G", param, ctx)
+        return int(match[1]) * self.units[match[2]]
+
+
+split_option = click.option(
+    "--split-max-size",
+    "split_max_bytes",
+    type=_Size(),
+    help="Write files of at most this size (300M, 2G), named NAME-00001-of-0000N.gguf.",
 )
 
 _MODEL_OPTIONS = (
@@ -202,6 +225,12 @@ def gigabytes(n_bytes: int) -> str:
         if n_bytes >= size:
             return f"{n_bytes / size:.2f} {unit}"
     return f"{n_bytes} B"
+
+
+def size_of(model: MoeModel) -> str:
+    """A model's name and size, and in how many files."""
+    files = f" in {len(model.paths)} files" if len(model.paths) > 1 else ""
+    return f"{model.path}: {gigabytes(model.n_bytes)}{files}"
 
 
 class _Bar:

@@ -58,7 +58,6 @@ def command(
 ) -> None:
     """Profile, mask, prune, verify and evaluate MODEL for one kind of text, with a report beside the output."""
     from coe_native.corpus import read_corpus
-    from coe_native.masking import check_keep
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import DOCUMENTS_AT_ONCE
     from coe_native.specialise import check_outputs, specialise
@@ -69,7 +68,7 @@ def command(
     inputs = (*corpora, *texts, *reasoning)
     moe = MoeModel(model)
     check_outputs(output, force=force, inputs=(*moe.paths, *inputs))
-    check_keep(arguments["keep"], moe.top_k, moe.n_experts)
+    moe.check_cut(arguments["keep"])
     read = [read_corpus(path, field) for path in corpora]
     say_skipped(read)
     held_out = [read_corpus(path, field) for path in texts] or read

@@ -27,14 +27,16 @@ const RoutingStats& stats_of(const Session& session) {
     return session.tap()->stats();
 }
 
-py::array_t<float> logits_of(Session& session, int32_t first, int32_t count) {
-    const int32_t n_vocab = session.n_vocab();
-    py::array_t<float> logits({count, n_vocab});
+using Row = const float* (Session::*)(int32_t);
+
+// Rows of the last decode, each of `width` numbers.
+py::array_t<float> rows_of(Session& session, Row row_of, int32_t width, int32_t first, int32_t count) {
+    py::array_t<float> rows({count, width});
     for (int32_t i = 0; i < count; ++i) {
-        const float* row = session.logits(first + i);
-        std::copy(row, row + n_vocab, logits.mutable_data(i, 0));
+        const float* row = (session.*row_of)(first + i);
+        std::copy(row, row + width, rows.mutable_data(i, 0));
     }
-    return logits;
+    return rows;
 }
 
 py::array_t<double> log_probabilities(Session& session, int32_t first, const Tokens& targets) {
@@ -56,15 +58,16 @@ void register_session(py::module_& module) {
     py::class_<Session>(module, "Session")
         .def(py::init([](const std::string& path, int32_t n_ctx, int32_t n_batch, int32_t n_seq_max,
                          int32_t n_threads, int32_t n_gpu_layers, int32_t n_cpu_moe,
-                         const std::vector<std::string>& devices, bool f32_kv) {
-                 const SessionOptions options{n_ctx,        n_batch,   n_seq_max, n_threads,
-                                              n_gpu_layers, n_cpu_moe, devices,   f32_kv};
+                         const std::vector<std::string>& devices, bool f32_kv, bool repack) {
+                 const SessionOptions options{n_ctx,     n_batch, n_seq_max, n_threads, n_gpu_layers,
+                                              n_cpu_moe, devices, f32_kv,    repack};
                  const py::gil_scoped_release release;
                  return std::make_unique<Session>(path, options);
              }),
              py::arg("path"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_seq_max"),
              py::arg("n_threads"), py::arg("n_gpu_layers"), py::arg("n_cpu_moe"), py::arg("devices"),
-             py::arg("f32_kv"))
+             py::arg("f32_kv"), py::arg("repack"))
+        .def_property_readonly("n_batch", &Session::n_batch)
         .def_property_readonly("n_vocab", &Session::n_vocab)
         .def_property_readonly("has_tokenizer", &Session::has_tokenizer)
         .def_property_readonly("bos_token", &Session::bos_token)
@@ -100,7 +103,21 @@ void register_session(py::module_& module) {
                 session.decode(t, p, s);
             },
             py::arg("tokens"), py::arg("positions"), py::arg("sequences"))
-        .def("logits", &logits_of, py::arg("first"), py::arg("count"))
+        .def_property_readonly("has_logits", &Session::has_logits)
+        .def(
+            "logits",
+            [](Session& session, int32_t first, int32_t count) {
+                return rows_of(session, &Session::logits, session.n_vocab(), first, count);
+            },
+            py::arg("first"), py::arg("count"))
+        .def("want_embeddings", &Session::want_embeddings, py::arg("on"))
+        .def(
+            "embeddings",
+            [](Session& session, int32_t first, int32_t count) {
+                return rows_of(session, &Session::embeddings, session.n_embd(), first, count);
+            },
+            py::arg("first"), py::arg("count"))
+        .def("record_graph", &Session::record_graph, py::arg("on"))
         .def("log_probabilities", &log_probabilities, py::arg("first"), py::arg("targets"));
 }
 

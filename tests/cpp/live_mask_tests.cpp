@@ -59,7 +59,7 @@ TEST(mask_writes_minus_infinity_over_dropped_experts_only) {
     const Context context = make_context();
     for (const int block : {1, 4}) {
         const std::vector<bool>& keep = block == 1 ? keeps_one : keeps_four;
-        for (const RouterNode node : {RouterNode::logits, RouterNode::biased_probs}) {
+        for (const RouterNode node : {RouterNode::logits, RouterNode::probs}) {
             ggml_tensor* logits = make_logits(context, 6, 7);
             mask.apply(logits, {node, block});
             for (size_t i = 0; i < 42; ++i) {
@@ -93,14 +93,14 @@ TEST(mask_of_no_tokens_writes_nothing) {
     CHECK_EQUAL(mask.take_applications({0})[0], uint64_t{1});
 }
 
-TEST(mask_wants_logits_and_biased_probs_where_experts_are_dropped) {
+TEST(mask_wants_logits_and_probs_where_experts_are_dropped) {
     LiveMask mask;
     CHECK(!mask.active());
     CHECK(!mask.wants({RouterNode::logits, 0}));
     mask.set({1, 3}, {{0, 1}, {1}}, 2);
     CHECK(mask.active());
     CHECK(mask.wants({RouterNode::logits, 3}));
-    CHECK(mask.wants({RouterNode::biased_probs, 3}));
+    CHECK(mask.wants({RouterNode::probs, 3}));
     CHECK(!mask.wants({RouterNode::chosen_weights, 3}));
     CHECK(!mask.wants({RouterNode::later_weights, 3}));
     CHECK(!mask.wants({RouterNode::none, 3}));
@@ -137,7 +137,7 @@ TEST(mask_counts_its_applications) {
     mask.apply(make_logits(context, 2, 3), {RouterNode::logits, 0});
     mask.apply(make_logits(context, 2, 3), {RouterNode::logits, 2});
     mask.apply(make_logits(context, 2, 3), {RouterNode::logits, 2});
-    mask.apply(make_logits(context, 2, 3), {RouterNode::biased_probs, 2});  // this is no second router
+    mask.apply(make_logits(context, 2, 3), {RouterNode::probs, 2});  // this is no second router
     CHECK(mask.take_applications({0, 2}) == (std::vector<uint64_t>{1, 2}));
     CHECK(mask.take_applications({2, 0}) == (std::vector<uint64_t>{0, 0}));
     mask.apply(make_logits(context, 2, 3), {RouterNode::logits, 0});
@@ -206,6 +206,45 @@ TEST(mask_in_a_graph_leaves_the_kept_experts_choices) {
         tap.end_batch(20);
         check_counts(tap.stats().histograms(), tap.stats().weight_sum(), expected_counts(kind, inputs));
     }
+}
+
+// A kept expert whose probability underflows to zero is still chosen before a dropped one.
+TEST(mask_lets_no_dropped_expert_in_by_a_tie_at_zero) {
+    RouterKind kind;
+    kind.normalised = true;
+    for (const bool sigmoid : {false, true}) {
+        kind.sigmoid = sigmoid;
+        RouterTap tap({0}, 8, 3);
+        RouterHooks hooks;
+        RouterRunner runner;
+        hooks.tap = &tap;
+        hooks.mask.set({0}, {{3, 5, 7}}, 8);
+        runner.set_callback(&RouterHooks::callback, &hooks);
+        const float far = -500.0f;
+        tap.begin_batch();
+        runner.run(kind, {{0, 1, {9.0f, 8.0f, 7.0f, 1.0f, 6.0f, far, 5.0f, far}}});
+        hooks.rethrow();
+        tap.end_batch(1);
+        for (const size_t expert : {size_t{0}, size_t{1}, size_t{2}, size_t{4}, size_t{6}}) {
+            for (size_t rank = 0; rank < 3; ++rank) {
+                CHECK_EQUAL(tap.stats().histograms()[expert * 3 + rank], 0);
+            }
+        }
+        CHECK_EQUAL(tap.stats().histograms()[size_t{3} * 3], 1);
+        CHECK(std::fabs(tap.stats().weight_sum()[size_t{3} * 3] - 1.0) < 1e-6);
+    }
+}
+
+TEST(mask_counts_its_applications_before_any_gating_only) {
+    LiveMask mask;
+    mask.set({0}, {{1}}, 4);
+    const Context context = make_context();
+    ggml_tensor* logits = ggml_scale(context.get(), make_logits(context, 4, 2), 1.0f);
+    ggml_tensor* gated = ggml_soft_max(context.get(), logits);
+    mask.apply(gated, {RouterNode::probs, 0});
+    CHECK_EQUAL(mask.take_applications({0})[0], uint64_t{0});
+    mask.apply(logits, {RouterNode::probs, 0});
+    CHECK_EQUAL(mask.take_applications({0})[0], uint64_t{1});
 }
 
 TEST(mask_of_the_wrong_width_is_kept_for_rethrow) {

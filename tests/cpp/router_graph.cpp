@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 
 #include "check.h"
@@ -22,7 +23,9 @@ void name_node(ggml_tensor* node, const char* name, int block) {
 
 struct RouterTensors {
     ggml_tensor* input;
-    ggml_tensor* bias;  // or null
+    ggml_tensor* bias;    // or null
+    ggml_tensor* table;   // or null
+    ggml_tensor* tokens;  // or null
 };
 
 std::vector<double> softmax(const std::vector<double>& values) {
@@ -45,7 +48,7 @@ struct Choice {
 };
 
 // One token's choices, the heaviest first.
-std::vector<Choice> choose(const RouterKind& kind, const float* logits) {
+std::vector<Choice> choose(const RouterKind& kind, const float* logits, const int32_t* table_row) {
     const auto n_experts = static_cast<size_t>(kind.n_experts);
     std::vector<double> gated(logits, logits + n_experts);
     if (kind.sigmoid) {
@@ -67,7 +70,9 @@ std::vector<Choice> choose(const RouterKind& kind, const float* logits) {
     std::vector<size_t> experts;
     std::vector<double> weights;
     for (int rank = 0; rank < kind.top_k; ++rank) {
-        const auto best = static_cast<size_t>(std::max_element(score.begin(), score.end()) - score.begin());
+        const auto best =
+            kind.by_table ? static_cast<size_t>(table_row[rank])
+                          : static_cast<size_t>(std::max_element(score.begin(), score.end()) - score.begin());
         experts.push_back(best);
         weights.push_back(gated[best]);
         score[best] = -std::numeric_limits<double>::infinity();
@@ -95,6 +100,16 @@ std::vector<Choice> choose(const RouterKind& kind, const float* logits) {
 
 }  // namespace
 
+std::vector<int32_t> expected_table(const RouterKind& kind, size_t n_tokens) {
+    std::vector<int32_t> table;
+    for (size_t token = 0; token < n_tokens; ++token) {
+        for (int rank = 0; rank < kind.top_k; ++rank) {
+            table.push_back((3 * static_cast<int>(token) + rank) % kind.n_experts);
+        }
+    }
+    return table;
+}
+
 LayerInput random_input(int block, size_t n_tokens, const RouterKind& kind, unsigned seed) {
     std::mt19937 random(seed);
     LayerInput input = {block, n_tokens, {}};
@@ -117,8 +132,10 @@ Counts expected_counts(const RouterKind& kind, const std::vector<LayerInput>& in
     const size_t n_cells = n_layers * n_experts * top_k;
     Counts counts = {std::vector<int64_t>(n_cells), std::vector<double>(n_cells)};
     for (size_t i = 0; i < inputs.size(); ++i) {
+        const std::vector<int32_t> table = expected_table(kind, inputs[i].n_tokens);
         for (size_t token = 0; token < inputs[i].n_tokens; ++token) {
-            const std::vector<Choice> choices = choose(kind, &inputs[i].logits[token * n_experts]);
+            const std::vector<Choice> choices =
+                choose(kind, &inputs[i].logits[token * n_experts], &table[token * top_k]);
             for (size_t rank = 0; rank < top_k; ++rank) {
                 const size_t cell = (layers[i] * n_experts + choices[rank].expert) * top_k + rank;
                 counts.histograms[cell] += 1;
@@ -228,7 +245,7 @@ void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& in
         } else if (!kind.softmax_over_top_k) {
             probs = ggml_soft_max(context, logits);
         }
-        name_node(probs, probs == logits ? "ffn_moe_logits" : "ffn_moe_probs", block);
+        name_node(probs, "ffn_moe_probs", block);  // the logits themselves, where nothing gates them
         ggml_tensor* scores = probs;
         if (!kind.bias.empty()) {
             router.bias = ggml_new_tensor_1d(context, GGML_TYPE_F32, kind.n_experts);
@@ -236,11 +253,20 @@ void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& in
             scores = ggml_add(context, probs, router.bias);
             name_node(scores, "ffn_moe_probs_biased", block);
         }
-        ggml_tensor* ids = ggml_argsort_top_k(context, scores, kind.top_k);
-        name_node(ids->src[0], "ffn_moe_argsort", block);
+        ggml_tensor* ids = nullptr;
+        if (kind.by_table) {
+            router.table = ggml_new_tensor_2d(context, GGML_TYPE_I32, kind.top_k, n_tokens);
+            router.tokens = ggml_new_tensor_1d(context, GGML_TYPE_I32, n_tokens);
+            ggml_set_input(router.table);
+            ggml_set_input(router.tokens);
+            ids = ggml_get_rows(context, router.table, router.tokens);
+        } else {
+            ids = ggml_argsort_top_k(context, scores, kind.top_k);
+            name_node(ids->src[0], "ffn_moe_argsort", block);
+        }
         name_node(ids, "ffn_moe_topk", block);
-        ggml_tensor* weights =
-            ggml_get_rows(context, ggml_reshape_3d(context, probs, 1, kind.n_experts, n_tokens), ids);
+        ggml_tensor* by_expert = ggml_reshape_3d(context, probs, 1, kind.n_experts, n_tokens);
+        ggml_tensor* weights = ggml_get_rows(context, by_expert, ids);
         name_node(weights, "ffn_moe_weights", block);
         if (kind.softmax_over_top_k) {
             weights = ggml_soft_max(context, ggml_reshape_2d(context, weights, kind.top_k, n_tokens));
@@ -267,6 +293,20 @@ void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& in
         name_node(output, "ffn_moe_out", block);
         ggml_set_output(output);
         ggml_build_forward_expand(graph, output);
+        if (kind.second_bank) {
+            ggml_tensor* halves = ggml_scale(context, ggml_cast(context, ids, GGML_TYPE_F32), 0.5f);
+            ggml_tensor* second =
+                ggml_get_rows(context, by_expert, ggml_cast(context, halves, GGML_TYPE_I32));
+            name_node(second, "ffn_moe_weights", block);
+            if (kind.normalised) {
+                second = ggml_reshape_2d(context, second, kind.top_k, n_tokens);
+                second = ggml_div(context, second, ggml_sum_rows(context, second));
+                name_node(second, "ffn_moe_weights_norm", block);
+                second = ggml_reshape_3d(context, second, 1, kind.top_k, n_tokens);
+            }
+            ggml_set_output(second);
+            ggml_build_forward_expand(graph, second);
+        }
         routers.push_back(router);
     }
 
@@ -277,6 +317,13 @@ void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& in
             CHECK_EQUAL(ggml_nbytes(routers[i].input), inputs[i].logits.size() * sizeof(float));
             ggml_backend_tensor_set(routers[i].input, inputs[i].logits.data(), 0,
                                     ggml_nbytes(routers[i].input));
+            if (kind.by_table) {
+                const std::vector<int32_t> table = expected_table(kind, inputs[i].n_tokens);
+                std::vector<int32_t> tokens(inputs[i].n_tokens);
+                std::iota(tokens.begin(), tokens.end(), 0);
+                ggml_backend_tensor_set(routers[i].table, table.data(), 0, ggml_nbytes(routers[i].table));
+                ggml_backend_tensor_set(routers[i].tokens, tokens.data(), 0, ggml_nbytes(routers[i].tokens));
+            }
             if (routers[i].bias != nullptr) {
                 ggml_backend_tensor_set(routers[i].bias, kind.bias.data(), 0, ggml_nbytes(routers[i].bias));
             }

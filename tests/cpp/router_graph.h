@@ -17,7 +17,9 @@ struct RouterKind {
     bool sigmoid = false;             // instead of softmax over all experts
     bool softmax_over_top_k = false;  // instead of any gating before the selection
     bool normalised = false;
-    bool scaled = false;      // by 2.5, behind everything else
+    bool scaled = false;       // by 2.5, behind everything else
+    bool second_bank = false;  // one more bank of experts, whose choice is half the first's ids
+    bool by_table = false;     // ids looked up by token (0, 1, ...): those of expected_table
     std::vector<float> bias;  // selects, but does not weight; [n_experts] or none
 };
 
@@ -27,6 +29,9 @@ struct LayerInput {
     size_t n_tokens;
     std::vector<float> logits;
 };
+
+// The ids that a router by table gives `n_tokens` tokens, [token, rank].
+std::vector<int32_t> expected_table(const RouterKind& kind, size_t n_tokens);
 
 // Distinct logits in random order.
 LayerInput random_input(int block, size_t n_tokens, const RouterKind& kind, unsigned seed);

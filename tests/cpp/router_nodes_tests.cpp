@@ -23,7 +23,7 @@ void check_none(const std::string& name) { check_node(name, RouterNode::none, -1
 TEST(node_names_that_are_wanted) {
     check_node("ffn_moe_logits-0", RouterNode::logits, 0);
     check_node("ffn_moe_logits-12", RouterNode::logits, 12);
-    check_node("ffn_moe_probs_biased-7", RouterNode::biased_probs, 7);
+    check_node("ffn_moe_probs-7", RouterNode::probs, 7);
     check_node("ffn_moe_weights-3", RouterNode::chosen_weights, 3);
     check_node("ffn_moe_weights_softmax-3", RouterNode::later_weights, 3);
     check_node("ffn_moe_weights_norm-3", RouterNode::later_weights, 3);
@@ -52,7 +52,7 @@ TEST(node_names_of_other_nodes_are_none) {
                              "ffn_moe_-0",
                              "ffn_moe_topk-3",
                              "ffn_moe_argsort-3",
-                             "ffn_moe_probs-3",
+                             "ffn_moe_probs_biased-3",
                              "ffn_moe_logits_biased-3",
                              "ffn_moe_probs_masked-3",
                              "ffn_moe_weights_sum-1",

@@ -32,8 +32,7 @@ struct Watched {
     RouterHooks hooks;
     RouterRunner runner;
 
-    Watched(std::vector<int> blocks, size_t n_experts, size_t top_k)
-        : tap(std::move(blocks), n_experts, top_k) {
+    Watched(const std::vector<int>& blocks, size_t n_experts, size_t top_k) : tap(blocks, n_experts, top_k) {
         hooks.tap = &tap;
         runner.set_callback(&RouterHooks::callback, &hooks);
     }
@@ -102,6 +101,52 @@ TEST(tap_counts_unscaled_weights) {
     check_kind(kind, "ffn_moe_weights");
     kind.normalised = true;
     check_kind(kind, "ffn_moe_weights_norm", " (reshaped)");
+}
+
+TEST(tap_leaves_out_a_second_bank_whose_choice_follows_from_the_first) {
+    RouterKind kind;
+    kind.second_bank = true;
+    check_kind(kind, "ffn_moe_weights");
+    kind.normalised = true;
+    check_kind(kind, "ffn_moe_weights_norm", " (reshaped)");
+}
+
+TEST(tap_counts_choices_by_table) {
+    RouterKind kind;
+    kind.by_table = kind.sigmoid = kind.normalised = true;
+    check_kind(kind, "ffn_moe_weights_norm", " (reshaped)");
+}
+
+TEST(tap_counts_layers_that_choose_different_numbers) {
+    RouterTap tap({0, 3}, 8, std::vector<size_t>{2, 4});
+    RouterHooks hooks;
+    RouterRunner runner;
+    hooks.tap = &tap;
+    runner.set_callback(&RouterHooks::callback, &hooks);
+    RouterKind two;
+    RouterKind four;
+    two.top_k = 2;
+    four.top_k = 4;
+    const LayerInput first = random_input(0, 6, two, 1);
+    const LayerInput second = random_input(3, 6, four, 2);
+    for (const auto& [kind, input] : {std::pair(two, first), std::pair(four, second)}) {
+        runner.run(kind, {input});
+    }
+    hooks.rethrow();
+    tap.collect();
+    CHECK_EQUAL(tap.stats().top_k(), size_t{4});
+    const Counts of_two = expected_counts(two, {first});
+    const Counts of_four = expected_counts(four, {second});
+    for (size_t expert = 0; expert < 8; ++expert) {
+        for (size_t rank = 0; rank < 4; ++rank) {
+            const size_t cell = expert * 4 + rank;
+            CHECK_EQUAL(tap.stats().histograms()[cell], rank < 2 ? of_two.histograms[expert * 2 + rank] : 0);
+            CHECK_EQUAL(tap.stats().histograms()[8 * 4 + cell], of_four.histograms[cell]);
+        }
+    }
+    tap.clear();
+    runner.run(two, {random_input(3, 6, two, 2)});
+    CHECK_THROWS(std::runtime_error, "chooses 2 experts for a token in block 3, not the 4", hooks.rethrow());
 }
 
 TEST(tap_counts_sigmoid_weights_selected_with_a_bias) {
@@ -340,6 +385,8 @@ TEST(hooks_without_tap_and_mask_want_nothing) {
 
 TEST(tap_refuses_bad_arguments) {
     CHECK_THROWS(std::invalid_argument, "MoE layers", RouterTap({}, 8, 2));
+    CHECK_THROWS(std::invalid_argument, "top-k", RouterTap({0, 1}, 8, std::vector<size_t>{2}));
+    CHECK_THROWS(std::invalid_argument, "top-k", RouterTap({0, 1}, 8, std::vector<size_t>{2, 9}));
     CHECK_THROWS(std::invalid_argument, "experts", RouterTap({0}, 0, 1));
     CHECK_THROWS(std::invalid_argument, "top-k", RouterTap({0}, 8, 0));
     CHECK_THROWS(std::invalid_argument, "top-k", RouterTap({0}, 8, 9));

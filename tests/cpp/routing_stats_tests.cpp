@@ -13,7 +13,7 @@ struct ThreeOfSix {
     coe::RoutingStats stats{1, 6, 3};
 
     void add(std::vector<int32_t> experts, std::vector<float> weights) {
-        stats.add_token(0, experts.data(), weights.data());
+        stats.add_token(0, experts.data(), weights.data(), experts.size());
     }
     int64_t count(size_t expert, size_t rank) const { return stats.histograms()[expert * 3 + rank]; }
     double weight(size_t expert, size_t rank) const { return stats.weight_sum()[expert * 3 + rank]; }
@@ -83,7 +83,7 @@ TEST(stats_keep_layers_apart_and_clear) {
     coe::RoutingStats stats(3, 2, 1);
     int32_t expert = 1;
     float weight = 0.75f;
-    stats.add_token(2, &expert, &weight);
+    stats.add_token(2, &expert, &weight, 1);
     for (size_t cell = 0; cell < 6; ++cell) {
         CHECK_EQUAL(stats.histograms()[cell], cell == 5 ? 1 : 0);
         CHECK_EQUAL(stats.weight_sum()[cell], cell == 5 ? 0.75 : 0.0);
@@ -98,10 +98,10 @@ TEST(weight_sums_are_kept_in_double_precision) {
     coe::RoutingStats stats(1, 1, 1);
     int32_t expert = 0;
     float large = 16777216.0f;
-    stats.add_token(0, &expert, &large);
+    stats.add_token(0, &expert, &large, 1);
     for (int i = 0; i < 1000; ++i) {
         float small = 0.1f;
-        stats.add_token(0, &expert, &small);
+        stats.add_token(0, &expert, &small, 1);
     }
     CHECK(std::fabs(stats.weight_sum()[0] - (16777216.0 + 1000.0 * static_cast<double>(0.1f))) < 1e-4);
 }

@@ -1,0 +1,131 @@
+"""Every mixture-of-experts architecture that llama.cpp runs: one row, the same demands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from architectures import ARCHITECTURES, COVERED, NOT_COVERED
+from conftest import unused_experts
+from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, GGUFReader
+from numpy.typing import NDArray
+from random_models import moe_layers, write_random_model
+from slow_capture import SlowCapture
+
+import coe_native as coe
+
+KEEP = 8
+
+# ggml's CPU GELU looks values up in a table of 16-bit floats, so that a difference in the last bit of a
+# router weight can grow to one in the eleventh. The others' activations are computed.
+TOLERANCE = {"gemma4": 2e-4, "nomic-bert-moe": 2e-4, "grok": 2e-4}
+
+
+class Row:
+    """A random model of one row, its profile, and the mask that changes its output most."""
+
+    def __init__(self, name: str, directory: Path, documents: list[list[int]]) -> None:
+        self.name, self.directory, self.documents = name, directory, documents
+        self.spec = ARCHITECTURES[name]
+        self.path = directory / "model.gguf"
+        write_random_model(self.path, name)
+        with coe.Model(self.path, n_ctx=128, n_batch=128, n_threads=2) as model:
+            self.profile = coe.profile(model, documents)
+        self.mask = unused_experts(self.profile, KEEP)
+
+    @property
+    def cuttable(self) -> bool:
+        return not self.spec.refused
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def row(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]]
+) -> Iterator[Row]:
+    directory = tmp_path_factory.mktemp("row")
+    made = Row(request.param, directory, documents)
+    yield made
+    for path in directory.iterdir():
+        path.unlink()
+
+
+def outputs(path: Path, tokens: list[int], mask: coe.ExpertMask | None = None) -> NDArray[np.float32]:
+    with coe.Model(path, n_ctx=128, n_batch=128, n_threads=1, f32_kv=True) as model:
+        if mask is not None:
+            model.apply(mask)
+        return model.outputs(tokens)
+
+
+def test_counts_equal_an_independent_capture(row: Row) -> None:
+    """Every token counts in every layer, at every rank; each choice and weight is the slow capture's."""
+    profile = row.profile
+    assert profile.layers == tuple(moe_layers(row.name))
+    layer_top_k = [layer.top_k for layer in coe.MoeModel(row.path).routed_layers]
+    assert profile.histograms.sum(axis=(1, 2)).tolist() == [profile.n_tokens * k for k in layer_top_k]
+    slow = SlowCapture(row.path, 128)
+    try:
+        slow.run(row.documents, 128)
+    finally:
+        slow.close()
+    for index, block in enumerate(profile.layers):
+        histogram, weight_sum = slow.counts(block, profile.n_experts)
+        k = layer_top_k[index]
+        np.testing.assert_array_equal(profile.histograms[index, :, :k], histogram)
+        np.testing.assert_allclose(profile.weight_sum[index, :, :k], weight_sum, rtol=1e-6)
+
+
+def test_sharing_and_cutting_batches_moves_near_ties_only(row: Row) -> None:
+    """Also where a window must stay whole, and where state goes on from batch to batch."""
+    with coe.Model(row.path, n_ctx=128, n_batch=64, n_sequences=16, n_threads=1) as model:
+        other = coe.profile(model, row.documents)
+    moved = np.abs(other.histograms - row.profile.histograms).sum() / 2
+    assert moved <= 0.01 * row.profile.histograms.sum()
+
+
+def test_pruned_equals_live_masked(row: Row) -> None:
+    if not row.cuttable:
+        with pytest.raises(coe.InputError, match=row.spec.refused):
+            coe.prune(row.path, row.mask, row.directory / "out.gguf")
+        with pytest.raises(coe.InputError, match=row.spec.refused):
+            outputs(row.path, row.documents[4], row.mask)
+        assert not list(row.directory.glob("*out*"))
+        return
+    out = coe.prune(row.path, row.mask, row.directory / "out.gguf")
+    whole = outputs(row.path, row.documents[4])
+    masked = outputs(row.path, row.documents[4], row.mask)
+    pruned = outputs(out, row.documents[4])
+    scale = np.abs(whole).max()
+    assert np.abs(pruned - masked).max() <= TOLERANCE.get(row.name, 1e-5) * scale
+    assert np.abs(whole - masked).max() > 1e-2 * scale, "the mask must change the output, or equality says nothing"
+    assert all(check.passed for check in coe.verify(out, row.path, row.mask))
+
+
+def test_zeroed_models_hold_zeros_where_the_mask_says(row: Row) -> None:
+    out = coe.zero(row.path, row.mask, row.directory / "zero.gguf")
+    assert all(check.passed for check in coe.verify(out, row.path, row.mask))
+    parent = {tensor.name: tensor.data for tensor in GGUFReader(row.path).tensors}
+    n_zeroed = 0
+    for tensor in GGUFReader(out).tensors:
+        expected = parent[tensor.name].copy()
+        block = int(tensor.name.split(".")[1]) if tensor.name.startswith("blk.") else -1
+        if block in row.mask.kept and tensor.name.split(".")[2] in EXPERTS and not tensor.name.endswith("scale"):
+            expected[row.mask.dropped(block)] = 0
+            n_zeroed += 1
+        np.testing.assert_array_equal(tensor.data, expected)
+    assert n_zeroed >= 2 * len(row.mask.kept)
+
+
+EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps")
+
+
+def test_every_architecture_with_experts_is_a_row_or_has_a_reason() -> None:
+    """gguf lists the tensors of those architectures that it converts: one more with experts fails here."""
+    with_experts = {
+        MODEL_ARCH_NAMES[architecture]
+        for architecture, tensors in MODEL_TENSORS.items()
+        if MODEL_TENSOR.FFN_DOWN_EXP in tensors
+    }
+    assert with_experts <= COVERED | set(NOT_COVERED)
+    assert not COVERED & set(NOT_COVERED)
