@@ -46,7 +46,7 @@ class Architecture:
     that have experts and run. `architecture`: its name in GGUF, where the row is called otherwise. `fused`: the
     experts' gate and up matrices are one tensor. `scaled`: with the scales that NVFP4 models have beside their
     weights, one for each expert. `own_scales`: those that the architecture has anyway. `refused`: why it cannot
-    be cut, as a part of the message."""
+    be cut, as a part of the message. `unquantised`: why there is no quantised model of it."""
 
     metadata: Callable[[Sizes], Metadata] = lambda sizes: {}
     moe_blocks: Callable[[Sizes], list[int]] = lambda sizes: list(range(sizes.n_layers))
@@ -56,6 +56,7 @@ class Architecture:
     scaled: bool = False
     own_scales: tuple[str, ...] = ()
     refused: str = ""
+    unquantised: str = ""
 
 
 def shared_metadata(sizes: Sizes) -> Metadata:
@@ -396,7 +397,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             "ple.layer_multipliers": [1, 3, 5],
             "ple.head_offsets": [i * s.n_vocab for i in range(4)],
             "ple.head_vocab_sizes": [s.n_vocab] * 4,
-        }
+        },
+        unquantised="llama.cpp quantises a tensor of it that it cannot add then",
     ),
     "rnd1": Architecture(lambda s: {"attention.causal": False}),
     "smallthinker": Architecture(),

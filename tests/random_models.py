@@ -92,6 +92,11 @@ def _left_out(tensor: str, spec: Architecture) -> bool:
     )
 
 
+def ggml_base() -> ctypes.CDLL:
+    """The library of ggml that llama_cpp has loaded."""
+    return ctypes.CDLL(str(next((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-base.*"))))
+
+
 class _GgufOptions(ctypes.Structure):
     _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
 
@@ -103,7 +108,7 @@ def _wanted_tensors(header: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape (in NumPy's order) of each tensor that llama.cpp would take for the model whose metadata
     is in `header`, optional ones too."""
     library = llama_cpp.llama_cpp._lib
-    base = ctypes.CDLL(str(next((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-base.*"))))
+    base = ggml_base()
     base.gguf_init_from_file.restype = ctypes.c_void_p
     base.gguf_init_from_file.argtypes = (ctypes.c_char_p, _GgufOptions)
     base.gguf_free.argtypes = (ctypes.c_void_p,)
@@ -236,10 +241,7 @@ def _write_shard(path: Path, reader: GGUFReader, tensors: range, shard: int, n_s
     writer = GGUFWriter(path, "")
     writer.kv_data[0].clear()  # the architecture that the writer adds by itself
     if shard == 0:
-        for key, entry in reader.fields.items():
-            if not key.startswith("GGUF."):  # the reader's names for the file's header
-                sub_type = entry.types[-1] if entry.types[0] == GGUFValueType.ARRAY else None
-                writer.add_key_value(key, entry.contents(), entry.types[0], sub_type)
+        copy_entries(reader, writer)
     writer.add_uint16("split.no", shard)
     writer.add_uint16("split.count", n_shards)
     writer.add_int32("split.tensors.count", len(reader.tensors))
@@ -247,6 +249,14 @@ def _write_shard(path: Path, reader: GGUFReader, tensors: range, shard: int, n_s
         tensor = reader.tensors[index]
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     _finish(writer)
+
+
+def copy_entries(reader: GGUFReader, writer: GGUFWriter) -> None:
+    """All metadata of one file into another."""
+    for key, entry in reader.fields.items():
+        if not key.startswith("GGUF.") and key not in writer.kv_data[0]:  # GGUF.: the reader's own
+            sub_type = entry.types[-1] if entry.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(key, entry.contents(), entry.types[0], sub_type)
 
 
 def copy_model(
@@ -258,10 +268,9 @@ def copy_model(
 ) -> None:
     """Rewrite a model through gguf's own reader and writer, one tensor left out, or metadata added by `add`."""
     reader = GGUFReader(source)
-    writer = GGUFWriter(target, str(reader.fields["general.architecture"].contents()))
-    for name, entry in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            writer.add_key_value(name, entry.contents(), entry.types[0])
+    writer = GGUFWriter(target, "")
+    writer.kv_data[0].clear()  # the architecture that the writer adds by itself
+    copy_entries(reader, writer)
     add(writer)
     for tensor in reader.tensors:
         if tensor.name != without:

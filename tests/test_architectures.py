@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES, COVERED, NOT_COVERED
+from click.testing import CliRunner
 from conftest import unused_experts
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, GGUFReader
 from numpy.typing import NDArray
 from random_models import moe_layers, write_random_model
 from slow_capture import SlowCapture
+from test_live_mask import divergence, log_softmax
 
 import coe_native as coe
+from coe_native.cli.inspect_command import command as inspect
 
 KEEP = 8
 
@@ -100,6 +104,39 @@ def test_pruned_equals_live_masked(row: Row) -> None:
     assert np.abs(pruned - masked).max() <= TOLERANCE.get(row.name, 1e-5) * scale
     assert np.abs(whole - masked).max() > 1e-2 * scale, "the mask must change the output, or equality says nothing"
     assert all(check.passed for check in coe.verify(out, row.path, row.mask))
+
+
+def test_pruned_is_close_to_live_masked_when_quantised(row: Row) -> None:
+    """llama.cpp rounds activations to 8 bits, so a last bit can grow: compare distributions, by what the mask
+    changes. The F32 file's mask serves."""
+    if not row.cuttable or row.spec.unquantised:
+        pytest.skip(row.spec.unquantised or "cannot be cut, see above")
+    parent = row.directory / "Q4_K_M.gguf"
+    write_random_model(parent, row.name, quantization="Q4_K_M")
+    out = coe.prune(parent, row.mask, row.directory / "Q4_K_M-out.gguf")
+    whole, masked, pruned = (
+        log_softmax(outputs(path, row.documents[4], mask))
+        for path, mask in ((parent, None), (parent, row.mask), (out, None))
+    )
+    assert divergence(masked, pruned) < 0.01
+    assert divergence(whole, pruned) > 20 * divergence(masked, pruned)
+
+
+def test_inspect_tells_what_the_model_is(row: Row) -> None:
+    run = CliRunner().invoke(inspect, [str(row.path), "--json", "--keep", str(KEEP)])
+    if not row.cuttable:
+        assert row.spec.refused in str(run.exception)
+        run = CliRunner().invoke(inspect, [str(row.path), "--json"])
+        assert row.spec.refused in json.loads(run.output)["obstacle"]
+        return
+    facts = json.loads(run.output)
+    assert facts["moe_layers"] == moe_layers(row.name)
+    assert facts["experts"] == 16
+    assert facts["layer_top_k"] == row.profile.layer_top_k.tolist()
+    assert facts["bytes"] == row.path.stat().st_size
+    record = 2000  # bytes for what the output says of its mask
+    out = coe.prune(row.path, row.mask, row.directory / "inspected.gguf")
+    assert 0 < out.stat().st_size - facts["specialist"]["bytes"] < record
 
 
 def test_zeroed_models_hold_zeros_where_the_mask_says(row: Row) -> None:

@@ -16,7 +16,14 @@ import coe_native as coe
 K = 3
 
 
-def make_profile(seed: int, n_layers: int = 2, n_experts: int = 8, n_tokens: int = 60, skew: float = 1.0) -> Any:
+def make_profile(
+    seed: int,
+    n_layers: int = 2,
+    n_experts: int = 8,
+    n_tokens: int = 60,
+    skew: float = 1.0,
+    groups: tuple[int, int] = (1, 1),
+) -> Any:
     """A profile of made-up choices; coarse weights and few tokens give plenty of ties."""
     generator = np.random.default_rng(seed)
     histograms = np.zeros((n_layers, n_experts, K), np.int64)
@@ -30,7 +37,9 @@ def make_profile(seed: int, n_layers: int = 2, n_experts: int = 8, n_tokens: int
                 histograms[layer, expert, rank] += 1
                 weight_sum[layer, expert, rank] += weight
     layers = tuple(range(1, 2 * n_layers, 2))
-    return coe.RoutingProfile("test", "made up", "f" * 64, layers, n_tokens, histograms, weight_sum)
+    return coe.RoutingProfile(
+        "test", "made up", "f" * 64, layers, n_tokens, histograms, weight_sum, (), groups[0], groups[1]
+    )
 
 
 profiles = st.builds(
@@ -82,10 +91,15 @@ def brute_force(
         structural = [
             e for e in experts if counts[e] >= structural_min and counts[e] and ranks[e] < structural_rank
         ]
-        kept = sorted(experts, key=lambda e: (-scores[i, e], e))[:keep]
+        size = profile.n_experts // profile.n_groups
+        groups = [experts[start : start + size] for start in range(0, profile.n_experts, size)]
+        kept = []
+        for group in groups:
+            kept += sorted(group, key=lambda e: (-scores[i, e], e))[: keep // len(groups)]
 
-        def weakest(protected: list[int]) -> int | None:
-            candidates = [e for e in kept if e not in structural and e not in protected]  # noqa: B023
+        def weakest(incoming: int, protected: list[int]) -> int | None:
+            own = next(group for group in groups if incoming in group)  # noqa: B023
+            candidates = [e for e in kept if e in own and e not in structural and e not in protected]  # noqa: B023
             if not candidates:
                 return None
             lowest = min(scores[i, e] for e in candidates)  # noqa: B023
@@ -95,7 +109,7 @@ def brute_force(
 
         for expert in sorted(structural, key=lambda e: (-scores[i, e], e)):
             if expert not in kept:
-                out = weakest([])
+                out = weakest(expert, [])
                 if out is None:
                     unplaced.append((block, expert))
                     continue
@@ -105,22 +119,37 @@ def brute_force(
             wanted = coe.score(reasoning, method)[i]
             came_in: list[int] = []
             for _ in range(swaps):
-                outside = sorted((e for e in experts if e not in kept), key=lambda e: (-wanted[e], e))
-                out = weakest(came_in)
-                if not outside or out is None or wanted[outside[0]] <= wanted[out]:
+                pairs = [(e, weakest(e, came_in)) for e in experts if e not in kept]
+                better = [(e, out) for e, out in pairs if out is not None and wanted[e] > wanted[out]]
+                if not better:
                     break
-                kept[kept.index(out)] = outside[0]
-                came_in.append(outside[0])
-                record.append((block, outside[0], out))
+                incoming, out = min(better, key=lambda pair: (-wanted[pair[0]], pair[0]))
+                kept[kept.index(out)] = incoming
+                came_in.append(incoming)
+                record.append((block, incoming, out))
         kept_of[block] = sorted(kept)
     return kept_of, record, unplaced
 
 
-@settings(max_examples=300)
+GROUPS = [((1, 1), keep) for keep in range(K, 13)]
+GROUPS += [
+    ((2, 1), 6),
+    ((2, 1), 8),
+    ((2, 1), 10),
+    ((2, 2), 4),
+    ((3, 2), 6),
+    ((3, 2), 9),
+    ((4, 2), 8),
+    ((6, 2), 12),
+]
+"""Groups of 12 experts, of which so many are used, and what can be kept then."""
+
+
+@settings(max_examples=400)
 @given(
     st.integers(0, 10**6),
     st.integers(0, 10**6),
-    st.integers(K, 8),
+    st.sampled_from(GROUPS),
     st.sampled_from(coe.METHODS),
     st.sampled_from([0.0, 0.9, 1.1, 2.0, 9.0]),
     st.sampled_from([0, 3, 10]),
@@ -130,15 +159,16 @@ def brute_force(
 def test_masks_equal_brute_force(
     seed: int,
     other: int,
-    keep: int,
+    groups_and_keep: tuple[tuple[int, int], int],
     method: str,
     structural_rank: float,
     structural_min: int,
     with_reasoning: bool,
     swaps: int,
 ) -> None:
-    profile = make_profile(seed, skew=0.3)
-    reasoning = make_profile(other) if with_reasoning else None
+    groups, keep = groups_and_keep
+    profile = make_profile(seed, n_experts=12, skew=0.3, groups=groups)
+    reasoning = make_profile(other, n_experts=12, groups=groups) if with_reasoning else None
     mask = coe.build_mask(
         profile,
         keep,

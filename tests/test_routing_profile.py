@@ -95,3 +95,23 @@ def test_damaged_profiles_are_refused(tmp_path: Path, key: str, value: int | str
 def test_mean_rank_is_infinite_for_experts_never_chosen() -> None:
     profile = make_profile(0, n_tokens=1)
     assert np.isinf(profile.mean_rank).sum() == profile.mean_rank.size - 3 * len(profile.layers)
+
+
+def test_layers_may_choose_different_numbers(tmp_path: Path) -> None:
+    """Two experts a token in the first layer, three in the second: ranks that a layer has not hold nothing,
+    and rank-weighted scores go by the layer's own number."""
+    histograms = np.array([[[5, 0, 0], [0, 5, 0], [0, 0, 0]], [[5, 0, 0], [0, 5, 0], [0, 0, 5]]])
+    profile = coe.RoutingProfile("a", "m", "0" * 64, (2, 5), 5, histograms, histograms * 0.5, (), 3, 2)
+    assert profile.layer_top_k.tolist() == [2, 3]
+    np.testing.assert_allclose(coe.score(profile, "rank-weighted") * 6 / 5, [[4, 2, 0], [3, 2, 1]])
+    profile.save(tmp_path / "p.gguf")
+    read = coe.RoutingProfile.load(tmp_path / "p.gguf")
+    np.testing.assert_array_equal(read.histograms, histograms)
+    assert (read.n_groups, read.n_groups_used) == (3, 2)
+    assert (profile + read).n_groups == 3
+    with pytest.raises(coe.InputError, match="each rank"):
+        coe.RoutingProfile("a", "m", "0" * 64, (2, 5), 5, histograms[:, :, ::-1], histograms * 0.5)
+    with pytest.raises(coe.InputError, match="cannot have 2 groups"):
+        coe.RoutingProfile("a", "m", "0" * 64, (2, 5), 5, histograms, histograms * 0.5, (), 2, 1)
+    with pytest.raises(coe.InputError, match="groups of experts differ"):
+        _ = profile + coe.RoutingProfile("a", "m", "0" * 64, (2, 5), 5, histograms, histograms * 0.5)
