@@ -4,8 +4,8 @@
 
 VOCABULARY.gguf is llama.cpp's `models/ggml-vocab-gemma-4.gguf`: the real model's metadata and tokenizer, without
 a tensor. The tensors are random blocks, in the types that llama.cpp's own quantiser gives a small twin with as
-many layers. DIRECTORY needs 27 GB. Prints sizes, and each command's time and peak memory: of its own (RssAnon),
-and with the file's pages that it has mapped (maximum resident set).
+many layers. DIRECTORY needs 27 GB. Prints sizes, and each command's time and peak memory: of its own, and with
+the pages of the file that it has mapped. Linux only.
 """
 
 from __future__ import annotations
@@ -135,11 +135,14 @@ class Noise:
         pointer, count = ctypes.c_void_p, ctypes.c_int64
         self._ggml.ggml_quantize_chunk.argtypes = (ctypes.c_int, pointer, pointer, count, count, count, pointer)
 
+    def row_bytes(self, n_columns: int, kind: GGMLQuantizationType) -> int:
+        return int(self._ggml.ggml_row_size(kind, n_columns))
+
     def rows(self, n_rows: int, n_columns: int, kind: GGMLQuantizationType) -> NDArray[np.uint8]:
         """[n_rows, bytes of a row], of unit outputs for unit inputs."""
         if (n_columns, kind) not in self._pools:
             values = self._random.standard_normal((POOL_ROWS, n_columns), dtype=np.float32) * n_columns**-0.5
-            pool = np.empty((POOL_ROWS, self._ggml.ggml_row_size(kind, n_columns)), np.uint8)
+            pool = np.empty((POOL_ROWS, self.row_bytes(n_columns, kind)), np.uint8)
             self._ggml.ggml_quantize_chunk(
                 kind, values.ctypes.data, pool.ctypes.data, 0, POOL_ROWS, n_columns, None
             )
@@ -147,7 +150,7 @@ class Noise:
         return self._pools[n_columns, kind][self._random.integers(0, POOL_ROWS, n_rows)]
 
     def vector(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Norms and scales around 1; routers with clear preferences; only a quarter of a head feels the position."""
+        """Norms and scales around 1; routers with clear preferences; a quarter of each head feels the position."""
         if name == "rope_freqs.weight":
             return np.where(np.arange(shape[0]) < shape[0] // 4, 1.0, 1e30).astype(np.float32)
         if name.endswith("ffn_gate_inp.weight"):
@@ -163,15 +166,13 @@ def make(vocabulary: Path, path: Path) -> None:
     writer = GGUFWriter(path, "gemma4")
     copy_metadata(vocabulary, writer, {"general.file_type": int(llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M)})
     tensors = list(shape.tensors())
-    ggml = noise._ggml
     for name, dimensions in tensors:
         kind = types[name]
         if kind == GGMLQuantizationType.F32:
             n_bytes = 4 * int(np.prod(dimensions))
             writer.add_tensor_info(name, dimensions, np.dtype(np.float32), n_bytes)
         else:
-            row = ggml.ggml_row_size(kind, dimensions[-1])
-            in_bytes = (*dimensions[:-1], row)
+            in_bytes = (*dimensions[:-1], noise.row_bytes(dimensions[-1], kind))
             writer.add_tensor_info(name, in_bytes, np.dtype(np.uint8), int(np.prod(in_bytes)), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -189,31 +190,35 @@ def run(*arguments: object) -> dict[str, Any]:
     """One command of coe-native: what it says, and what it took."""
     command = [str(Path(sys.executable).with_name("coe-native")), *map(str, arguments), "--json"]
     started = time.monotonic()
-    own = 0
+    own = resident = 0
     with tempfile.TemporaryFile("w+") as out:
         process = subprocess.Popen(command, stdout=out)
-        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
-            own = max(own, _own_memory(process.pid))
-            time.sleep(0.05)
+        while process.poll() is None:
+            now = _memory(process.pid)
+            own, resident = max(own, now.get("RssAnon", 0)), max(resident, now.get("VmRSS", 0))
+            time.sleep(0.02)
         out.seek(0)
         said = out.read()
-    _, status, usage = ended
     seconds = time.monotonic() - started
     print(
-        f"{arguments[0]:<8} {seconds:7.1f} s   own memory {own / 1e9:5.2f} GB, resident {usage.ru_maxrss / 1e6:5.2f} GB"
+        f"{arguments[0]:<8} {seconds:7.1f} s   own memory {own / 1e9:5.2f} GB,",
+        f"with mapped files {resident / 1e9:5.2f} GB",
+        flush=True,
     )
-    if status:
+    if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
     result: dict[str, Any] = json.loads(said)
     return result
 
 
-def _own_memory(pid: int) -> int:
+def _memory(pid: int) -> dict[str, int]:
+    """The process's memory in bytes, by the kernel's names; nothing once it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+        return {}
+    pairs = (line.split() for line in lines if line.endswith(" kB"))
+    return {name.rstrip(":"): 1024 * int(number) for name, number, _ in pairs}
 
 
 @click.command()
@@ -244,9 +249,8 @@ def main(vocabulary: Path, directory: Path) -> None:
         )
         print(f"{found['expert_bytes'] / 1e9:.2f} GB in experts; context of 16384: {context / 2**30:.2f} GiB")
     saved = facts["bytes"] - smaller["bytes"]
-    print(
-        f"saved {saved / 1e9:.2f} GB = {saved / 2**30:.2f} GiB; inspect had said {facts['specialist']['bytes']} bytes"
-    )
+    print(f"saved {saved / 1e9:.2f} GB = {saved / 2**30:.2f} GiB")
+    print(f"inspect --keep {KEEP} foretold {facts['specialist']['bytes']} bytes of {smaller['bytes']}")
 
 
 if __name__ == "__main__":

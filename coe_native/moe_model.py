@@ -267,7 +267,7 @@ class MoeModel:
                 if self._of_block("attention.sliding_window_pattern", block)
                 else n_ctx
             )
-            for block in range(self.n_blocks)
+            for block in range(self.mtp_blocks.start)
         )
 
     def _kv_bytes_per_token(self, block: int) -> int:

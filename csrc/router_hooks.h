@@ -15,9 +15,9 @@ struct RouterHooks {
     RouterTap* tap = nullptr;  // null: nothing is counted
     LiveMask mask;
     std::exception_ptr error;
-    bool logits_seen = false;            // in the graphs since it was set to false
-    bool records = false;                // whether `graph` grows
-    std::vector<std::string> graph = {}; // the operations that ran: name, space, kind
+    bool logits_seen = false;             // in the graphs since it was set to false
+    bool records = false;                 // whether `graph` grows
+    std::vector<std::string> graph = {};  // the operations that ran: name, space, kind
 
     // A ggml_backend_sched_eval_callback; `user_data` is the RouterHooks.
     static bool callback(ggml_tensor* node, bool ask, void* user_data) noexcept;

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from architectures import ARCHITECTURES, COVERED, NOT_COVERED
 from click.testing import CliRunner
-from conftest import unused_experts
+from conftest import TOLERANCE, unused_experts
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, GGUFReader
 from numpy.typing import NDArray
 from random_models import moe_layers, write_random_model
@@ -21,10 +21,6 @@ import coe_native as coe
 from coe_native.cli.inspect_command import command as inspect
 
 KEEP = 8
-
-# ggml's CPU GELU looks values up in a table of 16-bit floats, so that a difference in the last bit of a
-# router weight can grow to one in the eleventh. The others' activations are computed.
-TOLERANCE = {"gemma4": 2e-4, "nomic-bert-moe": 2e-4, "grok": 2e-4}
 
 
 class Row:

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import unused_experts
+from conftest import TOLERANCE, unused_experts
 from numpy.typing import NDArray
 
 import coe_native as coe
 
 ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[..., coe.RoutingProfile]
-
-# ggml's CPU GELU looks values up in a table of 16-bit floats, so that a difference in the last bit of a
-# router weight can grow to one in the eleventh. The other families' activations are computed.
-TOLERANCE = {"gemma4": 2e-4}
 
 
 def logits(path: Path, tokens: list[int], mask: coe.ExpertMask | None = None) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ struct RouterKind {
     bool scaled = false;       // by 2.5, behind everything else
     bool second_bank = false;  // one more bank of experts, whose choice is half the first's ids
     bool by_table = false;     // ids looked up by token (0, 1, ...): those of expected_table
-    std::vector<float> bias;  // selects, but does not weight; [n_experts] or none
+    std::vector<float> bias;   // selects, but does not weight; [n_experts] or none
 };
 
 // What one layer's router sees: logits are [token, expert].

@@ -111,6 +111,22 @@ TEST(tap_leaves_out_a_second_bank_whose_choice_follows_from_the_first) {
     check_kind(kind, "ffn_moe_weights_norm", " (reshaped)");
 }
 
+TEST(hooks_record_a_graph_only_while_told_to) {
+    RouterHooks hooks;
+    RouterRunner runner;
+    runner.set_callback(&RouterHooks::callback, &hooks);
+    const RouterKind kind;
+    runner.run(kind, {random_input(0, 2, kind, 1)});
+    CHECK(hooks.graph.empty());
+    hooks.records = true;
+    runner.run(kind, {random_input(0, 2, kind, 1)});
+    hooks.records = false;
+    runner.run(kind, {random_input(0, 2, kind, 1)});
+    CHECK_EQUAL(hooks.graph.front(), std::string("ffn_moe_logits-0 SCALE"));
+    CHECK_EQUAL(std::count(hooks.graph.begin(), hooks.graph.end(), "ffn_moe_probs-0 SOFT_MAX"), 1);
+    CHECK(!hooks.logits_seen);
+}
+
 TEST(tap_counts_choices_by_table) {
     RouterKind kind;
     kind.by_table = kind.sigmoid = kind.normalised = true;
