@@ -59,6 +59,7 @@ class Session:
     n_vocab: int
     has_tokenizer: bool
     has_logits: bool
+    has_memory: bool
     bos_token: int
     eos_token: int
     chat_template: str
@@ -77,6 +78,7 @@ class Session:
         devices: Sequence[str],
         f32_kv: bool,
         repack: bool,
+        mtp: bool,
     ) -> None: ...
     def tokenize(self, text: bytes, parse_special: bool) -> NDArray[np.int32]: ...
     def watch(self, blocks: Sequence[int], n_experts: int, top_k: Sequence[int]) -> None: ...

@@ -81,6 +81,11 @@ def check_text(model: Model, text: Corpus) -> None:
 
 def _scored_windows(model: Model, text: Corpus) -> Iterator[tuple[Tokens, int]]:
     """Windows of a text, each with the index of its first scored token."""
+    if not model.predicts:
+        raise InputError(
+            f"{model.moe.path}: is an encoder or a diffusion model, which sees the tokens that it would have to "
+            "predict, so it has no perplexity"
+        )
     if model.n_ctx < _SHORTEST:
         raise InputError(f"evaluation needs windows of at least {_SHORTEST} tokens, not {model.n_ctx} (--ctx)")
     stream = np.concatenate([tokenize(document, model) for document in text.documents])

@@ -17,6 +17,7 @@ from coe_native.router_shape import RouterShape
 # expert) and `ffn_norm_exps` are not among them.
 _EXPERT_WEIGHTS = re.compile(r"blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.(weight|bias|scale|input_scale)")
 _ROUTER_PARTS = re.compile(r"blk\.(\d+)\.(?:ffn_gate_inp\.(?:weight|bias)|exp_probs_b(?:_vl)?(?:\.bias)?)")
+_MTP = re.compile(r"blk\.(\d+)\.nextn\.")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _ROUTER = re.compile(r"blk\.(\d+)\.ffn_gate_inp\.weight")
 _EXPERT_TABLE = re.compile(r"blk\.(\d+)\.ffn_gate_tid2eid\.weight")
@@ -69,8 +70,11 @@ class MoeModel:
         if self.n_experts == 0:
             raise InputError(f"{path}: has no experts; it is not a mixture-of-experts model")
         self.n_blocks = self._count("block_count")
-        self.mtp_blocks = range(self.n_blocks - self._count("nextn_predict_layers"), self.n_blocks)
+        self.mtp_blocks = self._find_mtp_blocks()
         self.layers = self._find_layers()
+        if not self.routed_layers:
+            raise InputError(f"{path}: has experts only in layers that predict further tokens (MTP)")
+        self.top_k = max(layer.top_k for layer in self.routed_layers)
         self.router_shape = self._router_shape()
 
     def metadata(self, key: str, default: Any = None) -> Any:
@@ -86,6 +90,13 @@ class MoeModel:
         if not isinstance(value, int) or value < 0:
             raise InputError(f"{self.path}: {self.architecture}.{key} is {value!r}, not a count")
         return value
+
+    def _find_mtp_blocks(self) -> range:
+        """The last blocks, if they predict further tokens: their tensors say so too. Without those, a block that
+        the metadata counts among them is one like all others (DeepSeek 4)."""
+        last = range(self.n_blocks - self._count("nextn_predict_layers"), self.n_blocks)
+        found = {int(match[1]) for name in self.tensors if (match := _MTP.match(name))}
+        return range(min(found.intersection(last), default=self.n_blocks), self.n_blocks)
 
     def _find_layers(self) -> tuple[MoeLayer, ...]:
         tensors_of: dict[int, list[Tensor]] = {}
@@ -122,18 +133,12 @@ class MoeModel:
     def _router_shape(self) -> RouterShape:
         n_groups = max(1, self._count("expert_group_count"))
         n_used = self._count("expert_group_used_count") if n_groups > 1 else 1
-        if self.n_experts % n_groups or not 0 < n_used <= n_groups:
+        if self.n_experts % n_groups or not 0 < n_used < max(2, n_groups):
             raise InputError(
                 f"{self.path}: chooses {n_used} of {n_groups} groups among {self.n_experts} experts; it is damaged"
             )
-        if not self.routed_layers:
-            raise InputError(f"{self.path}: has experts only in layers that predict further tokens (MTP)")
-        return RouterShape(self.n_experts, max(layer.top_k for layer in self.routed_layers), n_groups, n_used)
-
-    @property
-    def top_k(self) -> int:
-        """Experts that a token gets in the layer that gives it most."""
-        return self.router_shape.top_k
+        most = max(self._of_block("expert_used_count", block) for block in range(self.n_blocks))
+        return RouterShape(self.n_experts, most, n_groups, n_used)
 
     @property
     def obstacle(self) -> str | None:
@@ -144,14 +149,19 @@ class MoeModel:
                 f"blocks {by_table} look their experts up in a table from tokens to experts, so none of them can "
                 "go, and llama.cpp wants the same number of experts in all layers"
             )
-        others = [t for t in self.tensors if _OTHER_EXPERTS.match(t) and not _EXPERT_WEIGHTS.fullmatch(t)]
-        if others and "_chexps" in others[0]:
+        for name in self.tensors:
+            if "_chexps." in name:
+                return (
+                    f"{name} belongs to groups of experts, whose weights llama.cpp takes from the experts of the "
+                    "groups' numbers, so with fewer experts it would compute something else"
+                )
+            if _OTHER_EXPERTS.match(name) and not _EXPERT_WEIGHTS.fullmatch(name):
+                return f"{name} holds experts of a kind that cannot be cut"
+        if _COUNT_WITH_A_MEANING.get(self.architecture) == self.n_experts:
             return (
-                f"{others[0]} belongs to groups of experts, whose weights llama.cpp takes from the experts of the "
-                "groups' numbers, so with fewer experts it would compute something else"
+                f"llama.cpp takes {self.architecture} with {self.n_experts} experts for a variant of its own, "
+                "which it computes in another way than with any other number"
             )
-        if others:
-            return f"{others[0]} holds experts of a kind that cannot be cut"
         return None
 
     def check_cut(self, keep: int) -> None:
@@ -165,12 +175,13 @@ class MoeModel:
             return
         if self.obstacle:
             raise InputError(f"{self.path}: {self.obstacle}")
-        meaning = _COUNT_WITH_A_MEANING.get(self.architecture)
-        if meaning in (keep, self.n_experts):
+        if _COUNT_WITH_A_MEANING.get(self.architecture) == keep:
             raise InputError(
-                f"{self.path}: llama.cpp takes {self.architecture} with {meaning} experts for a variant of its "
-                f"own, which it computes in another way, so {self.n_experts} experts cannot become {keep}"
+                f"{self.path}: llama.cpp takes {self.architecture} with {keep} experts for a variant of its own, "
+                "which it computes in another way; keep another number"
             )
+        if self._count("expert_group_count") >= keep:
+            raise InputError(f"{self.path}: llama.cpp wants more experts than groups of them; keep more")
 
     def in_mtp_block(self, tensor: Tensor) -> bool:
         """Whether a tensor belongs to a layer that predicts further tokens."""

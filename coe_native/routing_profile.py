@@ -143,6 +143,7 @@ class RoutingProfile:
             writer.add_string("coe.profile.fingerprint", self.fingerprint)
             writer.add_uint32("coe.profile.expert_count", self.n_experts)
             writer.add_uint32("coe.profile.expert_used_count", self.top_k)
+            writer.add_array("coe.profile.layer_expert_used_count", self.layer_top_k.tolist())
             writer.add_uint32("coe.profile.expert_group_count", self.n_groups)
             writer.add_uint32("coe.profile.expert_group_used_count", self.n_groups_used)
             writer.add_uint64("coe.profile.tokens", self.n_tokens)
@@ -175,6 +176,9 @@ class RoutingProfile:
                 np.stack([_read(tensors[f"blk.{block}.router.{part}"], dtype) for block in layers])
                 for part, dtype in (("histogram", np.int64), ("weight_sum", np.float64))
             ]
+            chosen = file.get("coe.profile.layer_expert_used_count")
+            if chosen is not None and chosen != np.count_nonzero(cubes[0].any(axis=1), axis=1).tolist():
+                raise InputError(f"its layers do not choose {chosen} experts")
             corpora = tuple(CorpusRecord(**record) for record in json.loads(file.get("coe.profile.corpora")))
             return cls(
                 str(file.get("general.architecture")),

@@ -30,7 +30,8 @@ class Model:
     for all. `n_cpu_moe`: so many first blocks keep their experts in host memory, negative for all blocks.
     `devices`: llama.cpp's device names, default all. `f32_kv`: keys and values in F32, not F16, where
     rounding matters more than memory. `repack`: lets llama.cpp keep copies of quantised weights in a layout
-    that its CPU code reads faster; without, weights stay in the file's pages.
+    that its CPU code reads faster; without, weights stay in the file's pages. `mtp`: loads the layers that
+    predict further tokens too, though nothing here runs them.
 
     Not to be used from two threads at once. Raises InputError for a file that can't be read, has no experts,
     or that llama.cpp refuses.
@@ -49,6 +50,7 @@ class Model:
         devices: Sequence[str] = (),
         f32_kv: bool = False,
         repack: bool = True,
+        mtp: bool = False,
     ) -> None:
         if n_ctx < 1 or n_batch < 1 or n_sequences < 1:
             raise InputError("the context, the batch and the number of sequences must be at least 1")
@@ -65,6 +67,7 @@ class Model:
             "devices": tuple(devices),
             "f32_kv": f32_kv,
             "repack": repack,
+            "mtp": mtp,
         }
         try:
             self._open_session: core.Session | None = core.Session(
@@ -78,11 +81,14 @@ class Model:
                 devices=list(devices),
                 f32_kv=f32_kv,
                 repack=repack,
+                mtp=mtp,
             )
         except RuntimeError as error:
             raise InputError(f"{path}: {error}") from error
         self.n_batch = self._session.n_batch
         self.n_vocab = self._session.n_vocab
+        self.predicts = self._session.has_memory and self.moe.is_causal
+        """Whether a token's output depends on those before it only: no perplexity else."""
 
     @property
     def _session(self) -> core.Session:
@@ -182,27 +188,31 @@ class Model:
         model without logits (an encoder) has to say."""
         self._session.want_embeddings(True)
         try:
-            parts = [self._session.embeddings(0, len(batch.tokens)) for batch in self._decode_window(tokens)]
+            with self._named():
+                parts = [self._session.embeddings(0, len(batch.tokens)) for batch in self._decode_window(tokens)]
         finally:
             self._session.want_embeddings(False)
         return np.concatenate(parts)
 
     def outputs(self, tokens: Sequence[int] | Tokens) -> NDArray[np.float32]:
         """Logits, or the embeddings of a model that has no logits, float32 [n_tokens, width]."""
-        for _ in self._decode_window(tokens):
-            pass
-        return self.logits(tokens) if self._session.has_logits else self.embeddings(tokens)
+        parts = []
+        for batch in self._decode_window(tokens):
+            if not self._session.has_logits:
+                return self.embeddings(tokens)
+            parts.append(self._session.logits(0, len(batch.tokens)))
+        return np.concatenate(parts)
 
-    def graph(self, tokens: Sequence[int] | Tokens) -> list[str]:
-        """The operations by which llama.cpp computes one window, in order: ``NAME OPERATION``."""
-        operations = []
-        for batch in batches([_as_window(tokens)], self.n_batch, 1):
-            self._session.record_graph(True)
-            try:
-                self.decode(batch)
-            finally:
-                operations += self._session.record_graph(False)
-        return operations
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[list[str]]:
+        """A list that holds, when the block has ended, the operations by which llama.cpp computed what ran in it:
+        ``NAME KIND``, in order."""
+        operations: list[str] = []
+        self._session.record_graph(True)
+        try:
+            yield operations
+        finally:
+            operations += self._session.record_graph(False)
 
     def log_probabilities(self, tokens: Sequence[int] | Tokens, first: int = 1) -> NDArray[np.float64]:
         """Natural log-probability of the tokens from index `first` (1 or more) on, each given those before it

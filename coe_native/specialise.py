@@ -84,7 +84,6 @@ def specialise(
     beside = _beside(out)
     # What would fail late is found out before the long part.
     parent.moe.check_cut(mask_arguments["keep"])
-    parent.logits([0])  # an encoder has none, and cannot be judged
     for text in texts:
         check_text(parent, text)
 

@@ -28,7 +28,7 @@ SAFETY_NOTICE = (
     "behaviour may be gone, and thinking modes tend to loop: use it with thinking off, and test it."
 )
 
-# What describes how a file was split: the output is one file.
+# What describes how a file was split: of the parent's, nothing stays.
 SHARD_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 # What `coe.mask.mtp` records of layers that predict further tokens.

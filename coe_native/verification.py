@@ -15,7 +15,6 @@ from coe_native.gguf_file import Tensor, read_exactly
 from coe_native.masking import ExpertMask, check_mask
 from coe_native.moe_model import MoeModel
 from coe_native.surgery import (
-    MTP_DROPPED,
     SHARD_KEYS,
     Plan,
     PlannedTensor,
@@ -29,7 +28,7 @@ from coe_native.surgery import (
 
 # On the CPU, and straight from the file: the parent may hold the GPU, and may be larger than the memory; what is
 # asked is whether the file is good.
-_CHECKED_AS: dict[str, Any] = {"n_ctx": 8, "n_batch": 8, "n_gpu_layers": 0, "repack": False}
+_CHECKED_AS: dict[str, Any] = {"n_ctx": 8, "n_batch": 8, "n_gpu_layers": 0, "repack": False, "mtp": True}
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ def verify(
 
     Kinds: metadata; layout (names, shapes, types of all tensors); bytes (kept slices and untouched tensors
     equal the parent's, zeroed ones are zero); norms (all finite); loads (llama.cpp runs a token); graph
-    (llama.cpp computes it by the same operations as the parent). A model zeroed in place has no record of a
-    mask and is checked as zeroed.
+    (llama.cpp computes it by operations of the same names and kinds as the parent). A model zeroed in place has
+    no record of a mask and is checked as zeroed.
     Raises InputError where a file can't be read at all or the mask is not the parent's.
     """
     parent_model = MoeModel(parent)
@@ -57,8 +56,8 @@ def verify(
     written = MoeModel(out)
     pruned = written.metadata("coe.mask.mode", "zero") == "prune" and not _zeroed_in_place(written, parent_model)
     if pruned:
-        drop_mtp = written.metadata("coe.mask.mtp") == MTP_DROPPED
-        plan = plan_prune(parent_model, mask, drop_mtp=drop_mtp)
+        dropped = bool(parent_model.mtp_blocks) and not written.mtp_blocks
+        plan = plan_prune(parent_model, mask, drop_mtp=dropped)
     else:
         plan = plan_zero(parent_model, mask)
     checks = [_check("metadata", lambda: _metadata(written, plan, mask))]
@@ -67,10 +66,10 @@ def verify(
     if layout.passed:
         checks.append(_check("bytes", lambda: _bytes(written, plan, progress)))
         checks.append(_check("norms", lambda: _norms(written, plan)))
-    loads = _check("loads", lambda: _loads(written.path))
-    checks.append(loads)
-    if loads.passed:
-        checks.append(_check("graph", lambda: _graph(written.path, parent_model.path)))
+    graph: list[str] = []
+    checks.append(_check("loads", lambda: _loads(written.path, graph)))
+    if graph:
+        checks.append(_check("graph", lambda: _same_graph(graph, parent_model.path)))
     return checks
 
 
@@ -179,25 +178,24 @@ def _norms(written: MoeModel, plan: Plan) -> str:
     return detail + (f"; not checked, for ggml cannot: {', '.join(sorted(unchecked))}" if unchecked else "")
 
 
-def _loads(path: Path) -> str:
+def _loads(path: Path, graph: list[str]) -> str:
+    """Runs a token, and adds the operations that it took to `graph`."""
     from coe_native.runtime import Model
 
-    with Model(path, **_CHECKED_AS) as model:
-        if not np.isfinite(model.outputs([0])).all():
-            raise CoeError(f"{path}: llama.cpp computes numbers that are not finite")
+    with Model(path, **_CHECKED_AS) as model, model.recording() as operations:
+        outputs = model.outputs([0])
+    if not np.isfinite(outputs).all():
+        raise CoeError(f"{path}: llama.cpp computes numbers that are not finite")
+    graph += operations
     return "llama.cpp runs it"
 
 
-def _graph(path: Path, parent: Path) -> str:
+def _same_graph(graph: list[str], parent: Path) -> str:
     """llama.cpp takes what an architecture computes from metadata and tensors; some of it, for some
-    architectures, from the number of experts."""
-    from coe_native.runtime import Model
-
-    graphs = []
-    for file in (parent, path):
-        with Model(file, **_CHECKED_AS) as model:
-            graphs.append(model.graph([0]))
-    for theirs, ours in itertools.zip_longest(*graphs):
+    architectures, from the number of experts. Names and kinds of operations are compared, not their shapes."""
+    expected: list[str] = []
+    _loads(parent, expected)
+    for theirs, ours in itertools.zip_longest(expected, graph, fillvalue="nothing"):
         if theirs != ours:
             raise CoeError(f"llama.cpp computes {ours} where it computes {theirs} for the parent")
-    return f"{len(graphs[0])} operations, as for the parent"
+    return f"{len(graph)} operations, as for the parent"

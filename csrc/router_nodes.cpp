@@ -78,7 +78,7 @@ bool is_choice(const ggml_tensor* ids) {
     while (ids->op == GGML_OP_VIEW || ids->op == GGML_OP_RESHAPE) {
         ids = ids->src[0];
     }
-    return ids->op == GGML_OP_ARGSORT || ids->op == GGML_OP_TOP_K || ids->op == GGML_OP_GET_ROWS;
+    return ids->op != GGML_OP_CPY;
 }
 
 bool is_ungated(const ggml_tensor* probs) {

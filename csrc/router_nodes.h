@@ -33,7 +33,7 @@ bool is_model_logits(const char* name);
 const ggml_tensor* chosen_experts(const ggml_tensor* weights);
 
 // Whether ids were chosen by a router's scores, or looked up in a table by token (DeepSeek 4's first layers).
-// A second bank of experts in a layer (GroveMoE) computes its ids from the first's: that is no choice.
+// A second bank of experts in a layer (GroveMoE) has its ids computed from the first's and cast: no choice.
 bool is_choice(const ggml_tensor* ids);
 
 // Whether a node of kind `probs` holds scores that no gating function has touched: softmax over the k chosen

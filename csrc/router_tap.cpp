@@ -63,11 +63,18 @@ size_t RouterTap::layer_of(int block) const {
 bool RouterTap::wants(const ggml_tensor* node, RouterNodeName name) {
     const bool starts_chain = name.node == RouterNode::chosen_weights;
     const size_t index = layer_of(name.block);
-    if ((!starts_chain && name.node != RouterNode::later_weights) || index == no_layer) {
+    if (!starts_chain && name.node != RouterNode::later_weights) {
         return false;
     }
     const ggml_tensor* ids = chosen_experts(node);
     if (ids != nullptr && !is_choice(ids)) {
+        return false;
+    }
+    if (index == no_layer) {
+        if (complete_) {
+            throw std::runtime_error("a router runs" + in_block(name.block) +
+                                     ", where the model's header has none");
+        }
         return false;
     }
     if (starts_chain) {

@@ -31,6 +31,9 @@ class RouterTap {
     // Stop computing at the last router: right for profiling, where nobody reads what follows.
     void set_early_end(bool on) { early_end_ = on; }
 
+    // The blocks are all that have routers: one that runs in another block is an error, not somebody else's.
+    void set_complete(bool on) { complete_ = on; }
+
     // Call around each decode: `end_batch` collects, and throws std::runtime_error unless every layer has
     // seen exactly `n_tokens` tokens more. The counts are of no use after that.
     void begin_batch();
@@ -69,6 +72,7 @@ class RouterTap {
     std::vector<Layer> layers_;
     std::vector<char> device_copy_;
     bool early_end_ = false;
+    bool complete_ = false;
 };
 
 }  // namespace coe

@@ -97,6 +97,7 @@ Session::Session(const std::string& path, const SessionOptions& options) : n_bat
     llama_model_params model_params = llama_model_default_params();
     model_params.n_gpu_layers = options.n_gpu_layers;
     model_params.use_extra_bufts = options.repack;
+    model_params.load_mtp = options.mtp;
     std::vector<ggml_backend_dev_t> devices = find_devices(options.devices);
     if (!devices.empty()) {
         model_params.devices = devices.data();
@@ -134,7 +135,7 @@ Session::Session(const std::string& path, const SessionOptions& options) : n_bat
     params.cb_eval = &RouterHooks::callback;
     params.cb_eval_user_data = &hooks_;
     context_ = llama_init_from_model(model_, params);
-    if (context_ != nullptr && llama_get_memory(context_) == nullptr && options.n_batch < options.n_ctx) {
+    if (context_ != nullptr && !has_memory() && options.n_batch < options.n_ctx) {
         llama_free(context_);
         n_batch_ = options.n_ctx;
         params.n_batch = params.n_ubatch = params.n_ctx;
@@ -186,6 +187,7 @@ std::vector<int32_t> Session::tokenize(const std::string& text, bool parse_speci
 void Session::watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k) {
     tap_ = std::make_unique<RouterTap>(blocks, n_experts, top_k);
     tap_->set_early_end(true);
+    tap_->set_complete(true);
     hooks_.tap = tap_.get();
 }
 
@@ -196,8 +198,8 @@ void Session::mask(const std::vector<int>& blocks, const std::vector<std::vector
 }
 
 void Session::reset() {
-    if (llama_memory_t memory = llama_get_memory(context_)) {
-        llama_memory_clear(memory, false);
+    if (has_memory()) {
+        llama_memory_clear(llama_get_memory(context_), false);
     }
 }
 
@@ -241,7 +243,7 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
         hooks_.mask.take_applications(masked_blocks_);
     }
     hooks_.logits_seen = false;
-    const int32_t status = llama_decode(context_, batch);
+    const int32_t status = has_memory() ? llama_decode(context_, batch) : llama_encode(context_, batch);
     hooks_.rethrow();
     if (status != 0) {
         throw std::runtime_error("llama.cpp could not run a batch of " + std::to_string(n_tokens) +
@@ -264,7 +266,7 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
 
 const float* Session::logits(int32_t i) {
     if (!has_logits()) {
-        throw std::invalid_argument("has no logits: it is an encoder, whose output are embeddings");
+        throw std::invalid_argument("gave no logits: it is an encoder, or its graph was ended early");
     }
     const float* row = llama_get_logits_ith(context_, i);
     if (row == nullptr) {

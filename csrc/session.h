@@ -20,6 +20,7 @@ struct SessionOptions {
     int32_t n_cpu_moe = 0;  // so many first blocks keep their experts in host memory; negative: all blocks
     std::vector<std::string> devices;  // empty: all
     bool f32_kv = false;               // keys and values in F32 instead of F16
+    bool mtp = false;                  // load the layers that predict further tokens, which no decode runs
     bool repack = true;                // weights may be copied to a layout that the CPU reads faster
 };
 
@@ -34,6 +35,7 @@ class Session {
     // Tokens of one decode: more than was asked for where a model keeps no keys and values (encoders,
     // diffusion models), so that every window must be computed in one go.
     int32_t n_batch() const { return n_batch_; }
+    bool has_memory() const { return llama_get_memory(context_) != nullptr; }
     int32_t n_vocab() const;
     bool has_tokenizer() const;
     // The tokens that the model's habit puts around a document: BOS and EOS ids, or -1.

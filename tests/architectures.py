@@ -6,8 +6,9 @@ Nobody lists tensors here: llama.cpp names those that it wants (random_models.py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Metadata = dict[str, Any]
@@ -428,31 +429,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bailingmoe2, groups": Architecture(
         lambda s: {"expert_group_count": 2, "expert_group_used_count": 1}, architecture="bailingmoe2"
     ),
-    "glm4moe, MTP": Architecture(
-        lambda s: {**_biased_sigmoid(s), "nextn_predict_layers": 1},
-        moe_blocks=lambda s: list(range(s.n_layers - 1)),
-        n_layers=4,
-        architecture="glm4moe",
-    ),
-    "deepseek2, MTP and groups": Architecture(
-        lambda s: {
-            **_latent_attention(s),
-            **_biased_sigmoid(s),
-            "nextn_predict_layers": 1,
-            "leading_dense_block_count": 1,
-            "expert_group_count": 4,
-            "expert_group_used_count": 2,
-        },
-        moe_blocks=lambda s: list(range(1, s.n_layers - 1)),
-        n_layers=4,
-        architecture="deepseek2",
-    ),
-    "qwen35moe, MTP": Architecture(
-        lambda s: {**_delta_net(s), "nextn_predict_layers": 1},
-        moe_blocks=lambda s: list(range(s.n_layers - 1)),
-        n_layers=4,
-        architecture="qwen35moe",
-    ),
     "nemotron_h_moe, MTP": Architecture(
         lambda s: {**_nemotron(s), "nextn_predict_layers": 1},
         moe_blocks=lambda s: list(range(1, s.n_layers - 1, 2)),
@@ -476,6 +452,26 @@ ARCHITECTURES: dict[str, Architecture] = {
         refused="table from tokens to experts",
     ),
 }
+
+
+def _with_mtp(name: str) -> Architecture:
+    """The same with one more block, which predicts further tokens."""
+    row = ARCHITECTURES[name]
+    return replace(
+        row,
+        metadata=lambda s: {**row.metadata(s), "nextn_predict_layers": 1},
+        moe_blocks=lambda s: row.moe_blocks(replace(s, n_layers=s.n_layers - 1)),
+        n_layers=row.n_layers + 1,
+        architecture=row.architecture or name,
+    )
+
+
+# Not bailingmoe2, dots3note and exaone-moe, whose further blocks llama.cpp never loads, so that it names no
+# tensors of theirs; and not deepseek4, where it looks into the file for them first.
+_MTP = """bailingmoe3; cohere2moe; deepseek2; deepseek2, groups; deepseek32; glm-dsa; glm4moe; glm5-next; hy_v3;
+mimo2; qwen35moe; qwen3next; step35"""
+
+ARCHITECTURES |= {f"{name}, MTP": _with_mtp(name) for name in re.split(r";\s", _MTP)}
 
 COVERED = {row.architecture or name for name, row in ARCHITECTURES.items()}
 

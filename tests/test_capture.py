@@ -102,6 +102,13 @@ def test_a_router_that_chooses_another_number_is_refused(tmp_path: Path) -> None
             model._session.decode(*(np.arange(5, dtype=np.int32),) * 2, np.zeros(5, np.int32))
 
 
+def test_a_router_in_a_block_without_one_by_the_header_is_refused(model_file: ModelFile) -> None:
+    with coe.Model(model_file("qwen3moe", "F32"), n_ctx=128, n_threads=1) as model:
+        model._session.watch([0, 2], 16, [4, 4])
+        with pytest.raises(RuntimeError, match="a router runs in block 1, where the model's header has none"):
+            model._session.decode(*(np.arange(5, dtype=np.int32),) * 2, np.zeros(5, np.int32))
+
+
 def test_a_layer_that_sees_too_few_tokens_is_refused(tmp_path: Path) -> None:
     """A tap told of a layer that has no router must say so: its histogram would be empty."""
     path = tmp_path / "model.gguf"

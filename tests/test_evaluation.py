@@ -106,3 +106,20 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path, model_file: ModelFil
     )
     with pytest.raises(coe.InputError, match="a name in its header holds byte 255"):
         coe.MoeModel(path)
+
+
+@pytest.mark.parametrize("row", ["nomic-bert-moe", "llama-embed", "rnd1", "llada-moe"])
+def test_models_that_see_what_they_would_predict_are_refused(model_file: ModelFile, row: str) -> None:
+    """Encoders have nothing to say of the next token, and diffusion models have been told."""
+    text = corpus_of([list(range(100))])
+    with coe.Model(model_file(row, "F32"), n_ctx=64, n_threads=1) as model:
+        assert not model.predicts
+        with pytest.raises(coe.InputError, match="it has no perplexity"):
+            coe.evaluate(model, text)
+
+
+def test_an_encoder_has_embeddings_and_no_logits(model_file: ModelFile) -> None:
+    with coe.Model(model_file("nomic-bert-moe", "F32"), n_ctx=64, n_threads=1) as model:
+        assert model.embeddings([1, 2, 3]).shape == (3, 256)
+        with pytest.raises(coe.InputError, match="gave no logits"):
+            model.logits([1, 2, 3])

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 import pytest
 from conftest import append_entry, unused_experts
@@ -214,7 +213,7 @@ def test_a_mask_that_leaves_a_layer_out_is_refused(model_file: ModelFile, profil
         plan_prune(coe.MoeModel(model_file("olmoe", "F32")), partial)
 
 
-@pytest.mark.parametrize("row", ["glm4moe, MTP", "deepseek2, MTP and groups"])
+@pytest.mark.parametrize("row", ["glm4moe, MTP", "deepseek2, groups, MTP"])
 def test_layers_that_predict_further_tokens_keep_their_largest_router_rows(
     tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, row: str
 ) -> None:
@@ -230,7 +229,9 @@ def test_layers_that_predict_further_tokens_keep_their_largest_router_rows(
     for name in cut:
         np.testing.assert_array_equal(after[name], before[name][kept])
     assert fields(out)["coe.mask.mtp"] == "kept by router norm"
-    assert loads_with_mtp(out)
+    assert all(
+        check.passed for check in coe.verify(out, parent, unused_experts(profile, 8))
+    )  # loads MTP layers too
 
 
 @pytest.mark.parametrize("row", ["glm4moe, MTP", "qwen35moe, MTP", "nemotron_h_moe, MTP"])
@@ -272,14 +273,49 @@ def tensors_of(path: Path) -> dict[str, NDArray[np.float32]]:
     return {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
 
 
-def loads_with_mtp(path: Path) -> bool:
-    """Whether llama.cpp takes the file with its MTP layers, which it leaves out by default."""
-    params = llama_cpp.llama_model_default_params()
-    params.load_mtp = True
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-    if model:
-        llama_cpp.llama_model_free(model)
-    return bool(model)
+def test_a_block_counted_as_mtp_without_its_tensors_is_one_like_others(
+    tmp_path: Path, documents: list[list[int]]
+) -> None:
+    """llama.cpp runs it (DeepSeek 4), so it is profiled and cut by the mask."""
+    parent = tmp_path / "parent.gguf"
+    write_random_model(parent, "deepseek4", extra_metadata={"deepseek4.nextn_predict_layers": 1})
+    profile = coe.profile(parent, documents, n_ctx=128, n_threads=1)
+    assert profile.layers == (0, 1, 2, 3)
+    mask = unused_experts(profile, 8)
+    out = coe.prune(parent, mask, tmp_path / "out.gguf")
+    logits = []
+    for path, live in ((parent, mask), (out, None)):
+        with coe.Model(path, n_ctx=128, n_threads=1, f32_kv=True) as model:
+            if live is not None:
+                model.apply(live)
+            logits.append(model.logits(documents[4]))
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5 * np.abs(logits[0]).max())
+
+
+def test_a_specialist_without_mtp_layers_can_be_pruned_again(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, documents: list[list[int]]
+) -> None:
+    """Its record still says that they were dropped: from its own parent, not from it."""
+    first = coe.prune(
+        model_file("glm4moe, MTP", "F32"),
+        unused_experts(profile_of("glm4moe, MTP"), 12),
+        tmp_path / "first.gguf",
+        drop_mtp=True,
+    )
+    mask = unused_experts(coe.profile(first, documents, n_ctx=128, n_threads=1), 8)
+    second = coe.prune(first, mask, tmp_path / "second.gguf")
+    assert all(check.passed for check in coe.verify(second, first, mask))
+
+
+def test_no_layer_may_need_more_than_is_kept(tmp_path: Path) -> None:
+    """llama.cpp holds the count of experts against every block's top-k, also of those that no profile sees."""
+    parent = tmp_path / "parent.gguf"
+    key = "nemotron_h_moe.expert_used_count"
+    write_random_model(parent, "nemotron_h_moe, MTP", extra_metadata={key: [0, 3, 0, 3, 6]})
+    model = coe.MoeModel(parent)
+    assert model.top_k == 3
+    with pytest.raises(coe.InputError, match="keep must be from 6"):
+        model.check_cut(4)
 
 
 @pytest.mark.parametrize(
@@ -307,8 +343,9 @@ def test_a_count_that_llama_cpp_gives_a_meaning_is_refused(tmp_path: Path) -> No
         path = tmp_path / f"{n_experts}.gguf"
         write_random_model(path, "llama4", n_experts=n_experts, n_ff_expert=32)
         model = coe.MoeModel(path)
-        with pytest.raises(coe.InputError, match=f"{n_experts} experts cannot become {keep}"):
+        with pytest.raises(coe.InputError, match=r"llama4 with 128 experts for a variant of its own"):
             model.check_cut(keep)
+        assert (model.obstacle is not None) == (n_experts == 128)
         model.check_cut(n_experts)
 
 

@@ -70,7 +70,7 @@ split_option = click.option(
     "--split-max-size",
     "split_max_bytes",
     type=_Size(),
-    help="Write files of at most this size (300M, 2G), named NAME-00001-of-0000N.gguf.",
+    help="Write files of at most this size (300M, 2G), or of one larger tensor, named NAME-00001-of-0000N.gguf.",
 )
 
 _MODEL_OPTIONS = (

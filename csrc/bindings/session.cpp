@@ -58,15 +58,15 @@ void register_session(py::module_& module) {
     py::class_<Session>(module, "Session")
         .def(py::init([](const std::string& path, int32_t n_ctx, int32_t n_batch, int32_t n_seq_max,
                          int32_t n_threads, int32_t n_gpu_layers, int32_t n_cpu_moe,
-                         const std::vector<std::string>& devices, bool f32_kv, bool repack) {
+                         const std::vector<std::string>& devices, bool f32_kv, bool mtp, bool repack) {
                  const SessionOptions options{n_ctx,     n_batch, n_seq_max, n_threads, n_gpu_layers,
-                                              n_cpu_moe, devices, f32_kv,    repack};
+                                              n_cpu_moe, devices, f32_kv,    mtp,       repack};
                  const py::gil_scoped_release release;
                  return std::make_unique<Session>(path, options);
              }),
              py::arg("path"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_seq_max"),
              py::arg("n_threads"), py::arg("n_gpu_layers"), py::arg("n_cpu_moe"), py::arg("devices"),
-             py::arg("f32_kv"), py::arg("repack"))
+             py::arg("f32_kv"), py::arg("mtp"), py::arg("repack"))
         .def_property_readonly("n_batch", &Session::n_batch)
         .def_property_readonly("n_vocab", &Session::n_vocab)
         .def_property_readonly("has_tokenizer", &Session::has_tokenizer)
@@ -103,6 +103,7 @@ void register_session(py::module_& module) {
                 session.decode(t, p, s);
             },
             py::arg("tokens"), py::arg("positions"), py::arg("sequences"))
+        .def_property_readonly("has_memory", &Session::has_memory)
         .def_property_readonly("has_logits", &Session::has_logits)
         .def(
             "logits",

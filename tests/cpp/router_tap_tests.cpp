@@ -133,6 +133,24 @@ TEST(tap_counts_choices_by_table) {
     check_kind(kind, "ffn_moe_weights_norm", " (reshaped)");
 }
 
+TEST(tap_of_all_layers_refuses_a_router_elsewhere) {
+    for (const bool complete : {false, true}) {
+        RouterTap tap({0, 3}, 8, size_t{3});
+        RouterHooks hooks;
+        RouterRunner runner;
+        hooks.tap = &tap;
+        runner.set_callback(&RouterHooks::callback, &hooks);
+        tap.set_complete(complete);
+        const RouterKind kind;
+        runner.run(kind, {random_input(0, 4, kind, 1), random_input(2, 4, kind, 2)});
+        if (complete) {
+            CHECK_THROWS(std::runtime_error, "a router runs in block 2", hooks.rethrow());
+        } else {
+            hooks.rethrow();
+        }
+    }
+}
+
 TEST(tap_counts_layers_that_choose_different_numbers) {
     RouterTap tap({0, 3}, 8, std::vector<size_t>{2, 4});
     RouterHooks hooks;
