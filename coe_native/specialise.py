@@ -15,7 +15,8 @@ from coe_native.evaluation import Evaluation, check_text, evaluate
 from coe_native.masking import ExpertMask, build_mask
 from coe_native.profiler import Progress, profile_corpora
 from coe_native.runtime import Model
-from coe_native.surgery import SAFETY_NOTICE, Report, prune
+from coe_native.surgery import Report, prune
+from coe_native.surgery_plan import SAFETY_NOTICE
 from coe_native.verification import Check, verify
 
 

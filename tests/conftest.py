@@ -11,7 +11,7 @@ from architectures import ARCHITECTURES, COVERED, NOT_COVERED
 from random_models import FAMILIES, write_random_model
 
 import coe_native as coe
-from coe_native.surgery import Plan, PlannedTensor
+from coe_native.surgery_plan import Plan, PlannedTensor
 
 # ggml's CPU GELU looks values up in a table of 16-bit floats, so that a difference in the last bit of a
 # router weight can grow to one in the eleventh. The others' activations are computed.

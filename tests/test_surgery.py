@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from random_models import copy_model, split_model, write_random_model
 
 import coe_native as coe
-from coe_native.surgery import SAFETY_NOTICE, plan_prune, plan_zero
+from coe_native.surgery_plan import SAFETY_NOTICE, plan_prune, plan_zero
 
 ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[..., coe.RoutingProfile]
@@ -375,6 +375,10 @@ def test_split_outputs_hold_what_one_file_would(
     assert all(check.passed for check in coe.verify(first, parent, mask))
     with pytest.raises(coe.InputError, match="exists"):
         coe.prune(parent, mask, tmp_path / "split.gguf", split_max_bytes=size)
+    # As llama-gguf-split merges: one file that still has the keys, and says that it is none of several.
+    again = tmp_path / "merged.gguf"
+    copy_model(whole, again, add=lambda writer: writer.add_uint16("split.count", 0))
+    assert all(check.passed for check in coe.verify(again, parent, mask))
 
 
 def test_a_split_output_that_fails_leaves_nothing(

@@ -39,7 +39,8 @@ def command(
     """Write MODEL with the kept experts only: smaller, and otherwise the same byte for byte."""
     from coe_native.masking import ExpertMask
     from coe_native.moe_model import MoeModel
-    from coe_native.surgery import SAFETY_NOTICE, prune
+    from coe_native.surgery import prune
+    from coe_native.surgery_plan import SAFETY_NOTICE
 
     mask = ExpertMask.load(mask_path)
     with byte_progress("pruning") as progress:

@@ -61,7 +61,7 @@ def command(
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import DOCUMENTS_AT_ONCE
     from coe_native.specialise import check_outputs, specialise
-    from coe_native.surgery import SAFETY_NOTICE
+    from coe_native.surgery_plan import SAFETY_NOTICE
 
     reasoning = () if options["reasoning"] is None else (options["reasoning"],)
     arguments = mask_arguments(**{name: options.pop(name) for name in _MASK_NAMES})
