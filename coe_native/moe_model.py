@@ -29,6 +29,9 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 # model has another graph than with any other.
 _COUNT_WITH_A_MEANING = {"llama4": 128}
 
+_MOST_BLOCKS = 1 << 16
+"""No model has more; what claims to is refused before anything is sized by it."""
+
 _GATING = {1: "softmax", 2: "sigmoid", 3: "softmax after top-k", 4: "square-root softplus"}
 
 
@@ -70,6 +73,8 @@ class MoeModel:
         if self.n_experts == 0:
             raise InputError(f"{path}: has no experts; it is not a mixture-of-experts model")
         self.n_blocks = self._count("block_count")
+        if not 0 < self.n_blocks <= _MOST_BLOCKS:
+            raise InputError(f"{path}: counts {self.n_blocks} blocks; it is damaged")
         self.mtp_blocks = self._find_mtp_blocks()
         self.layers = self._find_layers()
         if not self.routed_layers:

@@ -495,6 +495,8 @@ def _write_models(shop: Path) -> None:
         "gating": {"qwen3moe.expert_gating_func": [1, 2]},
         "heads": {"qwen3moe.attention.head_count": [4]},
         "typed": {"general.name": 7},
+        "blocks": {"qwen3moe.block_count": 2**32 - 1},
+        "blockless": {"qwen3moe.block_count": 0},
     }
     for name, metadata in odd.items():
         write_random_model(shop / f"{name}.gguf", "qwen3moe", extra_metadata=metadata, **SMALL)
@@ -645,6 +647,8 @@ BAD_INPUT: list[tuple[str, str]] = [
     ("inspect greedy.gguf", "greedy.gguf.*9 of 8"),
     ("inspect gating.gguf", "gating.gguf.*expert_gating_func"),
     ("inspect heads.gguf --ctx 64", "heads.gguf.*head_count"),
+    ("inspect blocks.gguf", "blocks.gguf.*counts 4294967295 blocks"),
+    ("inspect blockless.gguf", "blockless.gguf.*counts 0 blocks"),
     ("inspect parent-00002-of-00002.gguf", "parent-00001-of-00002.gguf"),
     ("inspect other-00001-of-00002.gguf", "other-00002-of-00002.gguf"),
     ("profile missing.gguf -c tokens.npy -o out.gguf", "missing.gguf"),
