@@ -23,6 +23,27 @@ struct Workspace {
     std::vector<uint8_t> aligned = std::vector<uint8_t>(values_at_once * sizeof(double));
 };
 
+// In several running sums, which do not wait for each other.
+double sum_of_squares(const float* values, size_t n_values) {
+    constexpr size_t n_lanes = 16;
+    double lanes[n_lanes] = {};
+    size_t i = 0;
+    for (; i + n_lanes <= n_values; i += n_lanes) {
+        for (size_t lane = 0; lane < n_lanes; ++lane) {
+            const auto value = static_cast<double>(values[i + lane]);
+            lanes[lane] += value * value;
+        }
+    }
+    double sum = 0.0;
+    for (; i < n_values; ++i) {
+        sum += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+    }
+    for (const double lane : lanes) {
+        sum += lane;
+    }
+    return sum;
+}
+
 double sum_of_squares(const uint8_t* data, size_t n_blocks, ggml_type type, Workspace& workspace) {
     const auto block = static_cast<size_t>(ggml_blck_size(type));
     const size_t block_bytes = ggml_type_size(type);
@@ -38,10 +59,7 @@ double sum_of_squares(const uint8_t* data, size_t n_blocks, ggml_type type, Work
         } else {
             to_float(workspace.aligned.data(), workspace.values.data(), static_cast<int64_t>(count * block));
         }
-        for (size_t i = 0; i < count * block; ++i) {
-            const auto value = static_cast<double>(workspace.values[i]);
-            sum += value * value;
-        }
+        sum += sum_of_squares(workspace.values.data(), count * block);
         done += count;
     }
     return sum;
