@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from coe_native.ahead import ahead
 from coe_native.atomic import check_target, replacing
 from coe_native.errors import CoeError
 from coe_native.masking import ExpertMask
@@ -101,7 +102,7 @@ def _write(
     with Readers() as readers, contextlib.ExitStack() as outputs:
         for path, shard in zip(paths, shards, strict=True):
             target = outputs.enter_context(replacing(path))
-            for written, data in _contents(shard, readers):
+            for written, data in ahead(_contents(shard, readers)):
                 target.write(data)
                 done += written
                 progress(done, total)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from coe_native.ahead import ahead
 from coe_native.errors import CoeError
 from coe_native.gguf_file import Tensor, read_exactly
 from coe_native.masking import ExpertMask, check_mask
@@ -64,8 +65,7 @@ def verify(
     layout = _check("layout", lambda: _layout(written, plan))
     checks.append(layout)
     if layout.passed:
-        checks.append(_check("bytes", lambda: _bytes(written, plan, progress)))
-        checks.append(_check("norms", lambda: _norms(written, plan)))
+        checks += _contents(written, plan, progress)
     graph: list[str] = []
     checks.append(_check("loads", lambda: _loads(written.path, graph)))
     if graph:
@@ -145,18 +145,40 @@ def _pieces(written: MoeModel, plan: Plan) -> Iterator[_Piece]:
             offset += run.count * planned.slice_bytes
 
 
-def _bytes(written: MoeModel, plan: Plan, progress: Report) -> str:
+def _contents(written: MoeModel, plan: Plan, progress: Report) -> tuple[Check, Check]:
+    """Bytes and norms, for which everything is read once."""
     total = sum(planned.n_bytes for planned in plan.tensors)
-    done = 0
+    done = n_finite = 0
+    different = infinite = ""
+    unchecked: set[str] = set()
     with Readers() as readers:
-        for piece in _pieces(written, plan):
-            expected = piece.planned.expected(readers[piece.planned.source.file], piece.run)
-            found = piece.read(readers)
-            if found != expected:
-                raise CoeError(_first_difference(piece, found, expected))
+        for piece, found, expected in ahead(_pairs(written, plan, readers)):
+            if not different and found != expected:
+                different = _first_difference(piece, found, expected)
+            if piece.planned.touched and not infinite:
+                try:
+                    if check_finite(piece.planned, piece.run, found, str(written.path)):
+                        n_finite += piece.run.count
+                    else:
+                        unchecked.add(piece.tensor.type_name)
+                except CoeError as error:
+                    infinite = str(error)
             done += len(expected)
             progress(done, total)
-    return f"{done} bytes as the mask says"
+    norms = f"{n_finite} slices finite"
+    if unchecked:
+        norms += f"; not checked, for ggml cannot: {', '.join(sorted(unchecked))}"
+    return (
+        Check("bytes", not different, different or f"{done} bytes as the mask says"),
+        Check("norms", not infinite, infinite or norms),
+    )
+
+
+def _pairs(written: MoeModel, plan: Plan, readers: Readers) -> Iterator[tuple[_Piece, bytes, bytes]]:
+    """Each piece with the bytes that are there and those that should be."""
+    for piece in _pieces(written, plan):
+        expected = piece.planned.expected(readers[piece.planned.source.file], piece.run)
+        yield piece, piece.read(readers), expected
 
 
 def _first_difference(piece: _Piece, found: bytes, expected: bytes) -> str:
@@ -165,21 +187,6 @@ def _first_difference(piece: _Piece, found: bytes, expected: bytes) -> str:
     if piece.planned.touched:
         where += f" in its expert {piece.run.first + at // piece.planned.slice_bytes}"
     return f"{where}, at byte {piece.offset + at} of the file"
-
-
-def _norms(written: MoeModel, plan: Plan) -> str:
-    n_checked = 0
-    unchecked: set[str] = set()
-    with Readers() as readers:
-        for piece in _pieces(written, plan):
-            if piece.planned.touched:
-                data = piece.read(readers)
-                if check_finite(piece.planned, piece.run, data, str(written.path)):
-                    n_checked += piece.run.count
-                else:
-                    unchecked.add(piece.tensor.type_name)
-    detail = f"{n_checked} slices finite"
-    return detail + (f"; not checked, for ggml cannot: {', '.join(sorted(unchecked))}" if unchecked else "")
 
 
 def _loads(path: Path, graph: list[str]) -> str:
