@@ -257,9 +257,11 @@ class Model:
             raise CoeError(f"{self.moe.path}: {error}") from error
 
     def watch_routers(self) -> None:
-        """Starts counting choices from zero, and stops computing each graph at its last router."""
+        """Starts counting choices from zero, and stops computing each graph at its last router. Raises CoeError
+        where the routers are not what the header says."""
         layers = self.moe.routed_layers
-        self._session.watch(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers])
+        with self._named():
+            self._session.watch(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers])
 
     def unwatch_routers(self) -> None:
         """Stops counting; graphs run to their end again."""

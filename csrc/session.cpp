@@ -189,6 +189,29 @@ void Session::watch(const std::vector<int>& blocks, size_t n_experts, const std:
     tap_->set_early_end(true);
     tap_->set_complete(true);
     hooks_.tap = tap_.get();
+    try {
+        find_what_routers_see();
+    } catch (...) {
+        unwatch();
+        throw;
+    }
+}
+
+// On most architectures the last layer runs for those rows only whose output is asked for. Where it does not,
+// asking for one saves setting aside logits of every token: half a gigabyte at 262,144 tokens and a batch of
+// 512. Two tokens tell.
+void Session::find_what_routers_see() {
+    router_sees_all_ = false;
+    if (!has_memory() || n_batch_ < 2) {
+        return;
+    }
+    reset();
+    run({0, 0}, {0, 1}, {0, 0}, false);
+    tap_->collect();
+    const std::vector<uint64_t> seen = tap_->tokens_seen();
+    router_sees_all_ = std::all_of(seen.begin(), seen.end(), [](uint64_t tokens) { return tokens == 2; });
+    tap_->clear();
+    reset();
 }
 
 void Session::mask(const std::vector<int>& blocks, const std::vector<std::vector<int>>& kept,
@@ -218,38 +241,13 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
                                         std::to_string(vocabulary));
         }
     }
-    // llama.cpp takes mutable pointers and leaves what they point to alone.
-    std::vector<int32_t>& mutable_sequences = const_cast<std::vector<int32_t>&>(sequences);
-    sequence_pointers_.resize(n_tokens);
-    for (size_t i = 0; i < n_tokens; ++i) {
-        sequence_pointers_[i] = &mutable_sequences[i];
-    }
-    sequence_counts_.assign(n_tokens, 1);
-    // On most architectures the last layer runs for those rows only whose output is asked for.
-    outputs_.assign(n_tokens, 1);
-    const llama_batch batch = {
-        static_cast<int32_t>(n_tokens),
-        const_cast<int32_t*>(tokens.data()),
-        nullptr,
-        const_cast<int32_t*>(positions.data()),
-        sequence_counts_.data(),
-        sequence_pointers_.data(),
-        outputs_.data(),
-    };
     if (tap_) {
         tap_->begin_batch();
     }
     if (hooks_.mask.active()) {
         hooks_.mask.take_applications(masked_blocks_);
     }
-    hooks_.logits_seen = false;
-    const int32_t status = has_memory() ? llama_decode(context_, batch) : llama_encode(context_, batch);
-    hooks_.rethrow();
-    if (status != 0) {
-        throw std::runtime_error("llama.cpp could not run a batch of " + std::to_string(n_tokens) +
-                                 " tokens (status " + std::to_string(status) +
-                                 "); a smaller --batch or --ctx needs less memory");
-    }
+    run(tokens, positions, sequences, !(tap_ && router_sees_all_));
     if (tap_) {
         tap_->end_batch(n_tokens);
     }
@@ -261,6 +259,37 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
                                          " did not run, so the mask had nothing to act on");
             }
         }
+    }
+}
+
+void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
+                  const std::vector<int32_t>& sequences, bool all_outputs) {
+    const size_t n_tokens = tokens.size();
+    // llama.cpp takes mutable pointers and leaves what they point to alone.
+    std::vector<int32_t>& mutable_sequences = const_cast<std::vector<int32_t>&>(sequences);
+    sequence_pointers_.resize(n_tokens);
+    for (size_t i = 0; i < n_tokens; ++i) {
+        sequence_pointers_[i] = &mutable_sequences[i];
+    }
+    sequence_counts_.assign(n_tokens, 1);
+    outputs_.assign(n_tokens, all_outputs ? 1 : 0);
+    outputs_.back() = 1;
+    const llama_batch batch = {
+        static_cast<int32_t>(n_tokens),
+        const_cast<int32_t*>(tokens.data()),
+        nullptr,
+        const_cast<int32_t*>(positions.data()),
+        sequence_counts_.data(),
+        sequence_pointers_.data(),
+        outputs_.data(),
+    };
+    hooks_.logits_seen = false;
+    const int32_t status = has_memory() ? llama_decode(context_, batch) : llama_encode(context_, batch);
+    hooks_.rethrow();
+    if (status != 0) {
+        throw std::runtime_error("llama.cpp could not run a batch of " + std::to_string(n_tokens) +
+                                 " tokens (status " + std::to_string(status) +
+                                 "); a smaller --batch or --ctx needs less memory");
     }
 }
 

@@ -75,6 +75,10 @@ class Session {
     std::vector<std::string> record_graph(bool on);
 
   private:
+    void find_what_routers_see();
+    void run(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
+             const std::vector<int32_t>& sequences, bool all_outputs);
+
     llama_model* model_ = nullptr;
     llama_context* context_ = nullptr;
     const llama_vocab* vocab_ = nullptr;
@@ -83,6 +87,7 @@ class Session {
     std::vector<int> masked_blocks_;
     int32_t n_batch_ = 0;
     std::vector<llama_seq_id*> sequence_pointers_;
+    bool router_sees_all_ = false;  // while counting: also tokens whose output nobody asks for
     std::vector<int32_t> sequence_counts_;
     std::vector<int8_t> outputs_;
 };
