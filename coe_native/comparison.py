@@ -36,7 +36,7 @@ def compare(first: ExpertMask, second: ExpertMask) -> list[Overlap]:
     ):
         if ours != theirs:
             raise InputError(
-                f"{second.place}: {first.place} and it are of different models: not the same {what}; "
+                f"{second.place}: is of another model than {first.place}: not the same {what}; "
                 "only masks of one model can be compared"
             )
     return [

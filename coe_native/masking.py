@@ -217,6 +217,8 @@ def build_mask(
     """
     shape = profile.router_shape
     shape.check_keep(keep)
+    if not 0 <= structural_rank < float("inf"):
+        raise InputError(f"the structural rank must be a number from 0 on, not {structural_rank}")
     if reasoning is not None and (
         reasoning.fingerprint != profile.fingerprint or reasoning.layers != profile.layers
     ):

@@ -321,13 +321,22 @@ def _open_shards(path: Path) -> tuple[GgufFile, ...]:
     match = _SHARD.fullmatch(path.name)
     if not match or int(match[3]) != count:
         raise InputError(f"{path}: is one of {count} shards but is not named NAME-00001-of-{count:05}.gguf")
+    paths = [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+    if path != paths[0]:
+        raise InputError(f"{path}: is not the first shard; give {paths[0]}")
     if first.get("split.no", 0) != 0:
-        raise InputError(f"{path}: is not the first shard; give {match[1]}-00001-of-{count:05}.gguf")
-    others = [GgufFile(path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf")) for i in range(2, count + 1)]
+        raise InputError(f"{path}: says that it is not the first shard; give the shards their names back")
+    missing = [str(shard) for shard in paths if not shard.exists()]
+    if missing:
+        raise InputError(f"{path}: is one of {count} shards; missing: {', '.join(missing)}; put them beside it")
+    others = [GgufFile(shard) for shard in paths[1:]]
     names = [tensor.name for file in (first, *others) for tensor in file.tensors]
     for number, file in enumerate(others, 1):
         if file.get("split.no") != number or file.get("split.count") != count:
-            raise InputError(f"{file.path}: is not shard {number + 1} of {count} of the model in {path}")
+            raise InputError(
+                f"{file.path}: is not shard {number + 1} of {count} of the model in {path}; give the shards their "
+                "names back"
+            )
     if len(set(names)) != len(names) or first.get("split.tensors.count", len(names)) != len(names):
         raise InputError(f"{path}: its {count} shards do not hold one model's tensors, each once")
     return (first, *others)

@@ -31,18 +31,19 @@ class RouterShape:
 
     def check_keep(self, keep: int) -> None:
         """Raises InputError, saying what is possible, unless llama.cpp can run `keep` experts a layer."""
-        if not self.top_k <= keep <= self.n_experts:
-            raise InputError(
-                f"keep must be from {self.top_k} (experts that a token needs) to {self.n_experts}, not {keep}"
-            )
         if self.n_groups == 1:
+            if not self.top_k <= keep <= self.n_experts:
+                raise InputError(
+                    f"keep must be from {self.top_k} (experts that a token needs) to {self.n_experts}, not {keep}"
+                )
             return
         # llama.cpp scores a group by its two best experts, and cuts all groups at one size.
-        least = max(2, -(-self.top_k // self.n_groups_used)) * self.n_groups
-        if keep % self.n_groups or keep < least:
+        in_group = max(2, -(-self.top_k // self.n_groups_used))
+        least = in_group * self.n_groups
+        if keep % self.n_groups or not least <= keep <= self.n_experts:
             raise InputError(
-                f"keep must be a multiple of {self.n_groups} (groups of experts, {self.n_groups_used} of them "
-                f"for a token, which needs {self.top_k} experts) from {least} to {self.n_experts}, not {keep}"
+                f"keep must be a multiple of {self.n_groups}, the groups of experts, from {least} (a group needs "
+                f"{in_group}) to {self.n_experts}, not {keep}"
             )
 
     def is_even(self, kept: Sequence[int]) -> bool:

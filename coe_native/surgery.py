@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from coe_native.ahead import ahead
 from coe_native.atomic import check_target, replacing
 from coe_native.errors import CoeError
+from coe_native.holes import bytes_on_disk, write_zeros
 from coe_native.masking import ExpertMask
 from coe_native.moe_model import MoeModel
 from coe_native.surgery_plan import Plan, Readers, check_finite, plan_prune, plan_zero
@@ -61,24 +64,33 @@ def zero(
     return _write(plan_zero(MoeModel(parent), mask), Path(out), None, force, inputs, progress)
 
 
-def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _quiet) -> int:
-    """Zeroes the dropped experts' weights and biases in the parent itself; returns the bytes zeroed.
+class Zeroed(NamedTuple):
+    """What zeroing in place did: bytes that are zero now, and bytes of the disk that are free again, for the file
+    system may keep zeros as holes."""
 
-    Kept experts are not touched. There is no way back without a copy of the file.
+    n_bytes: int
+    freed: int
+
+
+def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _quiet) -> Zeroed:
+    """Zeroes the dropped experts' weights and biases in the parent itself.
+
+    Kept experts are not touched. There is no way back without a copy of the file. Raises like `prune`.
     """
     model = MoeModel(parent)
     plan = plan_zero(model, mask)
     work = [(tensor, piece) for tensor in plan.tensors for piece in tensor.pieces() if piece.zero]
     total = sum(piece.count * tensor.slice_bytes for tensor, piece in work)
+    taken = sum(map(bytes_on_disk, model.paths))
     done = 0
     try:
         for gguf in model.files:
             with gguf.path.open("r+b") as file:
                 for tensor, piece in work:
                     if tensor.source.file is gguf:
-                        file.seek(tensor.source.offset + piece.first * tensor.slice_bytes)
-                        file.write(bytes(piece.count * tensor.slice_bytes))
-                        done += piece.count * tensor.slice_bytes
+                        n_bytes = piece.count * tensor.slice_bytes
+                        write_zeros(file, tensor.source.offset + piece.first * tensor.slice_bytes, n_bytes)
+                        done += n_bytes
                         progress(done, total)
                 file.flush()
                 os.fsync(file.fileno())
@@ -86,7 +98,7 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
         raise CoeError(
             f"{parent}: could not be zeroed to the end ({error.strerror or error}); run the same command again"
         ) from error
-    return total
+    return Zeroed(total, max(0, taken - sum(map(bytes_on_disk, model.paths))))
 
 
 def _write(
@@ -111,7 +123,7 @@ def _write(
 
 def shard_paths(out: Path, count: int) -> list[Path]:
     """The files of a split output, named as llama.cpp looks for them."""
-    stem = out.name.removesuffix(".gguf")
+    stem = re.sub(r"(-\d{5}-of-\d{5})?(\.gguf)?$", "", out.name)
     return [out.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
 
 

@@ -304,6 +304,11 @@ const float* Session::logits(int32_t i) {
     return row;
 }
 
+void Session::want_embeddings(bool on) {
+    const LogCapture log;  // llama.cpp reports even this
+    llama_set_embeddings(context_, on);
+}
+
 const float* Session::embeddings(int32_t i) {
     const float* row = llama_get_embeddings_ith(context_, i);
     if (row == nullptr) {

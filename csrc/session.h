@@ -67,7 +67,7 @@ class Session {
     const float* logits(int32_t i);
 
     // Embeddings, from the next decode on: of row `i` of the last decode, [n_embd].
-    void want_embeddings(bool on) { llama_set_embeddings(context_, on); }
+    void want_embeddings(bool on);
     int32_t n_embd() const { return llama_model_n_embd_out(model_); }
     const float* embeddings(int32_t i);
 

@@ -280,5 +280,5 @@ def test_compare_counts_overlap_beside_chance() -> None:
     (first, second) = coe.compare(mask((0, 1, 2, 3)), mask((2, 3, 4, 5)))
     assert (first.layer, first.shared, first.union, first.by_chance) == (0, 2, 6, 2.0)
     assert (second.layer, second.jaccard) == (2, pytest.approx(1 / 3))
-    with pytest.raises(coe.InputError, match="different models"):
+    with pytest.raises(coe.InputError, match="of another model"):
         coe.compare(mask((0, 1, 2, 3)), coe.ExpertMask("test", "", 8, 1, {0: (1,)}))

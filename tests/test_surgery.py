@@ -138,7 +138,8 @@ def test_zero_copies_and_zeroes_in_place_alike(
             slices[mask.dropped(block)] = 0
             expected_zeroed += slices.shape[1] * 10
         np.testing.assert_array_equal(after[name][2], expected)
-    assert zeroed == expected_zeroed > 0
+    assert zeroed.n_bytes == expected_zeroed > 0
+    assert zeroed.freed >= 0
     changed = raw_tensors(in_place)
     for name, (_, _, data) in after.items():
         np.testing.assert_array_equal(changed[name][2], data)
@@ -165,7 +166,7 @@ def test_split_models_are_read(tmp_path: Path, model_file: ModelFile, profile_of
     with pytest.raises(coe.InputError, match="is not shard 2 of 3"):
         coe.MoeModel(shards[0])
     shards[2].unlink()
-    with pytest.raises(coe.InputError, match=r"-00003-of-00003\.gguf: cannot be read"):
+    with pytest.raises(coe.InputError, match=r"missing: .*-00003-of-00003\.gguf; put them beside it"):
         coe.MoeModel(shards[0])
 
 
@@ -318,9 +319,7 @@ def test_no_layer_may_need_more_than_is_kept(tmp_path: Path) -> None:
         model.check_cut(4)
 
 
-@pytest.mark.parametrize(
-    ("keep", "reason"), [(6, "multiple of 4"), (4, "from 8 to 16"), (3, "from 4"), (17, "from 4")]
-)
+@pytest.mark.parametrize(("keep", "reason"), [(6, "multiple of 4"), (4, "from 8"), (3, "from 8"), (17, "to 16")])
 def test_groups_set_what_can_be_kept(model_file: ModelFile, keep: int, reason: str) -> None:
     """16 experts in 4 groups of which 2 are used: each must keep two, and 2 of them the 4 of a token."""
     with pytest.raises(coe.InputError, match=reason):

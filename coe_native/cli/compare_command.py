@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,4 +68,6 @@ def _load(path: Path, keep: int | None, method: str) -> ExpertMask:
     if not is_profile:
         return ExpertMask.load(path)
     profile = RoutingProfile.load(path)
-    return build_mask(profile, profile.n_experts // 2 if keep is None else keep, method=method)
+    half = profile.n_experts // 2
+    mask = build_mask(profile, half - half % profile.n_groups if keep is None else keep, method=method)
+    return replace(mask, place=str(path))

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from coe_native.errors import InputError
 from coe_native.scoring import METHODS
 
 if TYPE_CHECKING:
@@ -26,7 +27,17 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path)
+
+class _File(click.Path):
+    """A file's path. Python's Path forgets a slash at the end, which says that a directory is meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if param is not None and param.name == "output" and str(value).endswith("/"):
+            raise InputError(f"{value}: is a directory's name; name a file in it")
+        return super().convert(value, param, ctx)
+
+
+FILE = _File(path_type=Path)
 _INT32 = 2**31 - 1
 COUNT = click.IntRange(1, _INT32)
 THREADS = click.IntRange(1, 1024)
@@ -54,16 +65,18 @@ corpus_option = click.option(
 
 
 class _Size(click.ParamType[int]):
-    """A number of bytes, or of thousands of them: 300M, 2G."""
+    """A number of bytes, or of thousands of them: 300M, 2G. A megabyte is the least: a forgotten unit would make a
+    file of each tensor."""
 
     name = "size"
     units: ClassVar = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"([1-9]\d{0,8})([KMG]?)", str(value))
-        if not match:
-            self.fail(f"{value!r} is no size; write it like 300M or 2G", param, ctx)
-        return int(match[1]) * self.units[match[2]]
+        size = int(match[1]) * self.units[match[2]] if match else 0
+        if size < self.units["M"]:
+            self.fail(f"{value!r} is no size of at least 1M; write it like 300M or 2G", param, ctx)
+        return size
 
 
 split_option = click.option(

@@ -38,7 +38,7 @@ def command(
     from coe_native.surgery import zero, zero_in_place
 
     if in_place == (output is not None):
-        raise InputError("zero needs either -o FILE or --in-place")
+        raise InputError("zero needs -o FILE or --in-place, and not both")
     mask = ExpertMask.load(mask_path)
     if output is not None:
         with byte_progress("zeroing") as progress:
@@ -49,8 +49,8 @@ def command(
         _confirm(model, yes)
         with byte_progress("zeroing") as progress:
             zeroed = zero_in_place(model, mask, progress=progress)
-        result = {"output": str(model), "zeroed_bytes": zeroed}
-        message = f"{model}: {gigabytes(zeroed)} zeroed in place"
+        result = {"output": str(model), "zeroed_bytes": zeroed.n_bytes, "freed_bytes": zeroed.freed}
+        message = f"{model}: {gigabytes(zeroed.n_bytes)} zeroed in place, {gigabytes(zeroed.freed)} of disk freed"
     if as_json:
         print_json({**result, "keep": mask.keep, "notice": _STUDY})
     else:
