@@ -5,17 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from coe_native.ahead import ahead
 from coe_native.atomic import check_target, replacing
+from coe_native.copying import copy_range
 from coe_native.errors import CoeError
 from coe_native.holes import bytes_on_disk, write_zeros
 from coe_native.masking import ExpertMask
 from coe_native.moe_model import MoeModel
-from coe_native.surgery_plan import Plan, Readers, check_finite, plan_prune, plan_zero
+from coe_native.surgery_plan import (
+    Plan,
+    PlannedTensor,
+    Readers,
+    Run,
+    check_finite,
+    plan_prune,
+    plan_zero,
+)
 
 Report = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -105,19 +114,30 @@ def _write(
     plan: Plan, out: Path, split_max_bytes: int | None, force: bool, inputs: tuple[Path, ...], progress: Report
 ) -> Path:
     shards = plan.shards([len(plan.tensors)] if split_max_bytes is None else plan.counts_within(split_max_bytes))
+    alignment = plan.model.files[0].header.alignment
     paths = [out] if len(shards) == 1 else shard_paths(out, len(shards))
     for path in paths:
         check_target(path, force=force, inputs=(*plan.model.paths, *inputs))
     total = sum(tensor.n_bytes for tensor in plan.tensors)
     done = 0
     # Renamed in reverse order: the first shard, which stands for the model, comes last.
-    with Readers() as readers, contextlib.ExitStack() as outputs:
+    with Readers() as readers, contextlib.ExitStack() as outputs, _Checks(plan) as checks:
         for path, shard in zip(paths, shards, strict=True):
             target = outputs.enter_context(replacing(path))
-            for written, data in ahead(_contents(shard, readers)):
-                target.write(data)
-                done += written
-                progress(done, total)
+            target.write(shard.header())
+            for tensor in shard.tensors:
+                for piece in tensor.pieces():
+                    n_bytes = piece.count * tensor.slice_bytes
+                    if piece.zero:
+                        target.write(bytes(n_bytes))
+                    else:
+                        at = tensor.source.offset + piece.first * tensor.slice_bytes
+                        copy_range(readers[tensor.source.file], at, n_bytes, target)
+                    checks.start(tensor, piece)
+                    done += n_bytes
+                    progress(done, total)
+                target.write(bytes(-tensor.n_bytes % alignment))
+        checks.finish()
     return paths[0]
 
 
@@ -127,14 +147,32 @@ def shard_paths(out: Path, count: int) -> list[Path]:
     return [out.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
 
 
-def _contents(shard: Plan, readers: Readers) -> Iterator[tuple[int, bytes]]:
-    """A file's bytes in order, each part with the number of its bytes that are tensors'."""
-    alignment = shard.model.files[0].header.alignment
-    yield 0, shard.header()
-    for tensor in shard.tensors:
-        for piece in tensor.pieces():
-            data = tensor.expected(readers[tensor.source.file], piece)
-            if tensor.touched:
-                check_finite(tensor, piece, data, str(shard.model.path))
-            yield len(data), data
-        yield 0, bytes(-tensor.n_bytes % alignment)
+class _Checks:
+    """Looks for values that are not finite in another thread, in what has just been copied and so is still in
+    memory. Errors come with the next call."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._where = str(plan.model.path)
+
+    def __enter__(self) -> _Checks:
+        self._readers = Readers()
+        self._thread = ThreadPoolExecutor(1)
+        self._running: Future[bool] | None = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        self._readers.__exit__()
+
+    def start(self, tensor: PlannedTensor, piece: Run) -> None:
+        if tensor.touched:
+            self.finish()
+            self._running = self._thread.submit(self._check, tensor, piece)
+
+    def finish(self) -> None:
+        if self._running is not None:
+            self._running.result()
+
+    def _check(self, tensor: PlannedTensor, piece: Run) -> bool:
+        data = tensor.expected(self._readers[tensor.source.file], piece)
+        return check_finite(tensor, piece, data, self._where)

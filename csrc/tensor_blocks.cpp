@@ -52,11 +52,12 @@ double sum_of_squares(const uint8_t* data, size_t n_blocks, ggml_type type, Work
     double sum = 0.0;
     for (size_t done = 0; done < n_blocks;) {
         const size_t count = std::min(blocks_at_once, n_blocks - done);
-        // Copied, because a slice need not start where its type's alignment wants it.
-        std::memcpy(workspace.aligned.data(), data + done * block_bytes, count * block_bytes);
+        const uint8_t* source = data + done * block_bytes;
         if (type == GGML_TYPE_F32) {
-            std::memcpy(workspace.values.data(), workspace.aligned.data(), count * sizeof(float));
+            std::memcpy(workspace.values.data(), source, count * sizeof(float));
         } else {
+            // Copied, because a slice need not start where its type's alignment wants it.
+            std::memcpy(workspace.aligned.data(), source, count * block_bytes);
             to_float(workspace.aligned.data(), workspace.values.data(), static_cast<int64_t>(count * block));
         }
         sum += sum_of_squares(workspace.values.data(), count * block);
