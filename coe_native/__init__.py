@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from coe_native.comparison import Overlap, compare
-    from coe_native.corpus import Corpus, read_corpus
+    from coe_native.corpus import Corpus, Shard, read_corpus
     from coe_native.errors import CoeError, InputError
     from coe_native.evaluation import Evaluation, evaluate
     from coe_native.masking import ExpertMask, build_mask
@@ -31,6 +31,7 @@ _HOME = {
     "Overlap": "comparison",
     "compare": "comparison",
     "Corpus": "corpus",
+    "Shard": "corpus",
     "read_corpus": "corpus",
     "CoeError": "errors",
     "InputError": "errors",
@@ -65,6 +66,7 @@ __all__ = [
     "MoeModel",
     "Overlap",
     "RoutingProfile",
+    "Shard",
     "__version__",
     "build_mask",
     "compare",

@@ -53,6 +53,8 @@ def read_gguf_header(buffer: Any, file_size: int) -> GgufHeader: ...
 def type_name(type: int) -> str: ...
 def slice_norms(buffer: Any, type: int, n_slices: int, n_threads: int) -> NDArray[np.float64]: ...
 def has_norm(type: int) -> bool: ...
+def has_rpc() -> bool: ...
+def count_rpc_devices(endpoint: str) -> int: ...
 
 class Session:
     n_batch: int
@@ -65,6 +67,7 @@ class Session:
     chat_template: str
     histograms: NDArray[np.int64]
     weight_sum: NDArray[np.float64]
+    weight_sum_rest: NDArray[np.float64]
     def __init__(
         self,
         path: bytes,
@@ -76,6 +79,7 @@ class Session:
         n_gpu_layers: int,
         n_cpu_moe: int,
         devices: Sequence[str],
+        rpc: Sequence[str],
         f32_kv: bool,
         repack: bool,
         mtp: bool,

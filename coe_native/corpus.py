@@ -18,6 +18,12 @@ from coe_native.errors import InputError
 
 Tokens = NDArray[np.int32]
 
+_TOKEN_LENGTH = 4
+"""Characters of a token, about."""
+
+BUNDLE_SIZE = 2**17
+"""Characters of a bundle, at least: some 64 batches of 512 tokens, of which the last is not full."""
+
 _PROMPTS = ("prompt", "content", "instruction", "question")
 _COMPLETIONS = ("completion", "answer", "solution")
 
@@ -36,6 +42,13 @@ class Document:
 
     place: str
     content: str | tuple[Message, ...] | tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """About how much text it is, in characters."""
+        if isinstance(self.content, str):
+            return len(self.content)
+        return sum(len(part.content) if isinstance(part, Message) else _TOKEN_LENGTH for part in self.content)
 
 
 @dataclass(frozen=True)
@@ -206,6 +219,53 @@ def _messages(messages: list[Any], place: str) -> tuple[Message, ...]:
             raise InputError(f"{place}: a message must have a role and a text as its content")
         made.append(Message(str(message.get("role", "user")), message["content"]))
     return tuple(made)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The `index`-th, from 1, of `count` parts of a run's documents. Raises InputError for one that is not."""
+
+    index: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count:
+            raise InputError(
+                f"there is no shard {self.index} of {self.count}; the first of N is 1/N, the last N/N"
+            )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Documents that are run together, each with the index of its corpus. No batch holds tokens of two bundles, so
+    that what is computed for one does not depend on the others, to the last bit."""
+
+    documents: tuple[tuple[int, Document], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(document.size for _, document in self.documents)
+
+
+WHOLE = Shard()
+
+
+def bundles(corpora: Sequence[Corpus], shard: Shard = WHOLE) -> list[Bundle]:
+    """One shard of all documents, in order. Bundles end as soon as they have BUNDLE_SIZE, and are dealt to the
+    shards in turn."""
+    made: list[Bundle] = []
+    waiting: list[tuple[int, Document]] = []
+    size = 0
+    for index, corpus in enumerate(corpora):
+        for document in corpus.documents:
+            waiting.append((index, document))
+            size += document.size
+            if size >= BUNDLE_SIZE:
+                made.append(Bundle(tuple(waiting)))
+                waiting, size = [], 0
+    if waiting:
+        made.append(Bundle(tuple(waiting)))
+    return made[shard.index - 1 :: shard.count]
 
 
 class Tokenizer(Protocol):

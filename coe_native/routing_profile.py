@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
@@ -15,18 +15,75 @@ from numpy.typing import NDArray
 from coe_native.errors import InputError
 from coe_native.router_shape import RouterShape
 
+Weights = NDArray[np.float64]
+
 FORMAT = "routing-profile"
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class CorpusRecord:
-    """One corpus that a profile has seen: its name, size, and the SHA-256 of its documents."""
+    """One corpus that a profile has seen: its name, how much of it, and the SHA-256 of all its documents.
+
+    `shards`, ascending: those of `n_shards` parts that were profiled; 1 of 1 is the whole."""
 
     name: str
     documents: int
     tokens: int
     sha256: str
+    shards: tuple[int, ...] = (1,)
+    n_shards: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shards", tuple(self.shards))  # JSON has no tuples
+        if not set(self.shards) <= set(range(1, self.n_shards + 1)) or not self.shards:
+            raise InputError(f"a corpus cannot have shards {self.shards} of {self.n_shards}")
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The shards that no profile has brought yet."""
+        return tuple(sorted(set(range(1, self.n_shards + 1)) - set(self.shards)))
+
+    def completes(self, other: CorpusRecord) -> bool:
+        """Whether both are parts of the same corpus, divided alike."""
+        return self.n_shards > 1 and (self.sha256, self.n_shards) == (other.sha256, other.n_shards)
+
+    def __add__(self, other: CorpusRecord) -> CorpusRecord:
+        """Both parts together. Raises InputError where a shard is in both."""
+        twice = set(self.shards) & set(other.shards)
+        if twice:
+            raise InputError(
+                f"shard {min(twice)}/{self.n_shards} of {self.name} is in both; merge each shard once"
+            )
+        together = replace(
+            self,
+            documents=self.documents + other.documents,
+            tokens=self.tokens + other.tokens,
+            shards=tuple(sorted(self.shards + other.shards)),
+        )
+        return together if together.missing else replace(together, shards=(1,), n_shards=1)
+
+
+def _joined(ours: tuple[CorpusRecord, ...], theirs: tuple[CorpusRecord, ...]) -> tuple[CorpusRecord, ...]:
+    """The records of two profiles; what was a corpus's shards in both becomes one record. A corpus that was given
+    twice to a run has two records in each of its shards."""
+    joined = list(ours)
+    unmatched = list(range(len(ours)))
+    for record in theirs:
+        at = next((i for i in unmatched if joined[i].completes(record)), None)
+        if at is None:
+            joined.append(record)
+        else:
+            unmatched.remove(at)
+            joined[at] += record
+    return tuple(joined)
+
+
+def _two_sum(a: Weights, b: Weights) -> tuple[Weights, Weights]:
+    """``a + b``, rounded, and the error of that (Knuth, The Art of Computer Programming 2, 4.2.2)."""
+    total = a + b
+    b_part = total - a
+    return total, (a - (total - b_part)) + (b - b_part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +95,9 @@ class RoutingProfile:
     the block index of each MoE layer. `fingerprint` is that of MoeModel; `n_groups` and `n_groups_used` are
     those of RouterShape. In every layer each rank holds ``n_tokens`` choices, but for the last ranks of a layer
     that chooses fewer experts than others, which hold none; anything else raises InputError.
+
+    `weight_sum_rest`, of the same shape: what rounding to double left out of `weight_sum` (nothing, if not given).
+    Together they are the exact sum, so that profiles can be added in any order.
     """
 
     architecture: str
@@ -46,21 +106,32 @@ class RoutingProfile:
     layers: tuple[int, ...]
     n_tokens: int
     histograms: NDArray[np.int64] = field(repr=False)
-    weight_sum: NDArray[np.float64] = field(repr=False)
+    weight_sum: Weights = field(repr=False)
     corpora: tuple[CorpusRecord, ...] = field(default=())
     n_groups: int = 1
     n_groups_used: int = 1
     place: str = "the profile"
     """Where it was read from, for messages about it."""
+    weight_sum_rest: Weights = field(default_factory=lambda: np.zeros(()), repr=False)
 
     def __post_init__(self) -> None:
         shape = self.histograms.shape
-        if len(shape) != 3 or shape[0] != len(self.layers) or self.weight_sum.shape != shape:
+        if self.weight_sum_rest.ndim == 0:
+            object.__setattr__(self, "weight_sum_rest", np.zeros(shape))
+        if (
+            len(shape) != 3
+            or shape[0] != len(self.layers)
+            or {self.weight_sum.shape, self.weight_sum_rest.shape} != {shape}
+        ):
             raise InputError("a profile needs histograms and weight sums of one shape [layer, expert, rank]")
         if list(self.layers) != sorted(set(self.layers)):
             raise InputError("a profile's layers must be different blocks in ascending order")
         if self.n_tokens < 0 or (self.histograms < 0).any() or not np.isfinite(self.weight_sum).all():
             raise InputError("a profile's counts must not be negative and its weights must be finite")
+        if not (np.abs(self.weight_sum_rest) <= np.spacing(np.abs(self.weight_sum))).all():
+            raise InputError(
+                "what rounding left out of a profile's weight sums must be less than their last digit"
+            )
         if self.n_groups < 1 or self.n_experts % self.n_groups or not 0 < self.n_groups_used <= self.n_groups:
             raise InputError(f"a profile of {self.n_experts} experts cannot have {self.n_groups} groups")
         totals = self.histograms.sum(axis=1)
@@ -114,17 +185,20 @@ class RoutingProfile:
                     f"{other.place}: is not of the same model as {self.place}: their {what} differ; "
                     "only profiles of one model add up"
                 )
-        return RoutingProfile(
-            self.architecture,
-            self.model_name,
-            self.fingerprint,
-            self.layers,
-            self.n_tokens + other.n_tokens,
-            self.histograms + other.histograms,
-            self.weight_sum + other.weight_sum,
-            self.corpora + other.corpora,
-            self.n_groups,
-            self.n_groups_used,
+        try:
+            corpora = _joined(self.corpora, other.corpora)
+        except InputError as error:
+            raise InputError(f"{other.place} and {self.place}: {error}") from error
+        rounded, error_of_sum = _two_sum(self.weight_sum, other.weight_sum)
+        weight_sum, rest = _two_sum(rounded, error_of_sum + (self.weight_sum_rest + other.weight_sum_rest))
+        return replace(
+            self,
+            n_tokens=self.n_tokens + other.n_tokens,
+            histograms=self.histograms + other.histograms,
+            weight_sum=weight_sum,
+            weight_sum_rest=rest,
+            corpora=corpora,
+            place="the profile",
         )
 
     def save(self, path: str | Path, *, force: bool = True) -> None:
@@ -151,6 +225,7 @@ class RoutingProfile:
             for index, block in enumerate(self.layers):
                 writer.add_tensor(f"blk.{block}.router.histogram", self.histograms[index])
                 writer.add_tensor(f"blk.{block}.router.weight_sum", self.weight_sum[index])
+                writer.add_tensor(f"blk.{block}.router.weight_sum_rest", self.weight_sum_rest[index])
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
@@ -172,12 +247,16 @@ class RoutingProfile:
         names = [n for n in tensors if n.endswith(".router.histogram")]
         try:
             layers = tuple(sorted(int(name.split(".")[1]) for name in names))
-            cubes = [
-                np.stack([_read(tensors[f"blk.{block}.router.{part}"], dtype) for block in layers])
-                for part, dtype in (("histogram", np.int64), ("weight_sum", np.float64))
-            ]
+
+            def cube(part: str, dtype: Any) -> NDArray[Any]:
+                return np.stack([_read(tensors[f"blk.{block}.router.{part}"], dtype) for block in layers])
+
+            histograms, weight_sum = cube("histogram", np.int64), cube("weight_sum", np.float64)
+            # Other programs that write profiles may know nothing of it.
+            has_rest = any(name.endswith(".router.weight_sum_rest") for name in tensors)
+            rest = cube("weight_sum_rest", np.float64) if has_rest else np.zeros(())
             chosen = file.get("coe.profile.layer_expert_used_count")
-            if chosen is not None and chosen != np.count_nonzero(cubes[0].any(axis=1), axis=1).tolist():
+            if chosen is not None and chosen != np.count_nonzero(histograms.any(axis=1), axis=1).tolist():
                 raise InputError(f"its layers do not choose {chosen} experts")
             corpora = tuple(CorpusRecord(**record) for record in json.loads(file.get("coe.profile.corpora")))
             return cls(
@@ -186,12 +265,13 @@ class RoutingProfile:
                 str(file.get("coe.profile.fingerprint")),
                 layers,
                 int(file.get("coe.profile.tokens")),
-                cubes[0],
-                cubes[1],
+                histograms,
+                weight_sum,
                 corpora,
                 int(file.get("coe.profile.expert_group_count", 1)),
                 int(file.get("coe.profile.expert_group_used_count", 1)),
                 str(path),
+                rest,
             )
         except InputError as error:
             raise InputError(f"{path}: is damaged: {error}") from error

@@ -19,6 +19,7 @@ from coe_native.corpus import Batch, Message, Tokens, batches
 from coe_native.errors import CoeError, InputError
 from coe_native.masking import ExpertMask, check_cut
 from coe_native.moe_model import MoeModel
+from coe_native.rpc import check_servers
 
 
 class Model:
@@ -28,7 +29,8 @@ class Model:
     at least `n_ctx` for encoders and diffusion models, which need a window in one piece.
     `n_sequences`: windows that may share a batch. `n_threads`: default, all cores. `n_gpu_layers`: negative
     for all. `n_cpu_moe`: so many first blocks keep their experts in host memory, negative for all blocks.
-    `devices`: llama.cpp's device names, default all. `f32_kv`: keys and values in F32, not F16, where
+    `devices`: llama.cpp's device names, default all. `rpc`: llama.cpp's rpc-servers, ``HOST:PORT``, whose devices
+    come before this machine's. `f32_kv`: keys and values in F32, not F16, where
     rounding matters more than memory. `repack`: lets llama.cpp keep copies of quantised weights in a layout
     that its CPU code reads faster; without, weights stay in the file's pages. `mtp`: loads the layers that
     predict further tokens too, though nothing here runs them.
@@ -48,6 +50,7 @@ class Model:
         n_gpu_layers: int = -1,
         n_cpu_moe: int = 0,
         devices: Sequence[str] = (),
+        rpc: Sequence[str] = (),
         f32_kv: bool = False,
         repack: bool = True,
         mtp: bool = False,
@@ -65,10 +68,12 @@ class Model:
             "n_gpu_layers": n_gpu_layers,
             "n_cpu_moe": n_cpu_moe,
             "devices": tuple(devices),
+            "rpc": tuple(rpc),
             "f32_kv": f32_kv,
             "repack": repack,
             "mtp": mtp,
         }
+        check_servers(rpc)
         try:
             self._open_session: core.Session | None = core.Session(
                 os.fsencode(path),
@@ -79,6 +84,7 @@ class Model:
                 n_gpu_layers=n_gpu_layers,
                 n_cpu_moe=n_cpu_moe,
                 devices=list(devices),
+                rpc=list(rpc),
                 f32_kv=f32_kv,
                 repack=repack,
                 mtp=mtp,
@@ -267,9 +273,10 @@ class Model:
         """Stops counting; graphs run to their end again."""
         self._session.unwatch()
 
-    def router_counts(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Histograms and weight sums since `watch_routers`, both [moe_layer, expert, rank]."""
-        return self._session.histograms, self._session.weight_sum
+    def router_counts(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Histograms since `watch_routers`, weight sums, and what rounding left out of these, all [moe_layer,
+        expert, rank]."""
+        return self._session.histograms, self._session.weight_sum, self._session.weight_sum_rest
 
 
 def _as_window(tokens: Sequence[int] | Tokens) -> Tokens:

@@ -23,9 +23,11 @@ class RoutingStats {
     size_t n_experts() const { return n_experts_; }
     size_t top_k() const { return top_k_; }
 
-    // Both are [layer, expert, rank].
+    // All are [layer, expert, rank].
     const std::vector<int64_t>& histograms() const { return histograms_; }
     const std::vector<double>& weight_sum() const { return weight_sum_; }
+    // What rounding to double left out of weight_sum: together they are the exact sum.
+    const std::vector<double>& weight_sum_rest() const { return weight_sum_rest_; }
 
   private:
     size_t n_layers_;
@@ -33,6 +35,14 @@ class RoutingStats {
     size_t top_k_;
     std::vector<int64_t> histograms_;
     std::vector<double> weight_sum_;
+    std::vector<double> weight_sum_rest_;
 };
+
+// Adds a weight to a sum that is kept in two doubles, `sum` the exact sum rounded and `rest` the difference,
+// so that a sum does not depend on the order of its terms and parts of a corpus add up to the whole. Weights
+// count as multiples of 2^-64, which every float from 2^-41 up is; sums up to 2^40 are exact then, for
+// neither error term needs more than a double's 53 bits (two-sum: Knuth, The Art of Computer Programming
+// 2, 4.2.2).
+void add_exactly(double& sum, double& rest, float weight);
 
 }  // namespace coe

@@ -56,8 +56,51 @@ void start_backends() {
     });
 }
 
-std::vector<ggml_backend_dev_t> find_devices(const std::vector<std::string>& names) {
+// The devices of an rpc-server. They are given to the model that asks for them, and not to llama.cpp's list
+// of devices, from which every later model would take them.
+std::vector<ggml_backend_dev_t> rpc_devices(const std::string& endpoint) {
+    const ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+    if (rpc == nullptr) {
+        throw std::runtime_error("this build of llama.cpp cannot use an rpc-server");
+    }
+    const auto add_server = reinterpret_cast<ggml_backend_reg_t (*)(const char*)>(
+        ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"));
+    const ggml_backend_reg_t server = add_server(endpoint.c_str());
     std::vector<ggml_backend_dev_t> devices;
+    for (size_t i = 0; server != nullptr && i < ggml_backend_reg_dev_count(server); ++i) {
+        devices.push_back(ggml_backend_reg_dev_get(server, i));
+    }
+    return devices;
+}
+
+// This machine's GPUs: separate ones, or those that share the memory where there is no other.
+std::vector<ggml_backend_dev_t> local_gpus() {
+    for (const auto kind : {GGML_BACKEND_DEVICE_TYPE_GPU, GGML_BACKEND_DEVICE_TYPE_IGPU}) {
+        std::vector<ggml_backend_dev_t> devices;
+        for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+            if (ggml_backend_dev_type(ggml_backend_dev_get(i)) == kind) {
+                devices.push_back(ggml_backend_dev_get(i));
+            }
+        }
+        if (!devices.empty()) {
+            return devices;
+        }
+    }
+    return {};
+}
+
+// What llama.cpp is to use, with a null pointer at the end; nothing where that is for llama.cpp to choose.
+std::vector<ggml_backend_dev_t> find_devices(const std::vector<std::string>& names,
+                                             const std::vector<std::string>& rpc) {
+    std::vector<ggml_backend_dev_t> devices;
+    for (const std::string& endpoint : rpc) {
+        const std::vector<ggml_backend_dev_t> remote = rpc_devices(endpoint);
+        devices.insert(devices.end(), remote.begin(), remote.end());
+    }
+    if (!rpc.empty() && names.empty()) {
+        const std::vector<ggml_backend_dev_t> local = local_gpus();
+        devices.insert(devices.end(), local.begin(), local.end());
+    }
     for (const std::string& name : names) {
         ggml_backend_dev_t device = ggml_backend_dev_by_name(name.c_str());
         if (device == nullptr) {
@@ -90,6 +133,16 @@ std::vector<std::string> expert_patterns(int32_t n_cpu_moe) {
 
 }  // namespace
 
+bool has_rpc() {
+    start_backends();
+    return ggml_backend_reg_by_name("RPC") != nullptr;
+}
+
+size_t count_rpc_devices(const std::string& endpoint) {
+    start_backends();
+    return rpc_devices(endpoint).size();
+}
+
 Session::Session(const std::string& path, const SessionOptions& options) : n_batch_(options.n_batch) {
     start_backends();
     const LogCapture log;
@@ -98,7 +151,7 @@ Session::Session(const std::string& path, const SessionOptions& options) : n_bat
     model_params.n_gpu_layers = options.n_gpu_layers;
     model_params.use_extra_bufts = options.repack;
     model_params.load_mtp = options.mtp;
-    std::vector<ggml_backend_dev_t> devices = find_devices(options.devices);
+    std::vector<ggml_backend_dev_t> devices = find_devices(options.devices, options.rpc);
     if (!devices.empty()) {
         model_params.devices = devices.data();
     }

@@ -19,10 +19,17 @@ struct SessionOptions {
     int32_t n_gpu_layers = -1;  // negative: all
     int32_t n_cpu_moe = 0;  // so many first blocks keep their experts in host memory; negative: all blocks
     std::vector<std::string> devices;  // empty: all
+    std::vector<std::string> rpc;      // llama.cpp's rpc-servers, HOST:PORT: their devices come first
     bool f32_kv = false;               // keys and values in F32 instead of F16
     bool mtp = false;                  // load the layers that predict further tokens, which no decode runs
     bool repack = true;                // weights may be copied to a layout that the CPU reads faster
 };
+
+// Whether llama.cpp can use other machines' devices.
+bool has_rpc();
+// How many devices an rpc-server offers. llama.cpp ends the process where nothing answers as such a server
+// does.
+size_t count_rpc_devices(const std::string& endpoint);
 
 class Session {
   public:

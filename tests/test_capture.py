@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from random_models import moe_layers, write_random_model
 from slow_capture import SlowCapture
 
 import coe_native as coe
+from coe_native import corpus
+from coe_native.profiler import Progress
 
 ModelFile = Callable[[str, str], Path]
 
@@ -116,3 +119,42 @@ def test_a_layer_that_sees_too_few_tokens_is_refused(tmp_path: Path) -> None:
         model._session.watch([0, 1, 2], model.moe.n_experts, [model.moe.top_k] * 3)
         with pytest.raises(RuntimeError, match="saw 0 of 5 tokens in block 0"):
             model._session.decode(*(np.arange(5, dtype=np.int32),) * 2, np.zeros(5, np.int32))
+
+
+def test_a_bad_document_at_the_end_is_found_at_the_start(
+    model_file: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All text is tokenised while the first batches run."""
+    monkeypatch.setattr(corpus, "BUNDLE_SIZE", 100)
+    seen = []
+
+    def follow(progress: Progress) -> None:
+        time.sleep(0.01)
+        seen.append(progress)
+
+    documents = [*([[1, 2, 3] * 10] * 1000), [1, 256]]
+    with coe.Model(model_file("qwen3moe", "F32"), n_ctx=32, n_batch=32, n_threads=1) as model:
+        with pytest.raises(coe.InputError, match=r"documents\[1000\]: has a token id outside"):
+            coe.profile_corpora(model, [corpus.corpus_of(documents)], progress=follow)
+        assert len(seen) < 500
+        profile = coe.profile_corpora(model, [corpus.corpus_of(documents[:50])], progress=follow)
+    assert seen[-1].tokens == seen[-1].total == profile.n_tokens == 50 * 30
+    assert profile.corpora[0].tokens == 50 * 30
+
+
+def test_what_a_bundle_computes_does_not_depend_on_the_others(
+    model_file: ModelFile, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Documents that share batches, some cut by them: shards add up to the last bit, in any order."""
+    monkeypatch.setattr(corpus, "BUNDLE_SIZE", 1000)
+    random = np.random.default_rng(11)
+    documents = [random.integers(0, 256, length).tolist() for length in random.integers(1, 130, 40)]
+    with coe.Model(model_file(family, "Q4_K_M"), n_ctx=128, n_batch=100, n_sequences=16, n_threads=2) as model:
+        whole = coe.profile(model, documents)
+        shards = [coe.profile(model, documents, shard=coe.Shard(index, 3)) for index in (2, 3, 1)]
+    merged = coe.merge(shards)
+    assert min(shard.n_tokens for shard in shards) > 0
+    np.testing.assert_array_equal(merged.histograms, whole.histograms)
+    np.testing.assert_array_equal(merged.weight_sum, whole.weight_sum)
+    np.testing.assert_array_equal(merged.weight_sum_rest, whole.weight_sum_rest)
+    assert (merged.n_tokens, merged.corpora) == (whole.n_tokens, whole.corpora)

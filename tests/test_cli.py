@@ -214,7 +214,7 @@ def test_a_batch_may_be_smaller_than_a_window(made: Made, tmp_path: Path, batch:
 
 @one_family
 def test_merge_adds_up(made: Made, tmp_path: Path) -> None:
-    """As many tokens in each document as in a batch, so that the sums are of the same numbers."""
+    """As many tokens in each document as in a batch, so that the sums are of the same numbers, and exact."""
     tokens = np.random.default_rng(2).integers(0, 256, (3, 64), dtype=np.int32)
     parts = [tmp_path / "a.npy", tmp_path / "b.npy"]
     np.save(parts[0], tokens[:1])
@@ -228,8 +228,42 @@ def test_merge_adds_up(made: Made, tmp_path: Path) -> None:
     assert (shown["profiles"], shown["tokens"]) == (2, 192)
     at_once, added = coe.RoutingProfile.load(both), coe.RoutingProfile.load(merged)
     assert (added.histograms == at_once.histograms).all()
-    np.testing.assert_allclose(added.weight_sum, at_once.weight_sum, rtol=1e-12)
+    assert (added.weight_sum == at_once.weight_sum).all()
     assert added.corpora == at_once.corpora
+    assert merged.read_bytes() == both.read_bytes()
+
+
+@one_family
+def test_shards_merge_to_the_whole(made: Made, tmp_path: Path) -> None:
+    """Three bundles' worth of short documents in two corpora, and five shards: two of them are empty."""
+    random = np.random.default_rng(4)
+    corpora = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, n_documents in zip(corpora, (700, 500), strict=True):
+        documents = (random.integers(0, 256, random.integers(30, 120)).tolist() for _ in range(n_documents))
+        path.write_text("".join(json.dumps({"tokens": tokens}) + "\n" for tokens in documents))
+    text = ("-c", corpora[0], "-c", corpora[1], "--threads", "1", "--ctx", "128")
+    model = made.files["Q4_K_M"]
+    whole, merged = tmp_path / "whole.gguf", tmp_path / "merged.gguf"
+    at_once = report("profile", model, *text, "-o", whole)
+    shards = [tmp_path / f"{index}.gguf" for index in range(1, 6)]
+    said = [
+        report("profile", model, *text, "-o", path, "--shard", f"{index}/5")
+        for index, path in enumerate(shards, 1)
+    ]
+    assert [shard["shard"] for shard in said] == [[index, 5] for index in range(1, 6)]
+    assert [shard["tokens"] > 0 for shard in said] == [True, True, True, False, False]
+    assert sum(shard["tokens"] for shard in said) == at_once["tokens"]
+    assert sum(shard["documents"] for shard in said) == at_once["documents"] == 1200
+    shards = [shards[index] for index in (3, 1, 4, 0, 2)]
+    assert report("merge", *shards, "-o", merged)["missing_shards"] == {}
+    assert merged.read_bytes() == whole.read_bytes()
+    # Some of them, and one too many.
+    some = report("merge", *shards[1:4], "-o", merged, "--force")
+    assert some["missing_shards"] == {str(path): [3, 4] for path in corpora}
+    assert "without shard 3, 4" in ok("merge", *shards[1:4], "-o", merged, "--force").err
+    twice = run("merge", *shards[1:], shards[1], "-o", merged, "--force")
+    assert twice.status == 2
+    assert f"shard 2/5 of {corpora[0]} is in both; merge each shard once" in twice.err
 
 
 @one_family
@@ -758,6 +792,9 @@ BAD_OPTIONS: list[tuple[str, str]] = [
     (f"{PROFILE} tokens.npy --threads 99999999999", "thread"),
     (f"{PROFILE} tokens.npy --n-cpu-moe -2", "n-cpu-moe"),
     (f"{PROFILE} tokens.npy --device NONE", "NONE"),
+    *((f"{PROFILE} tokens.npy --shard {shard}", "write it like 2/8") for shard in ("2", "a/b", "-1/2", "1/2/3")),
+    *((f"{PROFILE} tokens.npy --shard {shard}", f"no shard {shard}") for shard in ("0/2", "3/2", "1/0")),
+    (f"{PROFILE} tokens.npy --rpc localhost", "write it like 192.168.1.2:50052"),
     ("eval parent.gguf", "--text"),
     ("eval parent.gguf --text tokens.npy --ctx 2", "ctx|context"),
     ("eval parent.gguf --text tokens.npy --batch 0", "batch"),

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_native.corpus import Message, batches, corpus_of, read_corpus, windows
+from coe_native import corpus as corpus_module
+from coe_native.corpus import Message, Shard, batches, bundles, corpus_of, read_corpus, windows
 from coe_native.errors import InputError
 
 
@@ -158,3 +159,22 @@ def test_equal_corpora_have_equal_digests() -> None:
     first = corpus_of(["a", [1, 2]])
     assert first.sha256 == corpus_of(["a", (1, 2)], name="other").sha256
     assert first.sha256 != corpus_of(["a", [1, 3]]).sha256
+
+
+@given(
+    st.lists(st.lists(st.text(min_size=1, max_size=300), max_size=12), max_size=4),
+    st.integers(1, 6),
+    st.integers(1, 800),
+)
+def test_shards_share_out_all_documents(texts: list[list[str]], count: int, bundle_size: int) -> None:
+    corpora = [corpus_of(documents) for documents in texts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "BUNDLE_SIZE", bundle_size)
+        whole = bundles(corpora)
+        shards = [bundles(corpora, Shard(index, count)) for index in range(1, count + 1)]
+    expected = [(index, d) for index, corpus in enumerate(corpora) for d in corpus.documents]
+    assert [pair for bundle in whole for pair in bundle.documents] == expected
+    assert all(bundle.size >= bundle_size for bundle in whole[:-1])
+    assert all(sum(d.size for _, d in bundle.documents[:-1]) < bundle_size for bundle in whole)
+    assert [shards[at % count][at // count] for at in range(len(whole))] == whole
+    assert sum(map(len, shards)) == len(whole)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
+from functools import reduce
+from operator import add
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
+from hypothesis import given
+from hypothesis import strategies as st
+from random_models import copy_entries
 from test_masking import make_profile
 
 import coe_native as coe
+from coe_native.routing_profile import CorpusRecord
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
@@ -18,6 +27,7 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
     loaded = coe.RoutingProfile.load(tmp_path / "p.gguf")
     np.testing.assert_array_equal(loaded.histograms, profile.histograms)
     np.testing.assert_array_equal(loaded.weight_sum, profile.weight_sum)
+    np.testing.assert_array_equal(loaded.weight_sum_rest, profile.weight_sum_rest)
     for name in ("architecture", "model_name", "fingerprint", "layers", "n_tokens", "corpora"):
         assert getattr(loaded, name) == getattr(profile, name)
 
@@ -115,3 +125,70 @@ def test_layers_may_choose_different_numbers(tmp_path: Path) -> None:
         coe.RoutingProfile("a", "m", "0" * 64, (2, 5), 5, histograms, histograms * 0.5, (), 2, 1)
     with pytest.raises(coe.InputError, match="groups of experts differ"):
         _ = profile + coe.RoutingProfile("a", "m", "0" * 64, (2, 5), 5, histograms, histograms * 0.5)
+
+
+def of_one_token(weights: list[float]) -> list[coe.RoutingProfile]:
+    """A profile of each weight."""
+    one = np.ones((1, 1, 1), np.int64)
+    return [coe.RoutingProfile("a", "m", "0" * 64, (0,), 1, one, np.full((1, 1, 1), weight)) for weight in weights]
+
+
+_WEIGHTS = st.floats(-1000, 1000, width=32).map(lambda weight: round(weight * 2**64) / 2**64)
+"""Router weights as they are counted: multiples of 2^-64."""
+
+
+@given(st.lists(_WEIGHTS, min_size=1, max_size=40), st.randoms())
+def test_weights_add_up_exactly_in_any_order(weights: list[float], random: Any) -> None:
+    exact = sum(map(Fraction, weights))
+    profiles = of_one_token(weights)
+    while len(profiles) > 1:  # in any order, and of any number of parts
+        random.shuffle(profiles)
+        profiles.append(profiles.pop() + profiles.pop())
+    (total,) = profiles
+    assert Fraction(total.weight_sum.item()) + Fraction(total.weight_sum_rest.item()) == exact
+    assert total.weight_sum.item() == float(exact)
+
+
+def test_the_rest_of_a_sum_is_kept_in_the_file(tmp_path: Path) -> None:
+    """1e9 and its tenth of a billionth: no double holds the sum."""
+    profile = reduce(add, of_one_token([1e9, 2.0**-40]))
+    assert profile.weight_sum.item() == 1e9
+    profile.save(tmp_path / "p.gguf")
+    loaded = coe.RoutingProfile.load(tmp_path / "p.gguf")
+    assert loaded.weight_sum_rest.item() == 2.0**-40
+    assert reduce(add, [loaded, *of_one_token([-1e9])]).weight_sum.item() == 2.0**-40
+    with pytest.raises(coe.InputError, match="last digit"):
+        replace(profile, weight_sum_rest=np.ones((1, 1, 1)))
+
+
+def test_profiles_without_the_rest_are_read(tmp_path: Path) -> None:
+    """Other programs write what the format asks for, and no more."""
+    profile = make_profile(3)
+    profile.save(tmp_path / "p.gguf")
+    reader = GGUFReader(tmp_path / "p.gguf")
+    writer = GGUFWriter(tmp_path / "less.gguf", "")
+    writer.kv_data[0].clear()
+    copy_entries(reader, writer)
+    for tensor in reader.tensors:
+        if not tensor.name.endswith("_rest"):
+            writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    np.testing.assert_array_equal(coe.RoutingProfile.load(tmp_path / "less.gguf").weight_sum, profile.weight_sum)
+
+
+def test_shards_of_a_corpus_given_twice_stay_two_records() -> None:
+    """Each shard of such a run has it twice, which is no shard merged twice."""
+    record = CorpusRecord("c", 1, 10, "0" * 64, (1,), 2)
+    first = replace(make_profile(1), corpora=(record, record))
+    second = replace(make_profile(2), corpora=(replace(record, shards=(2,)),) * 2)
+    whole = replace(record, documents=2, tokens=20, n_shards=1)
+    assert (first + second).corpora == (whole, whole)
+    with pytest.raises(coe.InputError, match="shard 1/2 of c is in both"):
+        _ = first + first
+    other = replace(first, corpora=(replace(record, sha256="1" * 64, shards=(2,)),))
+    assert (first + other).corpora == (record, record, *other.corpora)
+    with pytest.raises(coe.InputError, match="cannot have shards"):
+        replace(record, shards=(3,))

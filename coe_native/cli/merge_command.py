@@ -15,14 +15,27 @@ from coe_native.cli.shared import FILE, force_option, json_option, print_json, s
 @force_option
 @json_option
 def command(profiles: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
-    """Add up PROFILES of one model, as if all their text had been profiled at once."""
+    """Add up PROFILES of one model, as if all their text had been profiled at once.
+
+    All shards of a run (profile --shard) make the profile that one run over everything would have made.
+    """
     from coe_native.atomic import check_target
     from coe_native.routing_profile import RoutingProfile, merge
 
     check_target(output, force=force, inputs=profiles)
     merged = merge(RoutingProfile.load(path) for path in profiles)
     merged.save(output, force=force)
+    missing = {record.name: record.missing for record in merged.corpora if record.missing}
     if as_json:
-        print_json({"profile": str(output), "profiles": len(profiles), "tokens": merged.n_tokens})
-    else:
-        say(f"{output}: {merged.n_tokens} tokens of {len(profiles)} profiles")
+        print_json(
+            {
+                "profile": str(output),
+                "profiles": len(profiles),
+                "tokens": merged.n_tokens,
+                "missing_shards": missing,
+            }
+        )
+        return
+    say(f"{output}: {merged.n_tokens} tokens of {len(profiles)} profiles")
+    for name, shards in missing.items():
+        say(f"{name}: without shard {', '.join(map(str, shards))}; merge the profiles of the others too")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,12 +22,35 @@ from coe_native.cli.shared import (
     token_progress,
 )
 
+if TYPE_CHECKING:
+    from coe_native.corpus import Shard
+
+
+class _Shard(click.ParamType["Shard"]):
+    """``I/N``: the I-th of N parts."""
+
+    name = "shard"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
+        from coe_native.corpus import Shard
+
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no part of a whole; write it like 2/8, from 1/8 to 8/8", param, ctx)
+        return Shard(int(match[1]), int(match[2]))
+
 
 @click.command(name="profile")
 @click.argument("model", type=FILE)
 @corpus_option
 @click.option("-o", "--output", type=FILE, required=True, help="Profile file to write.")
 @field_option
+@click.option(
+    "--shard",
+    type=_Shard(),
+    metavar="I/N",
+    help="Profile the I-th of N parts of the documents; merge the N profiles afterwards.",
+)
 @model_options
 @force_option
 @json_option
@@ -35,13 +59,14 @@ def command(
     corpora: tuple[Path, ...],
     output: Path,
     field: str | None,
+    shard: Shard | None,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Run text through MODEL and write which experts its routers chose."""
     from coe_native.atomic import check_target
-    from coe_native.corpus import read_corpus
+    from coe_native.corpus import WHOLE, read_corpus
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import DOCUMENTS_AT_ONCE, Progress, profile_corpora
 
@@ -59,7 +84,7 @@ def command(
             last = progress
             show(progress)
 
-        profile = profile_corpora(loaded, read, progress=follow)
+        profile = profile_corpora(loaded, read, shard=shard or WHOLE, progress=follow)
     profile.save(output, force=force)
     rate = last.tokens / last.seconds if last.seconds else 0.0
     if as_json:
@@ -69,6 +94,7 @@ def command(
                 "model": profile.model_name,
                 "fingerprint": profile.fingerprint,
                 "tokens": profile.n_tokens,
+                "shard": None if shard is None else [shard.index, shard.count],
                 "documents": sum(corpus.documents for corpus in profile.corpora),
                 "moe_layers": len(profile.layers),
                 "experts": profile.n_experts,
@@ -77,7 +103,8 @@ def command(
             }
         )
     else:
+        part = "" if shard is None else f", shard {shard.index} of {shard.count}"
         say(
             f"{output}: {profile.n_tokens} tokens of {sum(corpus.documents for corpus in profile.corpora)} "
-            f"documents through {len(profile.layers)} MoE layers, {rate:,.0f} tokens/s"
+            f"documents through {len(profile.layers)} MoE layers, {rate:,.0f} tokens/s{part}"
         )

@@ -101,6 +101,9 @@ _MODEL_OPTIONS = (
         help="Keep the experts of the first N blocks in host memory.",
     ),
     click.option("--device", multiple=True, help="llama.cpp device to use (repeatable)."),
+    click.option(
+        "--rpc", multiple=True, metavar="HOST:PORT", help="llama.cpp rpc-server whose devices to use (repeatable)."
+    ),
 )
 
 _MASK_OPTIONS = (
@@ -154,6 +157,7 @@ def open_model(
     cpu_moe: bool,
     n_cpu_moe: int,
     device: tuple[str, ...],
+    rpc: tuple[str, ...],
     n_sequences: int = 1,
 ) -> Model:
     """A Model by the values of `model_options`."""
@@ -168,6 +172,7 @@ def open_model(
         n_gpu_layers=gpu_layers,
         n_cpu_moe=-1 if cpu_moe else n_cpu_moe,
         devices=device,
+        rpc=rpc,
     )
 
 

@@ -55,18 +55,21 @@ py::array_t<double> log_probabilities(Session& session, int32_t first, const Tok
 }  // namespace
 
 void register_session(py::module_& module) {
+    module.def("has_rpc", &has_rpc);
+    module.def("count_rpc_devices", &count_rpc_devices, py::arg("endpoint"), ReleaseGil());
     py::class_<Session>(module, "Session")
         .def(py::init([](const std::string& path, int32_t n_ctx, int32_t n_batch, int32_t n_seq_max,
                          int32_t n_threads, int32_t n_gpu_layers, int32_t n_cpu_moe,
-                         const std::vector<std::string>& devices, bool f32_kv, bool mtp, bool repack) {
-                 const SessionOptions options{n_ctx,     n_batch, n_seq_max, n_threads, n_gpu_layers,
-                                              n_cpu_moe, devices, f32_kv,    mtp,       repack};
+                         const std::vector<std::string>& devices, const std::vector<std::string>& rpc,
+                         bool f32_kv, bool mtp, bool repack) {
+                 const SessionOptions options{n_ctx,   n_batch, n_seq_max, n_threads, n_gpu_layers, n_cpu_moe,
+                                              devices, rpc,     f32_kv,    mtp,       repack};
                  const py::gil_scoped_release release;
                  return std::make_unique<Session>(path, options);
              }),
              py::arg("path"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_seq_max"),
              py::arg("n_threads"), py::arg("n_gpu_layers"), py::arg("n_cpu_moe"), py::arg("devices"),
-             py::arg("f32_kv"), py::arg("mtp"), py::arg("repack"))
+             py::arg("rpc"), py::arg("f32_kv"), py::arg("mtp"), py::arg("repack"))
         .def_property_readonly("n_batch", &Session::n_batch)
         .def_property_readonly("n_vocab", &Session::n_vocab)
         .def_property_readonly("has_tokenizer", &Session::has_tokenizer)
@@ -90,6 +93,9 @@ void register_session(py::module_& module) {
             "histograms", [](const Session& s) { return to_cube(stats_of(s).histograms(), stats_of(s)); })
         .def_property_readonly(
             "weight_sum", [](const Session& s) { return to_cube(stats_of(s).weight_sum(), stats_of(s)); })
+        .def_property_readonly(
+            "weight_sum_rest",
+            [](const Session& s) { return to_cube(stats_of(s).weight_sum_rest(), stats_of(s)); })
         .def("mask", &Session::mask, py::arg("blocks"), py::arg("kept"), py::arg("n_experts"))
         .def("unmask", &Session::unmask)
         .def("reset", &Session::reset, ReleaseGil())

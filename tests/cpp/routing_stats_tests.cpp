@@ -1,6 +1,8 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -104,6 +106,51 @@ TEST(weight_sums_are_kept_in_double_precision) {
         stats.add_token(0, &expert, &small, 1);
     }
     CHECK(std::fabs(stats.weight_sum()[0] - (16777216.0 + 1000.0 * static_cast<double>(0.1f))) < 1e-4);
+}
+
+// Many weights of all sizes: the same sum to the last bit in three orders, and the exact one.
+TEST(weight_sums_are_exact_in_any_order) {
+    std::vector<float> weights;
+    uint64_t state = 1;
+    for (int i = 0; i < 300000; ++i) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        const auto mantissa = static_cast<float>(state >> 40);  // 24 bits
+        weights.push_back(std::ldexp(mantissa, -24 - static_cast<int>(state % 17)));
+    }
+    const auto sum_of = [&] {
+        coe::RoutingStats stats(1, 1, 1);
+        for (float weight : weights) {
+            int32_t expert = 0;
+            stats.add_token(0, &expert, &weight, 1);
+        }
+        return std::make_pair(stats.weight_sum()[0], stats.weight_sum_rest()[0]);
+    };
+    const auto sum = sum_of();
+    std::reverse(weights.begin(), weights.end());
+    CHECK(sum_of() == sum);
+    std::sort(weights.begin(), weights.end());
+    CHECK(sum_of() == sum);
+    // In units of 2^-40, of which every weight is a multiple: integers add up exactly.
+    int64_t exact = 0;
+    for (const float weight : weights) {
+        exact += static_cast<int64_t>(std::ldexp(static_cast<double>(weight), 40));
+    }
+    const double scaled = std::ldexp(sum.first, 40);
+    CHECK_EQUAL(static_cast<int64_t>(scaled) + static_cast<int64_t>(std::ldexp(sum.second, 40)), exact);
+}
+
+TEST(tiny_weights_count) {
+    double sum = 0.0;
+    double rest = 0.0;
+    coe::add_exactly(sum, rest, 1048576.0f);
+    for (int i = 0; i < 1024; ++i) {
+        coe::add_exactly(sum, rest, 0x1p-60f);
+    }
+    CHECK_EQUAL(sum, 1048576.0);
+    CHECK_EQUAL(rest, 0x1p-50);
+    coe::add_exactly(sum, rest, -1048576.0f);
+    CHECK_EQUAL(sum, 0x1p-50);
+    CHECK_EQUAL(rest, 0.0);
 }
 
 TEST(stats_refuse_bad_ids_and_weights) {

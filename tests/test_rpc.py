@@ -1,0 +1,152 @@
+"""Devices of llama.cpp's rpc-servers: what is read and written there is read and written over the network.
+
+With a llama.cpp that has them (llama-cpp-python installed with CMAKE_ARGS=-DGGML_RPC=ON); else only the refusal.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TOLERANCE, unused_experts
+
+import coe_native as coe
+from coe_native._native import core
+
+ModelFile = Callable[[str, str], Path]
+
+with_rpc = pytest.mark.skipif(not core.has_rpc(), reason="this llama.cpp is built without RPC")
+
+SERVER = """
+import ctypes, pathlib, sys
+import llama_cpp
+lib = pathlib.Path(llama_cpp.__file__).parent / "lib"
+rpc = ctypes.CDLL(str(next(lib.glob("*ggml-rpc.*"))))
+ggml = ctypes.CDLL(str(next(lib.glob("*ggml.*"))))
+ggml.ggml_backend_load_all()
+ggml.ggml_backend_dev_by_type.restype = ctypes.c_void_p
+cpu = ctypes.c_void_p(ggml.ggml_backend_dev_by_type(0))
+one = ctypes.c_size_t(1)
+rpc.ggml_backend_rpc_start_server(sys.argv[1].encode(), None, one, one, ctypes.byref(cpu))
+"""
+
+
+def free_endpoint() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@dataclass(frozen=True)
+class Server:
+    endpoint: str
+    process: subprocess.Popen[bytes]
+
+    def ticks(self) -> int:
+        """Processor time that it has taken."""
+        return sum(map(int, Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One that offers this machine's CPU."""
+    endpoint = free_endpoint()
+    host, port = endpoint.split(":")
+    process = subprocess.Popen([sys.executable, "-c", SERVER, endpoint], stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            try:
+                socket.create_connection((host, int(port)), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None
+                time.sleep(0.1)
+        yield Server(endpoint, process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@with_rpc
+def test_counts_are_those_of_this_machine(
+    server: Server, model_file: ModelFile, documents: list[list[int]], family: str
+) -> None:
+    path = model_file(family, "F32")
+    with coe.Model(path, n_ctx=128, n_batch=64, n_sequences=16, rpc=[server.endpoint]) as model:
+        remote = coe.profile(model, documents)
+    with coe.Model(path, n_ctx=128, n_batch=64, n_sequences=16) as model:
+        local = coe.profile(model, documents)
+    assert remote.n_tokens == local.n_tokens
+    moved = np.abs(remote.histograms - local.histograms).sum() / 2
+    assert moved <= 0.01 * local.histograms.sum()
+    np.testing.assert_allclose(remote.weight_sum.sum(), local.weight_sum.sum(), rtol=1e-3)
+
+
+@with_rpc
+def test_a_live_mask_acts_there(server: Server, model_file: ModelFile, tmp_path: Path, family: str) -> None:
+    """The parent masked over the network is the specialist that runs here."""
+    path, out = model_file(family, "F32"), tmp_path / "specialist.gguf"
+    tokens = list(range(40))
+    mask = unused_experts(coe.profile(path, [tokens], n_ctx=64), 8)
+    coe.prune(path, mask, out)
+    with coe.Model(out, n_ctx=64, f32_kv=True) as model:
+        expected = model.logits(tokens)
+    with coe.Model(path, n_ctx=64, f32_kv=True, rpc=[server.endpoint]) as model:
+        unmasked = model.logits(tokens)
+        model.apply(mask)
+        masked = model.logits(tokens)
+    largest = np.abs(expected).max()
+    assert np.abs(masked - expected).max() <= TOLERANCE.get(family, 1e-5) * largest
+    assert np.abs(masked - unmasked).max() > 0.01 * largest
+
+
+@with_rpc
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_later_models_stay_here(server: Server, model_file: ModelFile, documents: list[list[int]]) -> None:
+    """A server works for the model that names it, and for no other."""
+    path = model_file("olmoe", "F32")
+    before = server.ticks()
+    with coe.Model(path, n_ctx=512, rpc=[server.endpoint]) as model:
+        coe.profile(model, documents * 10)
+    after = server.ticks()
+    with coe.Model(path, n_ctx=512) as model:
+        coe.profile(model, documents * 10)
+    assert after > before + 10
+    assert server.ticks() <= after + 1
+
+
+@with_rpc
+def test_nobody_there(model_file: ModelFile) -> None:
+    """llama.cpp would end this process."""
+    with pytest.raises(coe.InputError, match=r"no rpc-server of this llama\.cpp's version answers"):
+        coe.Model(model_file("olmoe", "F32"), rpc=[free_endpoint()])
+
+
+@with_rpc
+def test_somebody_else_there(model_file: ModelFile) -> None:
+    """A server of another kind hangs up; one that says nothing is not waited for."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("coe_native.rpc._PATIENCE", 3)
+            with pytest.raises(coe.InputError, match="did not answer in 3 s"):
+                coe.Model(model_file("olmoe", "F32"), rpc=[endpoint])
+
+
+@pytest.mark.skipif(core.has_rpc(), reason="this llama.cpp is built with RPC")
+def test_without_rpc_it_is_refused(model_file: ModelFile) -> None:
+    with pytest.raises(coe.InputError, match="cannot use rpc-servers; install llama-cpp-python again"):
+        coe.Model(model_file("olmoe", "F32"), rpc=["localhost:50052"])
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:", ":50052", "host:port", "a:b:1", "host:1234567"])
+def test_addresses_that_are_none_are_refused(model_file: ModelFile, address: str) -> None:
+    with pytest.raises(coe.InputError, match="is no address of an rpc-server"):
+        coe.Model(model_file("olmoe", "F32"), rpc=[address])
