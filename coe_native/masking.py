@@ -251,12 +251,12 @@ def build_mask(
         {
             "model": profile.model_name,
             "tokens": profile.n_tokens,
-            "corpora": [asdict(corpus) for corpus in profile.corpora],
+            "corpora": [corpus.as_json() for corpus in profile.corpora],
             "method": method,
             "structural": structural,
             "structural_rank": structural_rank,
             "structural_min": structural_min,
-            "reasoning": None if reasoning is None else [asdict(corpus) for corpus in reasoning.corpora],
+            "reasoning": None if reasoning is None else [corpus.as_json() for corpus in reasoning.corpora],
             "reasoning_swaps": reasoning_swaps,
         },
     )

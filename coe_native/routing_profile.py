@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +38,11 @@ class CorpusRecord:
         object.__setattr__(self, "shards", tuple(self.shards))  # JSON has no tuples
         if not set(self.shards) <= set(range(1, self.n_shards + 1)) or not self.shards:
             raise InputError(f"a corpus cannot have shards {self.shards} of {self.n_shards}")
+
+    def as_json(self) -> dict[str, Any]:
+        """What a file says of it; whole corpora have no shards to speak of."""
+        fields = {"name": self.name, "documents": self.documents, "tokens": self.tokens, "sha256": self.sha256}
+        return fields if self.n_shards == 1 else fields | {"shards": list(self.shards), "n_shards": self.n_shards}
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -221,7 +226,7 @@ class RoutingProfile:
             writer.add_uint32("coe.profile.expert_group_count", self.n_groups)
             writer.add_uint32("coe.profile.expert_group_used_count", self.n_groups_used)
             writer.add_uint64("coe.profile.tokens", self.n_tokens)
-            writer.add_string("coe.profile.corpora", json.dumps([asdict(c) for c in self.corpora]))
+            writer.add_string("coe.profile.corpora", json.dumps([record.as_json() for record in self.corpora]))
             for index, block in enumerate(self.layers):
                 writer.add_tensor(f"blk.{block}.router.histogram", self.histograms[index])
                 writer.add_tensor(f"blk.{block}.router.weight_sum", self.weight_sum[index])
