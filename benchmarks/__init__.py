@@ -1,1 +1,1 @@
-"""Measurements beside the tools that users would take instead; never part of the tests."""
+"""Speed beside the tools that one would take instead, in one run: ``python -m benchmarks DIRECTORY``."""

@@ -230,9 +230,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.count:
-            raise InputError(
-                f"there is no shard {self.index} of {self.count}; the first of N is 1/N, the last N/N"
-            )
+            raise InputError(f"there is no shard {self.index}/{self.count}; they go from 1/N to N/N")
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from coe_native.atomic import check_target, replacing
 from coe_native.copying import copy_range
+from coe_native.cores import checking_threads
 from coe_native.errors import CoeError
 from coe_native.holes import bytes_on_disk, write_zeros
 from coe_native.masking import ExpertMask
 from coe_native.moe_model import MoeModel
+from coe_native.prefetch import Prefetch
 from coe_native.surgery_plan import (
     Plan,
     PlannedTensor,
@@ -97,8 +100,8 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
             with gguf.path.open("r+b") as file:
                 for tensor, piece in work:
                     if tensor.source.file is gguf:
-                        n_bytes = piece.count * tensor.slice_bytes
-                        write_zeros(file, tensor.source.offset + piece.first * tensor.slice_bytes, n_bytes)
+                        offset, n_bytes = tensor.where(piece)
+                        write_zeros(file, offset, n_bytes)
                         done += n_bytes
                         progress(done, total)
                 file.flush()
@@ -121,23 +124,36 @@ def _write(
     total = sum(tensor.n_bytes for tensor in plan.tensors)
     done = 0
     # Renamed in reverse order: the first shard, which stands for the model, comes last.
-    with Readers() as readers, contextlib.ExitStack() as outputs, _Checks(plan) as checks:
+    with (
+        Readers() as readers,
+        contextlib.ExitStack() as outputs,
+        _Checks(plan, readers) as checks,
+        _EarlySync() as syncing,
+    ):
+        prefetch = Prefetch(
+            (readers[tensor.source.file], *tensor.where(piece))
+            for tensor in plan.tensors
+            for piece in tensor.pieces()
+            if not piece.zero
+        )
         for path, shard in zip(paths, shards, strict=True):
             target = outputs.enter_context(replacing(path))
             target.write(shard.header())
             for tensor in shard.tensors:
                 for piece in tensor.pieces():
-                    n_bytes = piece.count * tensor.slice_bytes
+                    offset, n_bytes = tensor.where(piece)
                     if piece.zero:
                         target.write(bytes(n_bytes))
                     else:
-                        at = tensor.source.offset + piece.first * tensor.slice_bytes
-                        copy_range(readers[tensor.source.file], at, n_bytes, target)
+                        prefetch.keep_ahead_of(done)
+                        copy_range(readers[tensor.source.file], offset, n_bytes, target)
                     checks.start(tensor, piece)
+                    syncing.wrote(target, n_bytes)
                     done += n_bytes
                     progress(done, total)
                 target.write(bytes(-tensor.n_bytes % alignment))
         checks.finish()
+        syncing.finish()
     return paths[0]
 
 
@@ -148,31 +164,70 @@ def shard_paths(out: Path, count: int) -> list[Path]:
 
 
 class _Checks:
-    """Looks for values that are not finite in another thread, in what has just been copied and so is still in
-    memory. Errors come with the next call."""
+    """Looks for values that are not finite beside the copying, in what is still in memory. Errors come with a
+    later call."""
 
-    def __init__(self, plan: Plan) -> None:
+    _most_behind = 64 << 20
+
+    def __init__(self, plan: Plan, readers: Readers) -> None:
         self._where = str(plan.model.path)
+        self._readers = readers
+        self._running: deque[tuple[Future[bool], int]] = deque()
+        self._behind = 0
 
     def __enter__(self) -> _Checks:
-        self._readers = Readers()
-        self._thread = ThreadPoolExecutor(1)
-        self._running: Future[bool] | None = None
+        self._threads = ThreadPoolExecutor(checking_threads())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
-        self._readers.__exit__()
+        self._threads.shutdown(cancel_futures=True)
 
     def start(self, tensor: PlannedTensor, piece: Run) -> None:
         if tensor.touched:
-            self.finish()
-            self._running = self._thread.submit(self._check, tensor, piece)
+            _, n_bytes = tensor.where(piece)
+            self._running.append((self._threads.submit(self._check, tensor, piece), n_bytes))
+            self._behind += n_bytes
+            self._wait_until_behind(self._most_behind)
 
     def finish(self) -> None:
-        if self._running is not None:
-            self._running.result()
+        self._wait_until_behind(0)
+
+    def _wait_until_behind(self, n_bytes: int) -> None:
+        while self._behind > n_bytes:
+            check, size = self._running.popleft()
+            check.result()
+            self._behind -= size
 
     def _check(self, tensor: PlannedTensor, piece: Run) -> bool:
         data = tensor.expected(self._readers[tensor.source.file], piece)
         return check_finite(tensor, piece, data, self._where)
+
+
+class _EarlySync:
+    """Has the system write to the disk what has been copied, beside further copying: the last sync is then short.
+    Errors come with a later call, for the system tells of each but once."""
+
+    _portion = 256 << 20
+
+    def __init__(self) -> None:
+        self._running: Future[None] | None = None
+        self._unsynced = 0
+
+    def __enter__(self) -> _EarlySync:
+        self._thread = ThreadPoolExecutor(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()  # the file is open until its sync has ended
+
+    def wrote(self, target: BinaryIO, n_bytes: int) -> None:
+        self._unsynced += n_bytes
+        if self._unsynced >= self._portion and (self._running is None or self._running.done()):
+            self.finish()
+            target.flush()
+            self._running = self._thread.submit(os.fsync, target.fileno())
+            self._unsynced = 0
+
+    def finish(self) -> None:
+        if self._running is not None:
+            self._running.result()

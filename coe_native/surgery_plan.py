@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import BinaryIO
 import numpy as np
 
 from coe_native._native import core
-from coe_native.cores import available_cores
 from coe_native.errors import CoeError, InputError
 from coe_native.gguf_file import CHUNK, GgufFile, Tensor, encode_entry, encode_tensor, read_exactly
 from coe_native.masking import ExpertMask, check_cut, check_mask, keep_by_router_norm
@@ -71,12 +71,14 @@ class PlannedTensor:
             for start in range(run.first, run.first + run.count, most):
                 yield Run(start, min(most, run.first + run.count - start), run.zero)
 
+    def where(self, piece: Run) -> tuple[int, int]:
+        """Offset in the parent's file, and number of bytes, of a piece."""
+        return self.source.offset + piece.first * self.slice_bytes, piece.count * self.slice_bytes
+
     def expected(self, file: BinaryIO, piece: Run) -> bytes:
         """The bytes that a piece must have in the output; `file` is the parent's that holds the tensor."""
-        n_bytes = piece.count * self.slice_bytes
-        if piece.zero:
-            return bytes(n_bytes)
-        return read_exactly(file, self.source.offset + piece.first * self.slice_bytes, n_bytes)
+        offset, n_bytes = self.where(piece)
+        return bytes(n_bytes) if piece.zero else read_exactly(file, offset, n_bytes)
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def check_finite(tensor: PlannedTensor, piece: Run, data: bytes, where: str) -> 
     not the norm 0. False where ggml can't dequantise the type, so that nothing was checked."""
     if not core.has_norm(tensor.source.type):
         return False
-    norms = core.slice_norms(data, tensor.source.type, piece.count, available_cores())
+    norms = core.slice_norms(data, tensor.source.type, piece.count, 1)
     bad = np.flatnonzero(~np.isfinite(norms))
     if len(bad):
         expert = piece.first + int(bad[0])
@@ -250,15 +252,16 @@ def check_finite(tensor: PlannedTensor, piece: Run, data: bytes, where: str) -> 
 
 
 class Readers:
-    """Files opened for reading when first asked for, closed together."""
+    """Files opened for reading when first asked for, once in each thread, and closed together."""
 
     def __init__(self) -> None:
-        self._open: dict[Path, BinaryIO] = {}
+        self._open: dict[tuple[int, Path], BinaryIO] = {}
 
     def __getitem__(self, file: GgufFile) -> BinaryIO:
-        if file.path not in self._open:
-            self._open[file.path] = file.open()
-        return self._open[file.path]
+        key = threading.get_ident(), file.path
+        if key not in self._open:
+            self._open[key] = file.open()
+        return self._open[key]
 
     def __enter__(self) -> Readers:
         return self

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coe_native.ahead import ahead
+from coe_native.cores import checking_threads
 from coe_native.errors import CoeError
 from coe_native.gguf_file import Tensor, read_exactly
 from coe_native.masking import ExpertMask, check_mask
 from coe_native.moe_model import MoeModel
+from coe_native.prefetch import Prefetch, Range
 from coe_native.surgery import Report
 from coe_native.surgery_plan import (
     SHARD_KEYS,
@@ -61,16 +63,14 @@ def verify(
         plan = plan_prune(parent_model, mask, drop_mtp=dropped)
     else:
         plan = plan_zero(parent_model, mask)
-    checks = [_check("metadata", lambda: _metadata(written, plan, mask))]
-    layout = _check("layout", lambda: _layout(written, plan))
-    checks.append(layout)
-    if layout.passed:
-        checks += _contents(written, plan, progress)
-    graph: list[str] = []
-    checks.append(_check("loads", lambda: _loads(written.path, graph)))
-    if graph:
-        checks.append(_check("graph", lambda: _same_graph(graph, parent_model.path)))
-    return checks
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(_runs, written.path, parent_model.path)
+        checks = [_check("metadata", lambda: _metadata(written, plan, mask))]
+        layout = _check("layout", lambda: _layout(written, plan))
+        checks.append(layout)
+        if layout.passed:
+            checks += _contents(written, plan, progress)
+        return checks + running.result()
 
 
 def _check(name: str, run: Callable[[], str]) -> Check:
@@ -78,6 +78,15 @@ def _check(name: str, run: Callable[[], str]) -> Check:
         return Check(name, True, run())
     except CoeError as error:
         return Check(name, False, str(error))
+
+
+def _runs(path: Path, parent: Path) -> list[Check]:
+    """What llama.cpp makes of the file."""
+    graph: list[str] = []
+    checks = [_check("loads", lambda: _loads(path, graph))]
+    if graph:
+        checks.append(_check("graph", lambda: _same_graph(graph, parent)))
+    return checks
 
 
 def _raw_metadata(model: MoeModel) -> list[bytes]:
@@ -131,9 +140,15 @@ class _Piece:
     tensor: Tensor
     offset: int
 
-    def read(self, readers: Readers) -> bytes:
-        n_bytes = self.run.count * self.planned.slice_bytes
-        return read_exactly(readers[self.tensor.file], self.offset, n_bytes)
+    @property
+    def n_bytes(self) -> int:
+        return self.run.count * self.planned.slice_bytes
+
+    def ranges(self, readers: Readers) -> Iterator[Range]:
+        """What will be read for it."""
+        yield readers[self.tensor.file], self.offset, self.n_bytes
+        if not self.run.zero:
+            yield readers[self.planned.source.file], *self.planned.where(self.run)
 
 
 def _pieces(written: MoeModel, plan: Plan) -> Iterator[_Piece]:
@@ -141,29 +156,38 @@ def _pieces(written: MoeModel, plan: Plan) -> Iterator[_Piece]:
         tensor = written.tensors[planned.source.name]
         offset = tensor.offset
         for run in planned.pieces():
-            yield _Piece(planned, run, tensor, offset)
-            offset += run.count * planned.slice_bytes
+            piece = _Piece(planned, run, tensor, offset)
+            yield piece
+            offset += piece.n_bytes
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What a piece's bytes are: `different` and `infinite` say what is wrong, if any; `n_finite`: slices with a
+    finite norm."""
+
+    different: str = ""
+    infinite: str = ""
+    n_finite: int = 0
 
 
 def _contents(written: MoeModel, plan: Plan, progress: Report) -> tuple[Check, Check]:
-    """Bytes and norms, for which everything is read once."""
+    """Bytes and norms, for which everything is read once, by all cores."""
     total = sum(planned.n_bytes for planned in plan.tensors)
     done = n_finite = 0
     different = infinite = ""
     unchecked: set[str] = set()
-    with Readers() as readers:
-        for piece, found, expected in ahead(_pairs(written, plan, readers)):
-            if not different and found != expected:
-                different = _first_difference(piece, found, expected)
-            if piece.planned.touched and not infinite:
-                try:
-                    if check_finite(piece.planned, piece.run, found, str(written.path)):
-                        n_finite += piece.run.count
-                    else:
-                        unchecked.add(piece.tensor.type_name)
-                except CoeError as error:
-                    infinite = str(error)
-            done += len(expected)
+    with Readers() as readers, ThreadPoolExecutor(checking_threads()) as pool:
+        pieces = list(_pieces(written, plan))
+        prefetch = Prefetch(part for piece in pieces for part in piece.ranges(readers))
+        for piece, finding in zip(pieces, pool.map(lambda piece: _look_at(piece, readers), pieces), strict=True):
+            different = different or finding.different
+            infinite = infinite or finding.infinite
+            n_finite += finding.n_finite
+            if piece.planned.touched and not (finding.n_finite or finding.infinite):
+                unchecked.add(piece.tensor.type_name)
+            done += piece.n_bytes
+            prefetch.keep_ahead_of(2 * done)
             progress(done, total)
     norms = f"{n_finite} slices finite"
     if unchecked:
@@ -174,11 +198,17 @@ def _contents(written: MoeModel, plan: Plan, progress: Report) -> tuple[Check, C
     )
 
 
-def _pairs(written: MoeModel, plan: Plan, readers: Readers) -> Iterator[tuple[_Piece, bytes, bytes]]:
-    """Each piece with the bytes that are there and those that should be."""
-    for piece in _pieces(written, plan):
-        expected = piece.planned.expected(readers[piece.planned.source.file], piece.run)
-        yield piece, piece.read(readers), expected
+def _look_at(piece: _Piece, readers: Readers) -> _Finding:
+    planned = piece.planned
+    found = read_exactly(readers[piece.tensor.file], piece.offset, piece.n_bytes)
+    expected = planned.expected(readers[planned.source.file], piece.run)
+    different = "" if found == expected else _first_difference(piece, found, expected)
+    try:
+        where = str(piece.tensor.file.path)
+        checked = planned.touched and check_finite(planned, piece.run, found, where)
+    except CoeError as error:
+        return _Finding(different, str(error))
+    return _Finding(different, n_finite=piece.run.count if checked else 0)
 
 
 def _first_difference(piece: _Piece, found: bytes, expected: bytes) -> str:

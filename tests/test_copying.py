@@ -1,18 +1,18 @@
-"""Copying, zeroing and reading ahead, also where the system has no short way for it."""
+"""Copying, zeroing, prefetching and syncing, also where the system has no short way for it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import coe_native as coe
-from coe_native import holes
-from coe_native.ahead import ahead
+from coe_native import holes, prefetch
 from coe_native.copying import copy_range
+from coe_native.surgery import _EarlySync
 
 DATA = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
 
@@ -65,13 +65,52 @@ def test_zeros_change_their_part_only(tmp_path: Path) -> None:
     assert path.read_bytes() == DATA[:4100] + bytes(100_000) + DATA[104_100:-3] + bytes(3)
 
 
-def test_what_is_fetched_ahead_comes_in_order_and_so_do_errors() -> None:
-    def items() -> Iterator[int]:
-        yield from range(5)
-        raise ValueError("the sixth")
+@pytest.mark.parametrize("fails", [False, True])
+def test_early_syncs_are_waited_for_and_their_errors_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """The system reports a failed write to one sync, and says nothing to the next."""
+    monkeypatch.setattr(_EarlySync, "_portion", 1000)
+    synced = []
 
-    coming = ahead(items())
-    assert [next(coming) for _ in range(5)] == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="the sixth"):
-        next(coming)
-    assert list(ahead([])) == []
+    def fsync(descriptor: int) -> None:
+        os.fstat(descriptor)  # it is still open
+        synced.append(descriptor)
+        if fails:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.ExitStack() as expecting:
+        if fails:
+            expecting.enter_context(pytest.raises(OSError, match="Input/output error"))
+        with (tmp_path / "file").open("wb") as file, _EarlySync() as syncing:
+            for _ in range(30):
+                file.write(bytes(100))
+                syncing.wrote(file, 100)
+            syncing.finish()
+    assert 1 <= len(synced) <= 3
+
+
+def test_prefetch_tells_of_everything_once_and_not_too_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda _file, start, count, _advice: told.append((start, count)), raising=False
+    )
+    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
+    monkeypatch.setattr(prefetch, "_AHEAD", 1000)
+    monkeypatch.setattr(prefetch, "_STEP", 300)
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    with path.open("rb") as file:
+        ahead = prefetch.Prefetch([(file, 0, 700), (file, 5000, 0), (file, 6000, 600), (file, 9000, 100)])
+        ahead.keep_ahead_of(0)
+        assert told == [(0, 300), (300, 300), (600, 100), (6000, 300), (6300, 300)]
+        ahead.keep_ahead_of(299)
+        assert len(told) == 5
+        ahead.keep_ahead_of(700)
+        ahead.keep_ahead_of(1400)
+    assert told[5:] == [(9000, 100)]
+    monkeypatch.delattr(os, "posix_fadvise")
+    prefetch.Prefetch(iter([None])).keep_ahead_of(0)  # type: ignore[list-item]
