@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import coe_native as coe
 from benchmarks.side_by_side import Comparison, Measure, Target
 from benchmarks.starting import command
+from coe_native._native import core
 from coe_native.profiler import DOCUMENTS_AT_ONCE
 
 WINDOW = 512
@@ -101,7 +102,7 @@ def llama_imatrix(tools: Path, model: Path, text: Path, windows: int, threads: i
     ]
 
     def measure() -> float:
-        """From the line that says that it begins to its end, in which it also writes its few megabytes."""
+        """From the line that says that it begins to its end, with what it writes and frees there: a small part."""
         started = None
         with subprocess.Popen(
             list(map(str, line)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -153,7 +154,7 @@ def batches(parent: Path, long: NDArray[np.int32], threads: int) -> Iterator[Com
 def bare_contexts(parent: Path, threads: int) -> Iterator[tuple[int, int]]:
     """Two contexts of llama.cpp on one model: one as it is, one whose callback is the profiler's, by the C API.
     Both compute the whole graph, as for a host that decodes for its own ends."""
-    library = ctypes.CDLL(str(next((Path(coe.__file__).parent / "lib").glob("*coe_native.*"))))
+    library = ctypes.CDLL(str(next((Path(core.__file__).parent / "lib").glob("*coe_native.*"))))
     library.coe_profiler_new.restype = ctypes.c_void_p
     library.coe_profiler_new.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 3]
     library.coe_profiler_free.argtypes = [ctypes.c_void_p]
@@ -173,6 +174,10 @@ def bare_contexts(parent: Path, threads: int) -> Iterator[tuple[int, int]]:
             params.cb_eval_user_data = profiler
         contexts.append(llama_cpp.llama_init_from_model(model, params))
         decode(contexts[-1], np.zeros((1, WINDOW), np.int32))
+    seen = np.zeros(len(blocks), np.uint64)
+    library.coe_profiler_tokens.argtypes = [ctypes.c_void_p] * 2
+    if library.coe_profiler_tokens(profiler, seen.ctypes.data) or seen[0] != WINDOW:
+        raise SystemExit(f"the tap has counted {seen.tolist()} of {WINDOW} tokens")
     yield contexts[0], contexts[1]
     for context in contexts:
         llama_cpp.llama_free(context)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import coe_native as coe
 from benchmarks.side_by_side import Comparison, Target, seconds
 
 
@@ -15,9 +16,10 @@ def command(*arguments: object) -> list[str]:
 
 
 def comparisons(parent: Path) -> Iterator[Comparison]:
+    n_vocab = len(coe.MoeModel(parent).metadata("tokenizer.ggml.tokens", []))
     for what, arguments, most in (
         ("coe-native --help", ["--help"], 0.3),
-        ("inspect, 262,144-token vocabulary", ["inspect", parent], 1.0),
+        (f"inspect, {n_vocab:,} tokens of vocabulary", ["inspect", parent], 1.0),
     ):
         line = command(*arguments)
         yield Comparison(

@@ -12,6 +12,10 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def checking_threads() -> int:
-    """Threads that look at a file's bytes: enough for a fast disk, and each holds a few megabytes."""
-    return min(available_cores(), 8)
+_MEMORY = 128 << 20
+
+
+def checking_threads(n_bytes: int) -> int:
+    """Threads that look at a file's bytes, each holding `n_bytes` of them: enough for a fast disk, and not so many
+    that they take much memory together."""
+    return max(1, min(available_cores(), 8, _MEMORY // max(n_bytes, 1)))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.errors import InputError
+from coe_native.routing_profile import MOST_SHARDS
 
 Tokens = NDArray[np.int32]
 
@@ -229,8 +230,9 @@ class Shard:
     count: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.index <= self.count:
-            raise InputError(f"there is no shard {self.index}/{self.count}; they go from 1/N to N/N")
+        if not 1 <= self.index <= self.count <= MOST_SHARDS:
+            given = f"{self.index}/{self.count}"
+            raise InputError(f"there is no shard {given}; they go from 1/N to N/N, with N up to {MOST_SHARDS}")
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ class Tokenizer(Protocol):
 def tokenize(document: Document, model: Tokenizer) -> Tokens:
     """A document's tokens, BOS and EOS as the model's habit is; ready token ids are taken as they are.
 
-    Raises InputError, naming the document, for ids outside the vocabulary.
+    Raises InputError, naming the document, for ids outside the vocabulary and for what the model can't tokenise.
     """
     content = document.content
     try:
@@ -288,6 +290,8 @@ def tokenize(document: Document, model: Tokenizer) -> Tokens:
             return model.tokenize(model.render_chat(content), parse_special=True)
     except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
         raise InputError(f"{document.place}: holds half of a character, which is no text") from error
+    except InputError as error:
+        raise InputError(f"{document.place}: {error}") from error
     # Compared as Python numbers: an id of 2**40 must not wrap around to a valid one.
     if min(content) < 0 or max(content) >= model.n_vocab:  # type: ignore[type-var, operator]
         raise InputError(f"{document.place}: has a token id outside the vocabulary of {model.n_vocab}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,11 +115,26 @@ def _strings(raw: bytes, count: int) -> Iterator[str]:
         position += length
 
 
-def read_exactly(file: BinaryIO, offset: int, n_bytes: int) -> bytes:
-    """`n_bytes` bytes from `offset`; raises InputError where the file has become shorter."""
-    try:
+_seek_and_read = threading.Lock()
+
+
+def _read_at(file: BinaryIO, offset: int, n_bytes: int) -> bytes:
+    if hasattr(os, "pread"):
+        data = os.pread(file.fileno(), n_bytes, offset)
+        while 0 < len(data) < n_bytes and (
+            more := os.pread(file.fileno(), n_bytes - len(data), offset + len(data))
+        ):
+            data += more
+        return data
+    with _seek_and_read:
         file.seek(offset)
-        data = file.read(n_bytes)
+        return file.read(n_bytes)
+
+
+def read_exactly(file: BinaryIO, offset: int, n_bytes: int) -> bytes:
+    """`n_bytes` bytes from `offset`, in any thread; raises InputError where the file has become shorter."""
+    try:
+        data = _read_at(file, offset, n_bytes)
     except OSError as error:
         raise InputError(f"{file.name}: cannot be read: {error.strerror or error}") from error
     if len(data) != n_bytes:

@@ -305,6 +305,6 @@ def keep_by_router_norm(model: MoeModel, keep: int) -> dict[int, tuple[int, ...]
             data = read_exactly(file, layer.router.offset, layer.router.n_bytes)
         if not core.has_norm(layer.router.type):
             raise InputError(f"{model.path}: {layer.router.name} is of a type that ggml cannot read")
-        norms = np.asarray(core.slice_norms(data, layer.router.type, model.n_experts, 1))
+        norms = np.asarray(core.slice_norms(data, layer.router.type, model.n_experts))
         kept[layer.block] = tuple(model.router_shape.best(norms, keep))
     return kept

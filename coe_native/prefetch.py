@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from typing import BinaryIO
@@ -20,15 +21,18 @@ class Prefetch:
 
     def __init__(self, ranges: Iterable[Range]) -> None:
         self._ranges = iter(ranges if hasattr(os, "posix_fadvise") else ())
+        self._wanted = _AHEAD
         self._told = 0
 
-    def keep_ahead_of(self, done: int) -> None:
-        """To be called when `done` bytes of the ranges have been read."""
-        while self._told < done + _AHEAD:
-            file, offset, n_bytes = next(self._ranges, (None, 0, 0))
+    def reading(self, n_bytes: int) -> None:
+        """To be called when the next `n_bytes` bytes of the ranges are about to be read."""
+        self._wanted += n_bytes
+        while self._told < self._wanted:
+            file, offset, size = next(self._ranges, (None, 0, 0))
             if file is None:
                 return
-            for start in range(offset, offset + n_bytes, _STEP):
-                wish = min(_STEP, offset + n_bytes - start)
-                os.posix_fadvise(file.fileno(), start, wish, os.POSIX_FADV_WILLNEED)
-            self._told += n_bytes
+            for start in range(offset, offset + size, _STEP):
+                wish = min(_STEP, offset + size - start)
+                with contextlib.suppress(OSError):  # reading will say what is wrong
+                    os.posix_fadvise(file.fileno(), start, wish, os.POSIX_FADV_WILLNEED)
+            self._told += size

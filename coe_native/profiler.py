@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,8 @@ def profile_corpora(
     documents may have none.
     """
     cutter = _Cutter(model, bundles(corpora, shard), len(corpora))
+    digests = [corpus.sha256 for corpus in corpora]
+    run = hashlib.sha256("".join(digests).encode()).hexdigest() if shard.count > 1 else ""
     model.watch_routers()
     try:
         with contextlib.closing(cutter.ahead()) as cut:
@@ -100,8 +103,10 @@ def profile_corpora(
         histograms,
         weight_sum,
         tuple(
-            CorpusRecord(corpus.name, documents, tokens, corpus.sha256, (shard.index,), shard.count)
-            for corpus, documents, tokens in zip(corpora, cutter.documents, cutter.tokens, strict=True)
+            CorpusRecord(corpus.name, documents, tokens, digest, (shard.index,), shard.count, run)
+            for corpus, documents, tokens, digest in zip(
+                corpora, cutter.documents, cutter.tokens, digests, strict=True
+            )
         ),
         model.moe.router_shape.n_groups,
         model.moe.router_shape.n_groups_used,
@@ -118,7 +123,7 @@ class _Cutter:
         self._work = work
         self._size = sum(bundle.size for bundle in work)
         self._size_cut = 0
-        self._error: InputError | None = None
+        self._error: Exception | None = None
         self.documents = [0] * n_corpora
         self.tokens = [0] * n_corpora
 
@@ -147,7 +152,7 @@ class _Cutter:
                     self.tokens[index] += len(part)
                     parts.append(part)
             self._size_cut += bundle.size
-        except InputError as error:
+        except Exception as error:
             self._error = error
             raise
         return parts

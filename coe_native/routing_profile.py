@@ -18,6 +18,7 @@ from coe_native.router_shape import RouterShape
 Weights = NDArray[np.float64]
 
 FORMAT = "routing-profile"
+MOST_SHARDS = 10_000
 VERSION = 1
 
 
@@ -25,7 +26,8 @@ VERSION = 1
 class CorpusRecord:
     """One corpus that a profile has seen: its name, how much of it, and the SHA-256 of all its documents.
 
-    `shards`, ascending: those of `n_shards` parts that were profiled; 1 of 1 is the whole."""
+    `shards`, ascending: those of `n_shards` parts that were profiled; 1 of 1 is the whole. Which documents are in
+    a shard depends on all corpora of the run, for which `run` stands: of whole corpora it says nothing."""
 
     name: str
     documents: int
@@ -33,16 +35,25 @@ class CorpusRecord:
     sha256: str
     shards: tuple[int, ...] = (1,)
     n_shards: int = 1
+    run: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", tuple(self.shards))  # JSON has no tuples
-        if not set(self.shards) <= set(range(1, self.n_shards + 1)) or not self.shards:
+        ascending = bool(self.shards) and list(self.shards) == sorted(set(self.shards))
+        if not ascending or not 1 <= self.shards[0] <= self.shards[-1] <= self.n_shards <= MOST_SHARDS:
             raise InputError(f"a corpus cannot have shards {self.shards} of {self.n_shards}")
 
     def as_json(self) -> dict[str, Any]:
         """What a file says of it; whole corpora have no shards to speak of."""
         fields = {"name": self.name, "documents": self.documents, "tokens": self.tokens, "sha256": self.sha256}
-        return fields if self.n_shards == 1 else fields | {"shards": list(self.shards), "n_shards": self.n_shards}
+        if self.n_shards == 1:
+            return fields
+        return fields | {"shards": list(self.shards), "n_shards": self.n_shards, "run": self.run}
+
+    @property
+    def part(self) -> str:
+        """How much of the corpus it is, in words."""
+        return "all" if self.n_shards == 1 else f"shard {', '.join(map(str, self.shards))} of {self.n_shards}"
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -50,33 +61,35 @@ class CorpusRecord:
         return tuple(sorted(set(range(1, self.n_shards + 1)) - set(self.shards)))
 
     def completes(self, other: CorpusRecord) -> bool:
-        """Whether both are parts of the same corpus, divided alike."""
-        return self.n_shards > 1 and (self.sha256, self.n_shards) == (other.sha256, other.n_shards)
+        """Whether both are parts of the same corpus in the same run, and of different documents."""
+        same = (self.sha256, self.run, self.n_shards) == (other.sha256, other.run, other.n_shards)
+        return same and self.n_shards > 1 and not set(self.shards) & set(other.shards)
 
     def __add__(self, other: CorpusRecord) -> CorpusRecord:
-        """Both parts together. Raises InputError where a shard is in both."""
-        twice = set(self.shards) & set(other.shards)
-        if twice:
-            raise InputError(
-                f"shard {min(twice)}/{self.n_shards} of {self.name} is in both; merge each shard once"
-            )
+        """Both parts together, where one completes the other."""
         together = replace(
             self,
             documents=self.documents + other.documents,
             tokens=self.tokens + other.tokens,
             shards=tuple(sorted(self.shards + other.shards)),
         )
-        return together if together.missing else replace(together, shards=(1,), n_shards=1)
+        return together if together.missing else replace(together, shards=(1,), n_shards=1, run="")
 
 
 def _joined(ours: tuple[CorpusRecord, ...], theirs: tuple[CorpusRecord, ...]) -> tuple[CorpusRecord, ...]:
     """The records of two profiles; what was a corpus's shards in both becomes one record. A corpus that was given
-    twice to a run has two records in each of its shards."""
+    twice to a run has two records in each of its shards. Raises InputError where documents would count twice."""
     joined = list(ours)
     unmatched = list(range(len(ours)))
     for record in theirs:
         at = next((i for i in unmatched if joined[i].completes(record)), None)
         if at is None:
+            for other in ours:
+                if other.sha256 == record.sha256 and max(other.n_shards, record.n_shards) > 1:
+                    raise InputError(
+                        f"both have documents of {record.name} ({other.part}, {record.part}); merge shards of one "
+                        "run, each once"
+                    )
             joined.append(record)
         else:
             unmatched.remove(at)

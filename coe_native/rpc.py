@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from coe_native._native import core
-from coe_native.errors import InputError
+from coe_native.errors import CoeError, InputError
 
 _PATIENCE = 20
 """Seconds. A server has one client at a time and keeps others waiting."""
 
+_PYTHON_FAILED = 1
+"""Exit status after an exception; llama.cpp aborts."""
+
 _ASK = "import sys; from coe_native._native import core; print(core.count_rpc_devices(sys.argv[1]))"
 
 
-def check_servers(endpoints: Sequence[str]) -> None:
+def check_servers(endpoints: Iterable[str]) -> None:
     """Raises InputError unless an rpc-server answers at each ``HOST:PORT``.
 
     Another process asks: llama.cpp ends the one that meets no server, or one of another version.
@@ -37,5 +40,9 @@ def check_servers(endpoints: Sequence[str]) -> None:
             raise InputError(
                 f"{endpoint}: did not answer in {_PATIENCE} s; it may serve another client"
             ) from error
+        if asked.returncode == _PYTHON_FAILED:
+            raise CoeError(
+                f"{endpoint}: cannot be asked: {asked.stderr.decode(errors='replace').splitlines()[-1]}"
+            )
         if asked.returncode or int(asked.stdout) == 0:
             raise InputError(f"{endpoint}: no rpc-server of this llama.cpp's version answers; start one there")

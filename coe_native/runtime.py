@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ from coe_native.errors import CoeError, InputError
 from coe_native.masking import ExpertMask, check_cut
 from coe_native.moe_model import MoeModel
 from coe_native.rpc import check_servers
+
+_living: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
 class Model:
@@ -73,7 +76,7 @@ class Model:
             "repack": repack,
             "mtp": mtp,
         }
-        check_servers(rpc)
+        check_servers(set(rpc) - self._servers_in_use())
         try:
             self._open_session: core.Session | None = core.Session(
                 os.fsencode(path),
@@ -91,10 +94,16 @@ class Model:
             )
         except RuntimeError as error:
             raise InputError(f"{path}: {error}") from error
+        _living.add(self)
         self.n_batch = self._session.n_batch
         self.n_vocab = self._session.n_vocab
         self.predicts = self._session.has_memory and self.moe.is_causal
         """Whether a token's output depends on those before it only: no perplexity else."""
+
+    @staticmethod
+    def _servers_in_use() -> set[str]:
+        """Those that have answered this process and serve it now. They would not answer another."""
+        return {server for model in _living if model._open_session for server in model._placement["rpc"]}
 
     @property
     def _session(self) -> core.Session:
@@ -128,7 +137,9 @@ class Model:
             raise InputError(
                 f"{self.moe.path}: has no tokenizer; give token ids (.npy, or .jsonl with tokens) instead of text"
             )
-        tokens = session.tokenize(text.encode("utf-8"), parse_special)
+        data = text.encode("utf-8")
+        with self._named():
+            tokens = session.tokenize(data, parse_special)
         bos, eos = session.bos_token, session.eos_token
         # A chat template may have written BOS already.
         head = [bos] if bos >= 0 and (len(tokens) == 0 or tokens[0] != bos) else []

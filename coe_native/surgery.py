@@ -145,7 +145,7 @@ def _write(
                     if piece.zero:
                         target.write(bytes(n_bytes))
                     else:
-                        prefetch.keep_ahead_of(done)
+                        prefetch.reading(n_bytes)
                         copy_range(readers[tensor.source.file], offset, n_bytes, target)
                     checks.start(tensor, piece)
                     syncing.wrote(target, n_bytes)
@@ -171,12 +171,13 @@ class _Checks:
 
     def __init__(self, plan: Plan, readers: Readers) -> None:
         self._where = str(plan.model.path)
+        self._largest = plan.largest_piece
         self._readers = readers
         self._running: deque[tuple[Future[bool], int]] = deque()
         self._behind = 0
 
     def __enter__(self) -> _Checks:
-        self._threads = ThreadPoolExecutor(checking_threads())
+        self._threads = ThreadPoolExecutor(checking_threads(self._largest))
         return self
 
     def __exit__(self, *_: object) -> None:

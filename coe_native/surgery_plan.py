@@ -111,6 +111,11 @@ class Plan:
         return head + bytes(-len(head) % first.alignment)
 
     @property
+    def largest_piece(self) -> int:
+        """Bytes that whoever works on it must hold."""
+        return max((t.slice_bytes * p.count for t in self.tensors for p in t.pieces()), default=0)
+
+    @property
     def n_bytes(self) -> int:
         """Size of the output file."""
         return len(self.header()) + self.layout()[1]
@@ -241,7 +246,7 @@ def check_finite(tensor: PlannedTensor, piece: Run, data: bytes, where: str) -> 
     not the norm 0. False where ggml can't dequantise the type, so that nothing was checked."""
     if not core.has_norm(tensor.source.type):
         return False
-    norms = core.slice_norms(data, tensor.source.type, piece.count, 1)
+    norms = core.slice_norms(data, tensor.source.type, piece.count)
     bad = np.flatnonzero(~np.isfinite(norms))
     if len(bad):
         expert = piece.first + int(bad[0])
@@ -252,16 +257,17 @@ def check_finite(tensor: PlannedTensor, piece: Run, data: bytes, where: str) -> 
 
 
 class Readers:
-    """Files opened for reading when first asked for, once in each thread, and closed together."""
+    """Files opened for reading when first asked for, by whatever thread, and closed together."""
 
     def __init__(self) -> None:
-        self._open: dict[tuple[int, Path], BinaryIO] = {}
+        self._open: dict[Path, BinaryIO] = {}
+        self._lock = threading.Lock()
 
     def __getitem__(self, file: GgufFile) -> BinaryIO:
-        key = threading.get_ident(), file.path
-        if key not in self._open:
-            self._open[key] = file.open()
-        return self._open[key]
+        with self._lock:
+            if file.path not in self._open:
+                self._open[file.path] = file.open()
+            return self._open[file.path]
 
     def __enter__(self) -> Readers:
         return self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,8 +65,10 @@ def verify(
         plan = plan_prune(parent_model, mask, drop_mtp=dropped)
     else:
         plan = plan_zero(parent_model, mask)
-    with ThreadPoolExecutor(1) as beside:
-        running = beside.submit(_runs, written.path, parent_model.path)
+    abandoned = threading.Event()
+    with ThreadPoolExecutor(1) as beside, contextlib.ExitStack() as leaving:
+        leaving.callback(abandoned.set)
+        running = beside.submit(_runs, written.path, parent_model.path, abandoned)
         checks = [_check("metadata", lambda: _metadata(written, plan, mask))]
         layout = _check("layout", lambda: _layout(written, plan))
         checks.append(layout)
@@ -80,11 +84,11 @@ def _check(name: str, run: Callable[[], str]) -> Check:
         return Check(name, False, str(error))
 
 
-def _runs(path: Path, parent: Path) -> list[Check]:
-    """What llama.cpp makes of the file."""
+def _runs(path: Path, parent: Path, abandoned: threading.Event) -> list[Check]:
+    """What llama.cpp makes of the file; nobody wants to know any more once it is `abandoned`."""
     graph: list[str] = []
     checks = [_check("loads", lambda: _loads(path, graph))]
-    if graph:
+    if graph and not abandoned.is_set():
         checks.append(_check("graph", lambda: _same_graph(graph, parent)))
     return checks
 
@@ -177,9 +181,10 @@ def _contents(written: MoeModel, plan: Plan, progress: Report) -> tuple[Check, C
     done = n_finite = 0
     different = infinite = ""
     unchecked: set[str] = set()
-    with Readers() as readers, ThreadPoolExecutor(checking_threads()) as pool:
+    with Readers() as readers, ThreadPoolExecutor(checking_threads(2 * plan.largest_piece)) as pool:
         pieces = list(_pieces(written, plan))
         prefetch = Prefetch(part for piece in pieces for part in piece.ranges(readers))
+        prefetch.reading(0)
         for piece, finding in zip(pieces, pool.map(lambda piece: _look_at(piece, readers), pieces), strict=True):
             different = different or finding.different
             infinite = infinite or finding.infinite
@@ -187,7 +192,7 @@ def _contents(written: MoeModel, plan: Plan, progress: Report) -> tuple[Check, C
             if piece.planned.touched and not (finding.n_finite or finding.infinite):
                 unchecked.add(piece.tensor.type_name)
             done += piece.n_bytes
-            prefetch.keep_ahead_of(2 * done)
+            prefetch.reading(sum(size for _, _, size in piece.ranges(readers)))
             progress(done, total)
     norms = f"{n_finite} slices finite"
     if unchecked:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <mutex>
 #include <stdexcept>
 #include <utility>
@@ -224,6 +225,10 @@ std::string Session::chat_template() const {
 }
 
 std::vector<int32_t> Session::tokenize(const std::string& text, bool parse_special) const {
+    if (text.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max()) - 8) {
+        throw std::invalid_argument("a text of " + std::to_string(text.size()) +
+                                    " bytes is more than llama.cpp's tokenizers take; cut it into parts");
+    }
     // No tokenizer makes more tokens than bytes, but for a prefix of its own.
     std::vector<int32_t> tokens(text.size() + 8);
     const int32_t n_tokens =

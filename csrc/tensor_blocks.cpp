@@ -1,13 +1,9 @@
 #include "tensor_blocks.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
 
 #include "ggml.h"
 
@@ -17,7 +13,6 @@ namespace {
 
 constexpr size_t values_at_once = 8192;  // a multiple of every type's block size
 
-// What one thread works with; made before any thread starts, so that no thread can run out of memory.
 struct Workspace {
     std::vector<float> values = std::vector<float>(values_at_once);
     std::vector<uint8_t> aligned = std::vector<uint8_t>(values_at_once * sizeof(double));
@@ -73,8 +68,7 @@ bool has_norm(uint32_t type) {
            (type == GGML_TYPE_F32 || ggml_get_type_traits(static_cast<ggml_type>(type))->to_float != nullptr);
 }
 
-std::vector<double> slice_norms(const uint8_t* data, size_t n_bytes, uint32_t type, size_t n_slices,
-                                size_t n_threads) {
+std::vector<double> slice_norms(const uint8_t* data, size_t n_bytes, uint32_t type, size_t n_slices) {
     if (!has_norm(type)) {
         throw std::invalid_argument("ggml cannot dequantise type " + std::to_string(type));
     }
@@ -86,27 +80,11 @@ std::vector<double> slice_norms(const uint8_t* data, size_t n_bytes, uint32_t ty
                                     " slices of whole blocks");
     }
     const size_t slice_bytes = n_bytes / n_slices;
-    std::vector<double> norms(n_slices);
-    std::vector<Workspace> workspaces(std::max<size_t>(1, std::min(n_threads, n_slices)));
-    std::atomic<size_t> next{0};
-    const auto work = [&](Workspace& workspace) {
-        for (size_t slice = next++; slice < n_slices; slice = next++) {
-            norms[slice] = std::sqrt(
-                sum_of_squares(data + slice * slice_bytes, slice_bytes / block_bytes, ggml, workspace));
-        }
-    };
-    std::vector<std::thread> threads;
-    threads.reserve(workspaces.size());
-    try {
-        for (size_t i = 1; i < workspaces.size(); ++i) {
-            threads.emplace_back(work, std::ref(workspaces[i]));
-        }
-    } catch (const std::system_error&) {
-        // The system has no more threads to give: those that have started, and this one, do the work.
-    }
-    work(workspaces[0]);
-    for (std::thread& thread : threads) {
-        thread.join();
+    std::vector<double> norms;
+    Workspace workspace;
+    for (size_t slice = 0; slice < n_slices; ++slice) {
+        norms.push_back(std::sqrt(
+            sum_of_squares(data + slice * slice_bytes, slice_bytes / block_bytes, ggml, workspace)));
     }
     return norms;
 }

@@ -121,10 +121,19 @@ def test_a_layer_that_sees_too_few_tokens_is_refused(tmp_path: Path) -> None:
             model._session.decode(*(np.arange(5, dtype=np.int32),) * 2, np.zeros(5, np.int32))
 
 
+@pytest.mark.parametrize("error", [coe.InputError, MemoryError])
 def test_a_bad_document_at_the_end_is_found_at_the_start(
-    model_file: ModelFile, monkeypatch: pytest.MonkeyPatch
+    model_file: ModelFile, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    """All text is tokenised while the first batches run."""
+    """All text is tokenised while the first batches run; whatever goes wrong with it."""
+    told = r"documents\[1000\]: has a token id outside"
+
+    def fail(document: corpus.Document, model: corpus.Tokenizer) -> corpus.Tokens:
+        if document.place == "documents[1000]" and error is MemoryError:
+            raise MemoryError(f"{document.place}: has a token id outside")
+        return corpus.tokenize(document, model)
+
+    monkeypatch.setattr("coe_native.profiler.tokenize", fail)
     monkeypatch.setattr(corpus, "BUNDLE_SIZE", 100)
     seen = []
 
@@ -134,7 +143,7 @@ def test_a_bad_document_at_the_end_is_found_at_the_start(
 
     documents = [*([[1, 2, 3] * 10] * 1000), [1, 256]]
     with coe.Model(model_file("qwen3moe", "F32"), n_ctx=32, n_batch=32, n_threads=1) as model:
-        with pytest.raises(coe.InputError, match=r"documents\[1000\]: has a token id outside"):
+        with pytest.raises(error, match=told):
             coe.profile_corpora(model, [corpus.corpus_of(documents)], progress=follow)
         assert len(seen) < 500
         profile = coe.profile_corpora(model, [corpus.corpus_of(documents[:50])], progress=follow)

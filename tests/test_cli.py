@@ -261,9 +261,14 @@ def test_shards_merge_to_the_whole(made: Made, tmp_path: Path) -> None:
     some = report("merge", *shards[1:4], "-o", merged, "--force")
     assert some["missing_shards"] == {str(path): [3, 4] for path in corpora}
     assert "without shard 3, 4" in ok("merge", *shards[1:4], "-o", merged, "--force").err
-    twice = run("merge", *shards[1:], shards[1], "-o", merged, "--force")
-    assert twice.status == 2
-    assert f"shard 2/5 of {corpora[0]} is in both; merge each shard once" in twice.err
+    for parts in ([*shards[1:], shards[1]], [*shards, shards[1]]):
+        twice = run("merge", *parts, "-o", merged, "--force")
+        assert twice.status == 2
+        assert f"both have documents of {corpora[0]}" in twice.err
+    # A part of the same corpora in another order is of another run.
+    other = tmp_path / "other.gguf"
+    ok("profile", model, "-c", corpora[1], "-c", corpora[0], *text[4:], "-o", other, "--shard", "5/5")
+    assert run("merge", *shards[:2], other, "-o", merged, "--force").status == 2
 
 
 @one_family
@@ -793,7 +798,10 @@ BAD_OPTIONS: list[tuple[str, str]] = [
     (f"{PROFILE} tokens.npy --n-cpu-moe -2", "n-cpu-moe"),
     (f"{PROFILE} tokens.npy --device NONE", "NONE"),
     *((f"{PROFILE} tokens.npy --shard {shard}", "write it like 2/8") for shard in ("2", "a/b", "-1/2", "1/2/3")),
-    *((f"{PROFILE} tokens.npy --shard {shard}", f"no shard {shard}") for shard in ("0/2", "3/2", "1/0")),
+    *(
+        (f"{PROFILE} tokens.npy --shard {shard}", f"no shard {shard}")
+        for shard in ("0/2", "3/2", "1/0", "1/999999")
+    ),
     (f"{PROFILE} tokens.npy --rpc localhost", "write it like 192.168.1.2:50052"),
     ("eval parent.gguf", "--text"),
     ("eval parent.gguf --text tokens.npy --ctx 2", "ctx|context"),

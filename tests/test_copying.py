@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +72,14 @@ def test_early_syncs_are_waited_for_and_their_errors_told(
 ) -> None:
     """The system reports a failed write to one sync, and says nothing to the next."""
     monkeypatch.setattr(_EarlySync, "_portion", 1000)
-    synced = []
+    synced, ended = [], 0
 
     def fsync(descriptor: int) -> None:
-        os.fstat(descriptor)  # it is still open
+        nonlocal ended
         synced.append(descriptor)
+        time.sleep(0.05)
+        os.fstat(descriptor)  # it is still open
+        ended += 1
         if fails:
             raise OSError(5, "Input/output error")
 
@@ -89,6 +93,9 @@ def test_early_syncs_are_waited_for_and_their_errors_told(
                 syncing.wrote(file, 100)
             syncing.finish()
     assert 1 <= len(synced) <= 3
+    with (tmp_path / "file").open("wb") as file, _EarlySync() as syncing:
+        syncing.wrote(file, 1000)  # and then something else goes wrong
+    assert ended == len(synced) > 0
 
 
 def test_prefetch_tells_of_everything_once_and_not_too_early(
@@ -105,12 +112,12 @@ def test_prefetch_tells_of_everything_once_and_not_too_early(
     path.write_bytes(DATA)
     with path.open("rb") as file:
         ahead = prefetch.Prefetch([(file, 0, 700), (file, 5000, 0), (file, 6000, 600), (file, 9000, 100)])
-        ahead.keep_ahead_of(0)
-        assert told == [(0, 300), (300, 300), (600, 100), (6000, 300), (6300, 300)]
-        ahead.keep_ahead_of(299)
+        ahead.reading(0)
+        assert told == [(0, 300), (300, 300), (600, 100), (6000, 300), (6300, 300)]  # 1300 bytes
+        ahead.reading(299)
         assert len(told) == 5
-        ahead.keep_ahead_of(700)
-        ahead.keep_ahead_of(1400)
+        ahead.reading(2)
+        ahead.reading(1000)
     assert told[5:] == [(9000, 100)]
     monkeypatch.delattr(os, "posix_fadvise")
-    prefetch.Prefetch(iter([None])).keep_ahead_of(0)  # type: ignore[list-item]
+    prefetch.Prefetch(iter([None])).reading(0)  # type: ignore[list-item]

@@ -46,7 +46,7 @@ def test_slurm(model_file: Callable[[str, str], Path], corpus: Path, whole: byte
         "MODEL": str(model_file("olmoe", "Q4_K_M")),
         "CORPUS": str(corpus),
         "OUT": str(out),
-        "SLURM_ARRAY_TASK_COUNT": "2",
+        "SHARDS": "2",
     }
     tasks = [
         subprocess.Popen(
@@ -55,7 +55,13 @@ def test_slurm(model_file: Callable[[str, str], Path], corpus: Path, whole: byte
         for index in (1, 2)
     ]
     assert [task.wait(timeout=120) for task in tasks] == [0, 0]
-    subprocess.run(["bash", EXAMPLES / "merge.sbatch"], env=environment, check=True, timeout=60)
+    first, again = tmp_path / "my.profile.gguf.shard-1-of-2", tmp_path / "later"
+    first.rename(again)
+    merge = ["bash", EXAMPLES / "merge.sbatch"]
+    assert subprocess.run(merge, env=environment, capture_output=True, timeout=60, check=False).returncode == 2
+    assert len(list(tmp_path.iterdir())) == 2, "what is there stays until all are"
+    again.rename(first)
+    subprocess.run(merge, env=environment, check=True, timeout=60)
     assert out.read_bytes() == whole
     assert list(tmp_path.iterdir()) == [out]
 

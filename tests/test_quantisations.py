@@ -97,7 +97,7 @@ def test_experts_of_every_type(parent: Path, tmp_path: Path, documents: list[lis
         except NotImplementedError:
             continue
         norms = np.linalg.norm(values.reshape(KEEP, -1).astype(np.float64), axis=1)
-        found = core.slice_norms(tensor.data.tobytes(), int(tensor.tensor_type), KEEP, 2)
+        found = core.slice_norms(tensor.data.tobytes(), int(tensor.tensor_type), KEEP)
         np.testing.assert_allclose(found, norms, rtol=1e-4)
     assert n_quantised == 9
 

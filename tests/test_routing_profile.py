@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
@@ -186,9 +187,28 @@ def test_shards_of_a_corpus_given_twice_stay_two_records() -> None:
     second = replace(make_profile(2), corpora=(replace(record, shards=(2,)),) * 2)
     whole = replace(record, documents=2, tokens=20, n_shards=1)
     assert (first + second).corpora == (whole, whole)
-    with pytest.raises(coe.InputError, match="shard 1/2 of c is in both"):
-        _ = first + first
     other = replace(first, corpora=(replace(record, sha256="1" * 64, shards=(2,)),))
     assert (first + other).corpora == (record, record, *other.corpora)
+
+
+def test_no_shard_counts_twice() -> None:
+    """In whatever order they come, and when the whole is there already."""
+    record = CorpusRecord("c", 1, 10, "0" * 64, (1,), 2, "run")
+    shards = [replace(make_profile(1), corpora=(replace(record, shards=(index,)),)) for index in (1, 2)]
+    thirds = replace(shards[0], corpora=(replace(record, n_shards=3),))
+    elsewhere = replace(shards[1], corpora=(replace(record, shards=(2,), run="with other corpora"),))
+    for first, second, third in itertools.permutations([*shards, shards[0]]):
+        with pytest.raises(coe.InputError, match="both have documents of c"):
+            _ = first + second + third
+    for wrong in (thirds, elsewhere, shards[0], shards[0] + shards[1]):
+        for pair in ((shards[0], wrong), (wrong, shards[0])):
+            with pytest.raises(coe.InputError, match="merge shards of one run, each once"):
+                _ = pair[0] + pair[1]
+
+
+@pytest.mark.parametrize("shards", [(3,), (0,), (), (1, 1), (2, 1)])
+def test_shards_that_cannot_be_are_refused(shards: tuple[int, ...]) -> None:
     with pytest.raises(coe.InputError, match="cannot have shards"):
-        replace(record, shards=(3,))
+        CorpusRecord("c", 1, 10, "0" * 64, shards, 2)
+    with pytest.raises(coe.InputError, match="cannot have shards"):
+        CorpusRecord("c", 1, 10, "0" * 64, (1,), 10**9)

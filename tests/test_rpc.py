@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -130,8 +131,31 @@ def test_nobody_there(model_file: ModelFile) -> None:
 
 
 @with_rpc
+def test_two_models_at_once(server: Server, model_file: ModelFile) -> None:
+    """A server has one client at a time, which is this process, whatever it loads."""
+    path = model_file("olmoe", "F32")
+    with coe.Model(path, n_ctx=8, rpc=[server.endpoint]) as first:
+        before = first.logits([1, 2])
+        with first.like(path) as second:
+            np.testing.assert_allclose(second.logits([1, 2]), before, rtol=1e-5)
+        np.testing.assert_array_equal(first.logits([1, 2]), before)
+    with coe.Model(path, n_ctx=8, rpc=[server.endpoint]) as third:
+        np.testing.assert_allclose(third.logits([1, 2]), before, rtol=1e-5)
+
+
+@with_rpc
 def test_somebody_else_there(model_file: ModelFile) -> None:
-    """A server of another kind hangs up; one that says nothing is not waited for."""
+    """A server that hangs up, and one that says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as impatient:
+
+        def hang_up() -> None:
+            impatient.accept()[0].close()
+
+        hanging_up = threading.Thread(target=hang_up)
+        hanging_up.start()
+        with pytest.raises(coe.InputError, match=r"no rpc-server of this llama\.cpp's version answers"):
+            coe.Model(model_file("olmoe", "F32"), rpc=[f"127.0.0.1:{impatient.getsockname()[1]}"])
+        hanging_up.join()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.MonkeyPatch.context() as patch:
@@ -150,3 +174,10 @@ def test_without_rpc_it_is_refused(model_file: ModelFile) -> None:
 def test_addresses_that_are_none_are_refused(model_file: ModelFile, address: str) -> None:
     with pytest.raises(coe.InputError, match="is no address of an rpc-server"):
         coe.Model(model_file("olmoe", "F32"), rpc=[address])
+
+
+@with_rpc
+def test_what_python_says_is_told(model_file: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe_native.rpc._ASK", "import no_such_module")
+    with pytest.raises(coe.CoeError, match=r"cannot be asked: ModuleNotFoundError: No module named"):
+        coe.Model(model_file("olmoe", "F32"), rpc=[free_endpoint()])

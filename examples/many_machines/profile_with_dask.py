@@ -31,9 +31,16 @@ def profile_shard(model: str, corpora: list[str], shard: coe.Shard, threads: int
 def main(
     model: str, corpora: tuple[str, ...], output: Path, workers: int, threads: int, scheduler: str | None
 ) -> None:
-    cluster = scheduler or LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    if output.exists():
+        raise click.UsageError(f"{output} exists; choose another name")
+    # No limit of Dask's own: to it, a mapped model is memory that every worker takes for itself.
+    cluster = scheduler or LocalCluster(
+        n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None
+    )
     with Client(cluster) as client:
         count = len(client.scheduler_info(n_workers=-1)["workers"])
+        if count == 0:
+            raise click.ClickException(f"{scheduler}: has no workers")
         shards = [coe.Shard(index, count) for index in range(1, count + 1)]
         running = [
             client.submit(profile_shard, model, list(corpora), shard, threads, pure=False) for shard in shards

@@ -96,44 +96,40 @@ double plain_norm(ggml_type type, const uint8_t* bytes, size_t n_values) {
     return std::sqrt(sum);
 }
 
-std::vector<double> norms_of(const Quantised& tensor, size_t slices, size_t n_threads) {
-    return coe::slice_norms(tensor.bytes.data(), tensor.bytes.size(), tensor.type, slices, n_threads);
+std::vector<double> norms_of(const Quantised& tensor, size_t slices) {
+    return coe::slice_norms(tensor.bytes.data(), tensor.bytes.size(), tensor.type, slices);
 }
 
 void check_norms(ggml_type type) {
     const Quantised tensor = quantise(type);
     const size_t slice_bytes = tensor.bytes.size() / n_slices;
-    for (const size_t n_threads : {size_t{1}, size_t{3}, size_t{0}, size_t{20}}) {
-        const std::vector<double> norms = norms_of(tensor, n_slices, n_threads);
-        CHECK_EQUAL(norms.size(), n_slices);
-        for (size_t slice = 0; slice < n_slices; ++slice) {
-            const double expected =
-                plain_norm(type, tensor.bytes.data() + slice * slice_bytes, rows_in_slice * row);
-            CHECK(expected > 1.0);
-            // Products in float, as ggml dequantises, against products in double.
-            CHECK(std::fabs(norms[slice] - expected) < 1e-6 * expected);
-        }
+    const std::vector<double> norms = norms_of(tensor, n_slices);
+    CHECK_EQUAL(norms.size(), n_slices);
+    for (size_t slice = 0; slice < n_slices; ++slice) {
+        const double expected =
+            plain_norm(type, tensor.bytes.data() + slice * slice_bytes, rows_in_slice * row);
+        CHECK(expected > 1.0);
+        // Products in float, as ggml dequantises, against products in double.
+        CHECK(std::fabs(norms[slice] - expected) < 1e-6 * expected);
     }
     // A slice may start anywhere in memory.
     std::vector<uint8_t> shifted(tensor.bytes.size() + 1);
     std::memcpy(shifted.data() + 1, tensor.bytes.data(), tensor.bytes.size());
-    CHECK(coe::slice_norms(shifted.data() + 1, tensor.bytes.size(), type, n_slices, 1) ==
-          norms_of(tensor, n_slices, 1));
+    CHECK(coe::slice_norms(shifted.data() + 1, tensor.bytes.size(), type, n_slices) ==
+          norms_of(tensor, n_slices));
 }
 
 // Overwrites the scale at `offset` in the middle of slice 2; no other slice may notice.
 void check_bad_scale(ggml_type type, size_t offset, const std::vector<uint8_t>& scale) {
     Quantised tensor = quantise(type);
-    const std::vector<double> before = norms_of(tensor, n_slices, 1);
+    const std::vector<double> before = norms_of(tensor, n_slices);
     const size_t slice_bytes = tensor.bytes.size() / n_slices;
     const size_t row_bytes = ggml_row_size(type, row);
     std::memcpy(tensor.bytes.data() + 2 * slice_bytes + 40 * row_bytes + offset, scale.data(), scale.size());
-    for (const size_t n_threads : {size_t{1}, size_t{3}}) {
-        const std::vector<double> norms = norms_of(tensor, n_slices, n_threads);
-        for (size_t slice = 0; slice < n_slices; ++slice) {
-            CHECK_EQUAL(std::isfinite(norms[slice]), slice != 2);
-            CHECK(slice == 2 || norms[slice] == before[slice]);
-        }
+    const std::vector<double> norms = norms_of(tensor, n_slices);
+    for (size_t slice = 0; slice < n_slices; ++slice) {
+        CHECK_EQUAL(std::isfinite(norms[slice]), slice != 2);
+        CHECK(slice == 2 || norms[slice] == before[slice]);
     }
 }
 
@@ -148,7 +144,7 @@ TEST(norms_of_q4_k) { check_norms(GGML_TYPE_Q4_K); }
 TEST(norms_are_taken_in_double_precision) {
     const std::vector<float> values = {1e30f, 0.0f, 1e-30f, 0.0f};  // their squares are no floats
     const auto* bytes = reinterpret_cast<const uint8_t*>(values.data());
-    const std::vector<double> norms = coe::slice_norms(bytes, 16, GGML_TYPE_F32, 2, 1);
+    const std::vector<double> norms = coe::slice_norms(bytes, 16, GGML_TYPE_F32, 2);
     CHECK(std::fabs(norms[0] / static_cast<double>(1e30f) - 1.0) < 1e-15);
     CHECK(std::fabs(norms[1] / static_cast<double>(1e-30f) - 1.0) < 1e-15);
 }
@@ -178,7 +174,7 @@ TEST(norms_of_zero_bytes_are_zero_for_every_type) {
         ++n_types;
         // Four slices of 33 times 256 values: more than is dequantised at once.
         const std::vector<uint8_t> zeros(4 * 33 * ggml_row_size(static_cast<ggml_type>(type), row));
-        for (const double norm : coe::slice_norms(zeros.data(), zeros.size(), type, 4, 2)) {
+        for (const double norm : coe::slice_norms(zeros.data(), zeros.size(), type, 4)) {
             if (norm != 0.0) {
                 coe::tests::fail(__FILE__, __LINE__,
                                  std::string("zero bytes have the norm ") + std::to_string(norm) + " as " +
@@ -192,7 +188,7 @@ TEST(norms_of_zero_bytes_are_zero_for_every_type) {
 TEST(norms_of_bad_slices_are_refused) {
     const std::vector<uint8_t> bytes(18 * 12);
     const auto norms = [&](size_t n_bytes, uint32_t type, size_t slices) {
-        return coe::slice_norms(bytes.data(), n_bytes, type, slices, 1);
+        return coe::slice_norms(bytes.data(), n_bytes, type, slices);
     };
     CHECK_EQUAL(norms(18 * 12, GGML_TYPE_Q4_0, 12).size(), size_t{12});
     CHECK_EQUAL(norms(18 * 12, GGML_TYPE_Q4_0, 1).size(), size_t{1});
