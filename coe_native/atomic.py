@@ -10,6 +10,11 @@ from typing import BinaryIO
 
 from coe_native.errors import CoeError, InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 SUFFIX = ".coe-tmp"
 
 
@@ -39,10 +44,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     The bytes are on the disk before the name is. Raises CoeError for what the system refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
+    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}{SUFFIX}")
     try:
+        clear_leftovers(path)
         try:
             with temporary.open("wb") as file:
+                _lock(file)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -52,6 +59,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         _sync_directory(path.parent)
     except OSError as error:
         raise CoeError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def clear_leftovers(path: Path) -> None:
+    """Removes what writers of `path` that were killed have left beside it: files that nobody holds locked."""
+    for beside in path.parent.iterdir():
+        if beside.name.startswith(_prefix(path)) and beside.name.endswith(SUFFIX):
+            with contextlib.suppress(OSError), beside.open("r+b") as leftover:
+                _lock(leftover)
+                beside.unlink()
+
+
+def _prefix(path: Path) -> str:
+    """How temporary files for `path` begin; a system's names have some 255 bytes."""
+    return f".{path.name.encode()[:200].decode(errors='ignore')}."
+
+
+def _lock(file: BinaryIO) -> None:
+    """Until it is closed. Raises OSError where another has locked it. Windows has no such locks, and does not let
+    open files be removed."""
+    if fcntl is not None:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,11 +55,12 @@ class Document:
 @dataclass(frozen=True)
 class Corpus:
     """Named documents. `sha256` is over their contents, so that equal corpora are recognised. `n_skipped`: files
-    of a directory that were passed by."""
+    of a directory that were passed by; `bad`: what was wrong with documents that were left out."""
 
     name: str
     documents: tuple[Document, ...]
     n_skipped: int = 0
+    bad: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -69,22 +70,27 @@ class Corpus:
         return digest.hexdigest()
 
 
-def read_corpus(path: str | Path, field: str | None = None) -> Corpus:
+def read_corpus(path: str | Path, field: str | None = None, *, skip_bad: bool = False) -> Corpus:
     """All documents of a file, of a directory (its files in order of their names, but hidden ones and those that
     are no UTF-8 text), or of standard input (``-``, one text). `field` names the text
-    column of ``.jsonl`` and ``.parquet`` files.
+    column of ``.jsonl`` and ``.parquet`` files. `skip_bad`: leaves out documents that can't be read.
 
     Raises InputError, naming the place, where something can't be read or there is no document.
     """
     skipped: list[Path] = []
-    if str(path) == "-":
-        documents = [Document("standard input", _decoded(sys.stdin.buffer.read(), "standard input"))]
-    else:
-        documents = list(_read_path(Path(path), field, skipped))
+    documents: list[Document] = []
+    bad: list[str] = []
+    for document in _read_stdin() if str(path) == "-" else _read_path(Path(path), field, skipped):
+        if isinstance(document, Document):
+            documents.append(document)
+        elif skip_bad:
+            bad.append(str(document))
+        else:
+            raise document
     documents = [document for document in documents if document.content]
     if not documents:
-        raise InputError(f"{path}: holds no text")
-    return Corpus(str(path), tuple(documents), len(skipped))
+        raise InputError(bad[0] if bad else f"{path}: holds no text")
+    return Corpus(str(path), tuple(documents), len(skipped), tuple(bad))
 
 
 def corpus_of(documents: Iterable[str | Sequence[int]], name: str = "documents") -> Corpus:
@@ -98,22 +104,33 @@ def corpus_of(documents: Iterable[str | Sequence[int]], name: str = "documents")
     return Corpus(name, tuple(document for document in made if document.content))
 
 
-def _read_path(path: Path, field: str | None, skipped: list[Path]) -> Iterator[Document]:
-    readers = {".jsonl": _read_jsonl, ".npy": _read_npy, ".parquet": _read_parquet}
+Found = Document | InputError
+"""A document, or what is wrong with it."""
+
+
+def _found(place: str, content: Callable[[], Any]) -> Found:
     try:
-        if path.is_dir():
-            for entry in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
-                hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
-                if not entry.is_file():
-                    continue
-                if hidden or not _looks_like_text(entry):
-                    skipped.append(entry)
-                else:
-                    yield from _read_path(entry, field, skipped)
-        else:
-            yield from readers.get(path.suffix.lower(), _read_text)(path, field)
+        return Document(place, content())
+    except InputError as error:
+        return error
+
+
+def _read_path(path: Path, field: str | None, skipped: list[Path]) -> Iterator[Found]:
+    readers = {".jsonl": _read_jsonl, ".npy": _read_npy, ".parquet": _read_parquet}
+    if path.is_dir():
+        for entry in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
+            hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
+            if not entry.is_file():
+                continue
+            if hidden or not _looks_like_text(entry):
+                skipped.append(entry)
+            else:
+                yield from _read_path(entry, field, skipped)
+        return
+    try:
+        yield from readers.get(path.suffix.lower(), _read_text)(path, field)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        yield InputError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def _looks_like_text(path: Path) -> bool:
@@ -138,27 +155,35 @@ def _decoded(data: bytes, place: str) -> str:
         raise InputError(f"{place}: is not UTF-8 text (byte {error.start}); convert it or leave it out") from error
 
 
-def _read_text(path: Path, field: str | None) -> Iterator[Document]:  # noqa: ARG001
-    yield Document(str(path), _decoded(path.read_bytes(), str(path)))
+def _read_stdin() -> Iterator[Found]:
+    yield _found("standard input", lambda: _decoded(sys.stdin.buffer.read(), "standard input"))
 
 
-def _read_jsonl(path: Path, field: str | None) -> Iterator[Document]:
+def _read_text(path: Path, field: str | None) -> Iterator[Found]:  # noqa: ARG001
+    yield _found(str(path), lambda: _decoded(path.read_bytes(), str(path)))
+
+
+def _read_jsonl(path: Path, field: str | None) -> Iterator[Found]:
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
+        for number, line in enumerate(file, 1):
             place = f"{path}:{number}"
-            line = _decoded(raw, place)
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{place}: is no JSON ({error})") from error
-            if not isinstance(record, dict):
-                raise InputError(f"{place}: is no JSON object")
-            yield Document(place, _content(record, field, place))
+            if line.strip():
+                yield _found(place, lambda line=line, place=place: _content(_record(line, place), field, place))  # type: ignore[misc]
 
 
-def _read_parquet(path: Path, field: str | None) -> Iterator[Document]:
+def _record(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(_decoded(line, place))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: is no JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{place}: is no JSON object")
+    return record
+
+
+def _read_parquet(path: Path, field: str | None) -> Iterator[Found]:
     try:
         import pyarrow.lib
         import pyarrow.parquet
@@ -169,21 +194,24 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[Document]:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
             for record in batch.to_pylist():
                 row += 1
-                yield Document(f"{path}:{row}", _content(record, field, f"{path}:{row}"))
+                place = f"{path}:{row}"
+                yield _found(place, lambda record=record, place=place: _content(record, field, place))  # type: ignore[misc]
     except pyarrow.lib.ArrowException as error:
-        raise InputError(f"{path}: is no readable parquet file ({error})") from error
+        yield InputError(f"{path}: is no readable parquet file ({error})")
 
 
-def _read_npy(path: Path, field: str | None) -> Iterator[Document]:  # noqa: ARG001
+def _read_npy(path: Path, field: str | None) -> Iterator[Found]:  # noqa: ARG001
     try:
         # Unlike np.load it never unpickles and takes no archives.
         array = np.lib.format.open_memmap(path, mode="r")
     except OSError:
         raise
     except Exception as error:  # the header is a Python literal, and parsing one fails in many ways
-        raise InputError(f"{path}: is no array of token ids ({error})") from error
+        yield InputError(f"{path}: is no array of token ids ({error})")
+        return
     if array.ndim not in (1, 2) or array.dtype.kind not in "iu":
-        raise InputError(f"{path}: is a {array.ndim}-D array of {array.dtype}; token ids are 1-D or 2-D integers")
+        yield InputError(f"{path}: is a {array.ndim}-D array of {array.dtype}; token ids are 1-D or 2-D integers")
+        return
     for number, row in enumerate(np.atleast_2d(array)):
         yield Document(f"{path}[{number}]", tuple(row.tolist()))
 
@@ -312,12 +340,13 @@ def windows(tokens: Tokens, n_ctx: int, bos: int | None = None) -> Iterator[Toke
 
 @dataclass(frozen=True)
 class Batch:
-    """What one decode runs: three int32 arrays of one length. `fresh`: no sequence goes on from before."""
+    """What one decode runs: three int32 arrays of one length. `n_begun`: windows that begin in it; 0 where
+    one goes on from the batch before."""
 
     tokens: Tokens
     positions: Tokens
     sequences: Tokens
-    fresh: bool
+    n_begun: int
 
 
 def batches(parts: Iterable[Tokens], n_batch: int, n_sequences: int) -> Iterator[Batch]:
@@ -342,11 +371,11 @@ def _pack(parts: list[Tokens]) -> Batch:
     lengths = [len(part) for part in parts]
     positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
     sequences = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
-    return Batch(np.concatenate(parts), positions, sequences, fresh=True)
+    return Batch(np.concatenate(parts), positions, sequences, len(parts))
 
 
 def _chunks(window: Tokens, n_batch: int) -> Iterator[Batch]:
     for start in range(0, len(window), n_batch):
         part = window[start : start + n_batch]
         positions = np.arange(start, start + len(part), dtype=np.int32)
-        yield Batch(part, positions, np.zeros(len(part), np.int32), fresh=start == 0)
+        yield Batch(part, positions, np.zeros(len(part), np.int32), int(start == 0))

@@ -44,7 +44,8 @@ class Tensor:
 
 
 class GgufFile:
-    """An opened GGUF file. Raises InputError where it is none, is damaged or truncated."""
+    """An opened GGUF file. Raises InputError where it is none, is damaged or truncated. `header_bytes`: all that
+    stands before the data."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,7 +56,7 @@ class GgufFile:
                     raise InputError(f"{path}: is empty")
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                     self.header = core.read_gguf_header(mapped, self.size)
-                    self._header_bytes = mapped[: min(self.header.data_offset, self.size)]
+                    self.header_bytes = mapped[: min(self.header.data_offset, self.size)]
         except core.GgufError as error:
             raise InputError(f"{path}: {error}") from error
         except OSError as error:
@@ -76,14 +77,14 @@ class GgufFile:
     def raw_entry(self, key: str) -> bytes:
         """The bytes of a whole metadata entry, key and type included."""
         entry = self._entries[key]
-        return self._header_bytes[entry.begin : entry.end]
+        return self.header_bytes[entry.begin : entry.end]
 
     def shortened_entry(self, key: str, count: int) -> bytes:
         """The bytes of an array's entry with its first `count` numbers only."""
         entry = self._entries[key]
         size = (entry.end - entry.value) // entry.count
-        head = self._header_bytes[entry.begin : entry.value - 8]
-        return head + struct.pack("<Q", count) + self._header_bytes[entry.value : entry.value + count * size]
+        head = self.header_bytes[entry.begin : entry.value - 8]
+        return head + struct.pack("<Q", count) + self.header_bytes[entry.value : entry.value + count * size]
 
     def get(self, key: str, default: Any = None) -> Any:
         """A metadata value: number, bool, text, or a list of them."""
@@ -91,7 +92,7 @@ class GgufFile:
         return default if entry is None else self._decode(entry)
 
     def _decode(self, entry: core.GgufEntry) -> Value:
-        raw = self._header_bytes[entry.value : entry.end]
+        raw = self.header_bytes[entry.value : entry.end]
         if entry.element_type.name == "STRING":
             texts = list(_strings(raw, entry.count))
             return texts if entry.type.name == "ARRAY" else texts[0]

@@ -270,6 +270,14 @@ class MoeModel:
                 digest.update(read_exactly(file, router.offset, router.n_bytes))
         return digest.hexdigest()
 
+    @cached_property
+    def header_digest(self) -> str:
+        """SHA-256 (hex) over the files' headers: the same for no two quantisations."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(file.header_bytes)
+        return digest.hexdigest()
+
     def context_bytes(self, n_ctx: int, n_batch: int = 512) -> int:
         """Bytes of keys and values for `n_ctx` tokens in F16, estimated from the metadata alone.
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from coe_native.checkpoint import Checkpoint, Position
 from coe_native.corpus import (
     WHOLE,
+    Batch,
     Bundle,
     Corpus,
     Shard,
@@ -24,7 +26,7 @@ from coe_native.corpus import (
 )
 from coe_native.errors import InputError
 from coe_native.routing_profile import CorpusRecord, RoutingProfile
-from coe_native.runtime import Model
+from coe_native.runtime import Model, RouterCounts
 
 DOCUMENTS_AT_ONCE = 16
 """Windows that may share a batch; more would cost recurrent models memory for each."""
@@ -68,73 +70,164 @@ def profile_corpora(
     corpora: Sequence[Corpus],
     *,
     shard: Shard = WHOLE,
+    checkpoint: Checkpoint | None = None,
+    skip_bad: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> RoutingProfile:
     """The routing profile of a loaded model over corpora, or over one shard of their documents: merged, the
     profiles of all shards equal that of the whole, to the last bit on one kind of machine. A live mask stays in
     force.
 
-    `progress` is called after each batch. Raises InputError where there are no tokens at all; a shard of few
-    documents may have none.
+    With a `checkpoint`, a run that was interrupted goes on, and ends with the profile that it would have had; an
+    exception leaves a checkpoint behind, KeyboardInterrupt too. `skip_bad`: documents that the model can't
+    tokenise are left out, and it is told of each, in another thread. `progress` is called after each batch.
+    Raises InputError where there are no tokens at all; a shard of few documents may have none.
     """
-    cutter = _Cutter(model, bundles(corpora, shard), len(corpora))
-    digests = [corpus.sha256 for corpus in corpora]
-    run = hashlib.sha256("".join(digests).encode()).hexdigest() if shard.count > 1 else ""
+    work = bundles(corpora, shard)
+    counted = _Counted(model, corpora, shard)
+    start = counted.go_on(checkpoint) if checkpoint is not None else Position()
+    cutter = _Cutter(model, work[start.bundle :], skip_bad)
     model.watch_routers()
     try:
+        counted.note(start)
         with contextlib.closing(cutter.ahead()) as cut:
-            done, started = 0, time.monotonic()
-            for parts in cut:
-                for batch in batches(parts, model.n_batch, model.n_sequences):
+            started, ran, skipped = time.monotonic(), 0, 0
+            for number, parts in enumerate(cut, start.bundle):
+                for position, begun, batch in _batches(model, number, parts):
+                    if position < start:
+                        skipped += len(batch.tokens)
+                        continue
+                    if checkpoint is not None and begun:
+                        counted.note(position)
+                        checkpoint.offer(position, counted.profile)
                     model.decode(batch)
-                    done += len(batch.tokens)
-                    progress(Progress(done, cutter.total(), time.monotonic() - started))
-        histograms, weight_sum, weight_sum_rest = model.router_counts()
+                    counted.begun(begun)
+                    ran += len(batch.tokens)
+                    progress(Progress(ran, cutter.total() - skipped, time.monotonic() - started))
+        counted.note(Position(len(work)))
+    except BaseException:
+        if checkpoint is not None and counted.position > start:
+            checkpoint.save(counted.position, counted.profile())
+        raise
     finally:
         model.unwatch_routers()
-    if done == 0 and shard.count == 1:
+    profile = counted.profile()
+    if profile.n_tokens == 0 and shard.count == 1:
         raise InputError("the corpus has no tokens; give files with text in them")
-    return RoutingProfile(
-        model.moe.architecture,
-        model.moe.name,
-        model.moe.fingerprint,
-        tuple(model.moe.blocks),
-        done,
-        histograms,
-        weight_sum,
-        tuple(
-            CorpusRecord(corpus.name, documents, tokens, digest, (shard.index,), shard.count, run)
-            for corpus, documents, tokens, digest in zip(
-                corpora, cutter.documents, cutter.tokens, digests, strict=True
+    return profile
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Tokens to be run from position 0 on, of one corpus; whether a document begins with them."""
+
+    tokens: Tokens
+    corpus: int
+    begins: bool
+
+
+def _batches(
+    model: Model, bundle: int, parts: Sequence[_Window]
+) -> Iterator[tuple[Position, Sequence[_Window], Batch]]:
+    """The batches of one bundle, each with its position and the windows that begin in it."""
+    at = 0
+    of_bundle = batches((part.tokens for part in parts), model.n_batch, model.n_sequences)
+    for number, batch in enumerate(of_bundle):
+        yield Position(bundle, number), parts[at : at + batch.n_begun], batch
+        at += batch.n_begun
+
+
+class _Counted:
+    """What a run has counted, as of its last `note`: whatever happens between two of them, counts and position are
+    those of one moment."""
+
+    def __init__(self, model: Model, corpora: Sequence[Corpus], shard: Shard) -> None:
+        self._model = model
+        self._shard = shard
+        self._records = [
+            CorpusRecord(corpus.name, 0, 0, corpus.sha256, (shard.index,), shard.count) for corpus in corpora
+        ]
+        self._run = hashlib.sha256("".join(record.sha256 for record in self._records).encode()).hexdigest()
+        if shard.count > 1:
+            self._records = [replace(record, run=self._run) for record in self._records]
+        self._before: RoutingProfile | None = None
+        self._noted: tuple[Position, RouterCounts, tuple[CorpusRecord, ...]]
+
+    def go_on(self, checkpoint: Checkpoint) -> Position:
+        """Takes over what a checkpoint has, and says where to begin."""
+        model = self._model
+        position, self._before = checkpoint.begin(
+            {
+                "model": model.moe.header_digest,
+                "mask": model.mask.digest if model.mask is not None else "",
+                "corpus": self._run,
+                "shard": f"{self._shard.index}/{self._shard.count}",
+                "ctx": model.n_ctx,
+                "batch": model.n_batch,
+                "sequences": model.n_sequences,
+            }
+        )
+        if self._before is not None:
+            self._records = list(self._before.corpora)
+        return position
+
+    def begun(self, parts: Sequence[_Window]) -> None:
+        """Windows that have been run, or whose first part has."""
+        for part in parts:
+            record = self._records[part.corpus]
+            self._records[part.corpus] = replace(
+                record, documents=record.documents + part.begins, tokens=record.tokens + len(part.tokens)
             )
-        ),
-        model.moe.router_shape.n_groups,
-        model.moe.router_shape.n_groups_used,
-        weight_sum_rest=weight_sum_rest,
-    )
+
+    def note(self, position: Position) -> None:
+        self._noted = position, self._model.router_counts(), tuple(self._records)
+
+    @property
+    def position(self) -> Position:
+        return self._noted[0]
+
+    def profile(self) -> RoutingProfile:
+        """The profile of everything that was run before the last note."""
+        _, (histograms, weight_sum, weight_sum_rest), records = self._noted
+        moe = self._model.moe
+        before = 0 if self._before is None else self._before.n_tokens
+        now = RoutingProfile(
+            moe.architecture,
+            moe.name,
+            moe.fingerprint,
+            tuple(moe.blocks),
+            sum(record.tokens for record in records) - before,
+            histograms,
+            weight_sum,
+            (),
+            moe.router_shape.n_groups,
+            moe.router_shape.n_groups_used,
+            weight_sum_rest=weight_sum_rest,
+        )
+        return replace(now if self._before is None else self._before + now, corpora=records)
 
 
 class _Cutter:
     """Cuts bundles into windows of tokens, all of them as soon as it can, in a thread beside the model's: the
-    tokenizer only reads the model. `documents` and `tokens` count what it has cut, by corpus."""
+    tokenizer only reads the model."""
 
-    def __init__(self, model: Model, work: Sequence[Bundle], n_corpora: int) -> None:
+    def __init__(self, model: Model, work: Sequence[Bundle], skip_bad: Callable[[str], None] | None) -> None:
         self._model = model
+        self._skip_bad = skip_bad
         self._work = work
         self._size = sum(bundle.size for bundle in work)
         self._size_cut = 0
+        self._tokens_cut = 0
         self._error: Exception | None = None
-        self.documents = [0] * n_corpora
-        self.tokens = [0] * n_corpora
 
     def total(self) -> int:
         """Tokens of all bundles, as far as is known. Raises what is wrong with a document that is still to come:
         nobody should wait hours to be told."""
         if self._error is not None:
             raise self._error
-        return round(sum(self.tokens) * self._size / max(self._size_cut, 1))
+        return round(self._tokens_cut * self._size / max(self._size_cut, 1))
 
-    def ahead(self) -> Generator[list[Tokens], None, None]:
+    def ahead(self) -> Generator[list[_Window], None, None]:
         """The windows of each bundle."""
         thread = ThreadPoolExecutor(1)
         try:
@@ -142,15 +235,20 @@ class _Cutter:
         finally:
             thread.shutdown(cancel_futures=True)
 
-    def _cut(self, bundle: Bundle) -> list[Tokens]:
+    def _cut(self, bundle: Bundle) -> list[_Window]:
         try:
             parts = []
             for index, document in bundle.documents:
-                of_document = windows(tokenize(document, self._model), self._model.n_ctx, self._model.bos_token)
-                self.documents[index] += 1
-                for part in of_document:
-                    self.tokens[index] += len(part)
-                    parts.append(part)
+                try:
+                    tokens = tokenize(document, self._model)
+                except InputError as error:
+                    if self._skip_bad is None:
+                        raise
+                    self._skip_bad(str(error))
+                    continue
+                of_document = windows(tokens, self._model.n_ctx, self._model.bos_token)
+                parts += [_Window(part, index, begins=number == 0) for number, part in enumerate(of_document)]
+            self._tokens_cut += sum(len(part.tokens) for part in parts)
             self._size_cut += bundle.size
         except Exception as error:
             self._error = error

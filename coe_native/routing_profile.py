@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -219,8 +220,10 @@ class RoutingProfile:
             place="the profile",
         )
 
-    def save(self, path: str | Path, *, force: bool = True) -> None:
-        """Writes the profile as a GGUF file, whole or not at all."""
+    def save(
+        self, path: str | Path, *, force: bool = True, more: Mapping[str, int | str] = MappingProxyType({})
+    ) -> None:
+        """Writes the profile as a GGUF file, whole or not at all; `more`: further metadata."""
         from gguf import GGUFWriter
 
         from coe_native.atomic import check_target, replacing
@@ -240,6 +243,8 @@ class RoutingProfile:
             writer.add_uint32("coe.profile.expert_group_used_count", self.n_groups_used)
             writer.add_uint64("coe.profile.tokens", self.n_tokens)
             writer.add_string("coe.profile.corpora", json.dumps([record.as_json() for record in self.corpora]))
+            for key, value in more.items():
+                writer.add_string(key, value) if isinstance(value, str) else writer.add_uint64(key, value)
             for index, block in enumerate(self.layers):
                 writer.add_tensor(f"blk.{block}.router.histogram", self.histograms[index])
                 writer.add_tensor(f"blk.{block}.router.weight_sum", self.weight_sum[index])

@@ -22,6 +22,9 @@ from coe_native.masking import ExpertMask, check_cut
 from coe_native.moe_model import MoeModel
 from coe_native.rpc import check_servers
 
+RouterCounts = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
+"""Histograms, weight sums, and what rounding left out of these, all [moe_layer, expert, rank]."""
+
 _living: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
@@ -62,6 +65,8 @@ class Model:
             raise InputError("the context, the batch and the number of sequences must be at least 1")
         self.moe = MoeModel(path)
         self.n_ctx = n_ctx
+        self.mask: ExpertMask | None = None
+        """The live mask in force."""
         if not self.moe.is_causal:
             n_batch = max(n_batch, n_ctx)
         # llama.cpp gives every sequence an output of each batch.
@@ -188,10 +193,12 @@ class Model:
         check_cut(mask, self.moe)
         blocks = sorted(mask.kept)
         self._session.mask(blocks, [list(mask.kept[block]) for block in blocks], mask.n_experts)
+        self.mask = mask
 
     def clear_mask(self) -> None:
         """All experts are selectable again."""
         self._session.unmask()
+        self.mask = None
 
     def logits(self, tokens: Sequence[int] | Tokens) -> NDArray[np.float32]:
         """Logits behind each token of one window, float32 [n_tokens, n_vocab]. Raises InputError for a model
@@ -256,7 +263,7 @@ class Model:
 
     def decode(self, batch: Batch) -> None:
         """Runs one batch. Raises CoeError where llama.cpp fails or a router is not seen as it must be."""
-        if batch.fresh:
+        if batch.n_begun:
             self._session.reset()
         with self._named():
             self._session.decode(batch.tokens, batch.positions, batch.sequences)
@@ -284,9 +291,8 @@ class Model:
         """Stops counting; graphs run to their end again."""
         self._session.unwatch()
 
-    def router_counts(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Histograms since `watch_routers`, weight sums, and what rounding left out of these, all [moe_layer,
-        expert, rank]."""
+    def router_counts(self) -> RouterCounts:
+        """What has been counted since `watch_routers`."""
         return self._session.histograms, self._session.weight_sum, self._session.weight_sum_rest
 
 

@@ -272,6 +272,37 @@ def test_shards_merge_to_the_whole(made: Made, tmp_path: Path) -> None:
 
 
 @one_family
+def test_bad_documents_stop_a_run_or_are_left_out(made: Made, tmp_path: Path) -> None:
+    """Of each kind that can be wrong: the others count as if it was not there."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    for directory in (good, bad):
+        directory.mkdir()
+        (directory / "a.jsonl").write_text('{"tokens": [1, 2, 3]}\n{"tokens": [4, 5]}\n')
+        np.save(directory / "c.npy", np.arange(30, dtype=np.int32).reshape(3, 10))
+    with (bad / "a.jsonl").open("a") as file:
+        file.write('{"tokens": [1, 256]}\n{"tokens": "text"}\nnonsense\n[1]\n{"tokens": [1.5]}\n')
+    (bad / "b.npy").write_bytes(b"\x93NUMPY rubbish")
+    np.save(bad / "d.npy", np.zeros((2, 2, 2), np.int32))
+    (bad / "e.parquet").write_bytes(b"PAR1")
+    model = made.files["F32"]
+    expected, out = tmp_path / "expected.gguf", tmp_path / "out.gguf"
+    ok("profile", model, "-c", good, "-o", expected, *RUN)
+    stopped = run("profile", model, "-c", bad, "-o", out, *RUN)
+    assert stopped.status == 2
+    assert not out.exists()
+    done = ok("profile", model, "-c", bad, "-o", out, "--skip-bad", "--json", *RUN)
+    assert (done.json["left_out"], done.json["documents"], done.json["tokens"]) == (8, 5, 35)
+    for place in (*(f"a.jsonl:{line}" for line in range(3, 8)), "b.npy", "d.npy", "e.parquet"):
+        assert f"left out: {bad / place}" in done.err
+    ours, theirs = coe.RoutingProfile.load(out), coe.RoutingProfile.load(expected)
+    assert (ours.histograms == theirs.histograms).all()
+    assert (ours.weight_sum == theirs.weight_sum).all()
+    nothing = run("profile", model, "-c", bad / "b.npy", "-o", out, "--skip-bad", "--force", *RUN)
+    assert "b.npy: is no array of token ids" in nothing.err
+    assert nothing.status == 2
+
+
+@one_family
 @pytest.mark.parametrize("method", coe.METHODS)
 def test_score_prints_the_library_s_scores(made: Made, method: str) -> None:
     profile = coe.RoutingProfile.load(made.profile)

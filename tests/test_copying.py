@@ -12,6 +12,7 @@ import pytest
 
 import coe_native as coe
 from coe_native import holes, prefetch
+from coe_native.atomic import clear_leftovers, replacing
 from coe_native.copying import copy_range
 from coe_native.surgery import _EarlySync
 
@@ -121,3 +122,21 @@ def test_prefetch_tells_of_everything_once_and_not_too_early(
     assert told[5:] == [(9000, 100)]
     monkeypatch.delattr(os, "posix_fadvise")
     prefetch.Prefetch(iter([None])).reading(0)  # type: ignore[list-item]
+
+
+def test_leftovers_of_killed_writers_are_cleared_and_others_left_alone(tmp_path: Path) -> None:
+    """A writer that lives holds its file locked. Names that look like patterns, and long ones, are names."""
+    for name in ("out[1].gguf", "x" * 250):
+        path = tmp_path / name
+        with replacing(path) as living:
+            living.write(b"half")
+            (busy,) = tmp_path.iterdir()
+            left = busy.with_name(busy.name.replace(f"{os.getpid()}.coe-tmp", "1.coe-tmp"))
+            left.write_bytes(b"left")
+            other = tmp_path / ".other.1.coe-tmp"
+            other.write_bytes(b"of another output")
+            clear_leftovers(path)
+            assert {p.name for p in tmp_path.iterdir()} == {busy.name, other.name}
+        assert {p.name for p in tmp_path.iterdir()} == {name, other.name}
+        path.unlink()
+        other.unlink()

@@ -57,10 +57,13 @@ def group(debug: bool) -> None:
 def main() -> None:
     """Runs the command line; every error ends here, as one line."""
     import os
+    import signal
     import sys
 
     from coe_native.errors import CoeError, InputError
 
+    # Ends like an error, so that nothing half-written is left behind; 128 and the signal's number is custom.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         # Not click's own main(): that one swallows the status of a command that exits by itself.
         with group.make_context("coe-native", sys.argv[1:]) as context:

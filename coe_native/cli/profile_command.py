@@ -51,6 +51,16 @@ class _Shard(click.ParamType["Shard"]):
     metavar="I/N",
     help="Profile the I-th of N parts of the documents; merge the N profiles afterwards.",
 )
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(0, 1e9),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Write what has been counted so far to OUTPUT.checkpoint so often.",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out documents that cannot be read or tokenised, and say so.")
+@click.option("--resume", is_flag=True, help="Go on from OUTPUT.checkpoint, if it is there.")
 @model_options
 @force_option
 @json_option
@@ -60,19 +70,32 @@ def command(
     output: Path,
     field: str | None,
     shard: Shard | None,
+    checkpoint_every: float,
+    resume: bool,
+    skip_bad: bool,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Run text through MODEL and write which experts its routers chose."""
     from coe_native.atomic import check_target
+    from coe_native.checkpoint import Checkpoint
     from coe_native.corpus import WHOLE, read_corpus
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import DOCUMENTS_AT_ONCE, Progress, profile_corpora
 
     check_target(output, force=force, inputs=(*MoeModel(model).paths, *corpora))
-    read = [read_corpus(path, field) for path in corpora]
+    checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force)
+    read = [read_corpus(path, field, skip_bad=skip_bad) for path in corpora]
     say_skipped(read)
+    bad = [reason for corpus in read for reason in corpus.bad]
+
+    def skip(reason: str) -> None:
+        bad.append(reason)
+        say(f"left out: {reason}")
+
+    for reason in bad:
+        say(f"left out: {reason}")
     last = Progress(0, 0, 0.0)
     with (
         open_model(model, n_sequences=DOCUMENTS_AT_ONCE, **options) as loaded,
@@ -84,8 +107,21 @@ def command(
             last = progress
             show(progress)
 
-        profile = profile_corpora(loaded, read, shard=shard or WHOLE, progress=follow)
+        try:
+            profile = profile_corpora(
+                loaded,
+                read,
+                shard=shard or WHOLE,
+                checkpoint=checkpoint,
+                skip_bad=skip if skip_bad else None,
+                progress=follow,
+            )
+        except BaseException:
+            if checkpoint.path.exists():
+                say(f"{checkpoint.path}: has what was counted so far; the same command with --resume goes on")
+            raise
     profile.save(output, force=force)
+    checkpoint.remove()
     rate = last.tokens / last.seconds if last.seconds else 0.0
     if as_json:
         print_json(
@@ -94,6 +130,7 @@ def command(
                 "model": profile.model_name,
                 "fingerprint": profile.fingerprint,
                 "tokens": profile.n_tokens,
+                "left_out": len(bad),
                 "shard": None if shard is None else [shard.index, shard.count],
                 "documents": sum(corpus.documents for corpus in profile.corpora),
                 "moe_layers": len(profile.layers),

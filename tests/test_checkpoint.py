@@ -1,0 +1,195 @@
+"""Long runs that are interrupted, and go on: the final profile is the one of a run that was not."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import coe_native as coe
+from coe_native import corpus as corpus_module
+from coe_native.checkpoint import Checkpoint
+from coe_native.corpus import corpus_of
+from coe_native.profiler import Progress
+
+ModelFile = Callable[[str, str], Path]
+COMMAND = Path(sys.executable).with_name("coe-native")
+
+
+@pytest.fixture
+def many_documents() -> list[list[int]]:
+    """Shorter than a batch, longer than one, and longer than a window."""
+    generator = np.random.default_rng(3)
+    return [generator.integers(0, 256, length).tolist() for length in generator.integers(1, 200, 60)]
+
+
+@pytest.mark.parametrize("family", ["qwen3moe", "jamba"])
+def test_after_any_interruptions_the_profile_is_that_of_one_run(
+    tmp_path: Path,
+    model_file: ModelFile,
+    monkeypatch: pytest.MonkeyPatch,
+    many_documents: list[list[int]],
+    family: str,
+) -> None:
+    """Interrupted after few batches, and so resumed from many positions; windows go on from batch to batch, and
+    two corpora share bundles."""
+    monkeypatch.setattr(corpus_module, "BUNDLE_SIZE", 1500)
+    corpora = [corpus_of(many_documents[:25], "first"), corpus_of(many_documents[25:], "second")]
+    out = tmp_path / "p.gguf"
+    with coe.Model(model_file(family, "Q4_K_M"), n_ctx=128, n_batch=50, n_sequences=4, n_threads=1) as model:
+        whole = coe.profile_corpora(model, corpora)
+        positions = set()
+        n_interruptions = 0
+        while True:
+            checkpoint = Checkpoint(out, every=0 if n_interruptions % 2 else 1e9, resume=True)
+            n_batches = random.Random(n_interruptions).randint(1, 4)
+
+            def interrupt(progress: Progress, most: int = n_batches, seen: list[int] = []) -> None:  # noqa: B006
+                seen.append(progress.tokens)
+                if len(seen) >= most:
+                    seen.clear()
+                    raise KeyboardInterrupt
+
+            try:
+                profile = coe.profile_corpora(model, corpora, checkpoint=checkpoint, progress=interrupt)
+                break
+            except KeyboardInterrupt:
+                n_interruptions += 1
+                if checkpoint.path.exists():
+                    saved = coe.RoutingProfile.load(checkpoint.path)
+                    assert saved.n_tokens == sum(record.tokens for record in saved.corpora)
+                    positions.add(saved.n_tokens)
+            assert n_interruptions < 1000
+    assert len(positions) > 20
+    profile.save(out)
+    whole.save(tmp_path / "whole.gguf")
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def start(arguments: list[object], **options: object) -> subprocess.Popen[str]:
+    line = [str(COMMAND), *map(str, arguments)]
+    return subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **options)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.fixture
+def long_run(tmp_path: Path, model_file: ModelFile) -> list[object]:
+    """A command that runs for some seconds: 900 documents in two bundles."""
+    generator = np.random.default_rng(4)
+    corpus = tmp_path / "tokens.jsonl"
+    documents = (generator.integers(0, 256, generator.integers(30, 120)).tolist() for _ in range(900))
+    corpus.write_text("".join(json.dumps({"tokens": tokens}) + "\n" for tokens in documents))
+    return ["profile", model_file("qwen3moe", "Q4_K_M"), "-c", corpus, "--threads", "1"]
+
+
+def test_killed_again_and_again(tmp_path: Path, long_run: list[object]) -> None:
+    """`kill -9` at random moments, with a checkpoint after every batch, so that many fall into its writing."""
+    out, whole = tmp_path / "p.gguf", tmp_path / "whole.gguf"
+    started = time.monotonic()
+    assert start([*long_run, "-o", whole]).wait() == 0
+    took = time.monotonic() - started
+    moments = random.Random(0)
+    n_kills = 0
+    while not out.exists():
+        process = start([*long_run, "-o", out, "--resume", "--checkpoint-every", "0"])
+        try:
+            process.wait(moments.uniform(0.2, 0.6) * took)
+            assert process.returncode == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            n_kills += 1
+        assert n_kills < 100
+    assert n_kills >= 2
+    assert out.read_bytes() == whole.read_bytes()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["p.gguf", "tokens.jsonl", "whole.gguf"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_a_usable_profile(tmp_path: Path, long_run: list[object], number: int) -> None:
+    out, checkpoint = tmp_path / "p.gguf", tmp_path / "p.gguf.checkpoint"
+    process = start([*long_run, "-o", out, "--checkpoint-every", "0"])
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    asked = time.monotonic()
+    _, said = process.communicate(timeout=30)
+    assert time.monotonic() - asked < 1.5
+    assert process.returncode == (1 if number == signal.SIGINT else 128 + number)
+    assert f"{checkpoint}: has what was counted so far; the same command with --resume goes on" in said
+    assert not out.exists()
+    assert coe.build_mask(coe.RoutingProfile.load(checkpoint), keep=8).keep == 8
+    # Without a word about it, nothing is thrown away.
+    refused = start([*long_run, "-o", out])
+    assert "is of a run that was interrupted; go on from it with --resume" in refused.communicate()[1]
+    assert refused.returncode == 2
+    other = start([*long_run, "-o", out, "--resume", "--batch", "256"])
+    assert "is of a run with another batch (512, not 256)" in other.communicate()[1]
+    assert other.returncode == 2
+    assert checkpoint.exists()
+    assert start([*long_run, "-o", out, "--force"]).wait() == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.gguf", "tokens.jsonl"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    tmp_path: Path, model_file: ModelFile, many_documents: list[list[int]]
+) -> None:
+    out = tmp_path / "p.gguf"
+    text = corpus_of(many_documents)
+
+    def interrupt(_: Progress) -> None:
+        if Checkpoint(out, force=True).path.exists():
+            raise KeyboardInterrupt
+
+    with coe.Model(model_file("qwen3moe", "F32"), n_ctx=64, n_batch=64, n_threads=1) as model:
+        with pytest.raises(KeyboardInterrupt):
+            coe.profile_corpora(model, [text], checkpoint=Checkpoint(out, every=0), progress=interrupt)
+
+        def refused(model: coe.Model, corpora: list[coe.Corpus], differs: str, **options: coe.Shard) -> None:
+            with pytest.raises(coe.InputError, match=f"is of a run with another {differs}"):
+                coe.profile_corpora(model, corpora, checkpoint=Checkpoint(out, resume=True), **options)
+
+        refused(model, [text, text], "corpus;")
+        refused(model, [corpus_of(many_documents[1:])], "corpus;")
+        refused(model, [text], r"shard \(1/1, not 1/2\);", shard=coe.Shard(1, 2))
+        profile = coe.profile_corpora(model, [text])
+        model.apply(coe.build_mask(profile, keep=8))
+        refused(model, [text], "mask;")
+    for options, differs in (
+        ({"n_ctx": 32}, r"ctx \(64, not 32\);"),
+        ({"n_batch": 32}, r"batch \(64, not 32\);"),
+        ({"n_sequences": 2}, r"sequences \(1, not 2\);"),
+    ):
+        with coe.Model(
+            model_file("qwen3moe", "F32"), **{"n_ctx": 64, "n_batch": 64, "n_threads": 1, **options}
+        ) as model:
+            refused(model, [text], differs)
+    with coe.Model(model_file("qwen3moe", "Q4_K_M"), n_ctx=64, n_batch=64, n_threads=1) as model:
+        refused(model, [text], "model;")
+
+
+@pytest.mark.parametrize("damage", ["a profile", "no position", "rubbish"])
+def test_what_is_no_checkpoint_is_refused(
+    tmp_path: Path, model_file: ModelFile, many_documents: list[list[int]], damage: str
+) -> None:
+    out = tmp_path / "p.gguf"
+    checkpoint = Checkpoint(out, resume=True)
+    with coe.Model(model_file("olmoe", "F32"), n_threads=1) as model:
+        profile = coe.profile(model, many_documents[:3])
+        if damage == "rubbish":
+            checkpoint.path.write_bytes(b"GGUF" + bytes(100))
+        elif damage == "a profile":
+            profile.save(checkpoint.path)
+        else:
+            profile.save(checkpoint.path, more={"coe.checkpoint.bundle": "3", "coe.checkpoint.batch": 0})
+        with pytest.raises(coe.InputError, match=r"p\.gguf\.checkpoint"):
+            coe.profile_corpora(model, [corpus_of(many_documents[:3])], checkpoint=checkpoint)
