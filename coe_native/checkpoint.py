@@ -13,6 +13,7 @@ from coe_native.gguf_file import GgufFile
 from coe_native.routing_profile import RoutingProfile
 
 _PREFIX = "coe.checkpoint."
+_PREFIX_OF_RUN = "coe.checkpoint.run."
 
 _ANEW = "begin anew with --force and without --resume"
 
@@ -59,7 +60,7 @@ class Checkpoint:
         if not all(isinstance(part, int) and part >= 0 for part in position):
             raise InputError(f"{self.path}: is no checkpoint, or damaged; {_ANEW}")
         for name, value in run.items():
-            found = file.get(_PREFIX + name)
+            found = file.get(_PREFIX_OF_RUN + name)
             if found != value:
                 values = f" ({found}, not {value})" if len(f"{found}{value}") < 40 else ""
                 raise InputError(f"{self.path}: is of a run with another {name}{values}; use the same, or {_ANEW}")
@@ -72,8 +73,9 @@ class Checkpoint:
 
     def save(self, position: Position, profile: RoutingProfile) -> None:
         """Replaces the file, whole or not at all."""
-        record = {**self._run, **position._asdict()}
-        profile.save(self.path, more={_PREFIX + name: value for name, value in record.items()})
+        where = {_PREFIX + part: number for part, number in position._asdict().items()}
+        which = {_PREFIX_OF_RUN + name: value for name, value in self._run.items()}
+        profile.save(self.path, more=where | which)
         self._saved = time.monotonic()
 
     def remove(self) -> None:

@@ -99,7 +99,8 @@ def profile_corpora(
                         continue
                     if checkpoint is not None and begun:
                         counted.note(position)
-                        checkpoint.offer(position, counted.profile)
+                        if position > start:
+                            checkpoint.offer(position, counted.profile)
                     model.decode(batch)
                     counted.begun(begun)
                     ran += len(batch.tokens)
@@ -159,7 +160,7 @@ class _Counted:
         position, self._before = checkpoint.begin(
             {
                 "model": model.moe.header_digest,
-                "mask": model.mask.digest if model.mask is not None else "",
+                "mask": model.mask.digest if model.mask is not None else "none",
                 "corpus": self._run,
                 "shard": f"{self._shard.index}/{self._shard.count}",
                 "ctx": model.n_ctx,

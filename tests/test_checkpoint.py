@@ -74,9 +74,20 @@ def test_after_any_interruptions_the_profile_is_that_of_one_run(
     assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 
-def start(arguments: list[object], **options: object) -> subprocess.Popen[str]:
+def start(*arguments: object) -> subprocess.Popen[str]:
     line = [str(COMMAND), *map(str, arguments)]
-    return subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def finish(process: subprocess.Popen[str], seconds: float | None = None) -> tuple[int, str]:
+    """Exit status, and what was said; killed after so many seconds."""
+    with process:
+        try:
+            _, said = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, said = process.communicate()
+    return process.returncode, said
 
 
 @pytest.fixture
@@ -93,19 +104,15 @@ def test_killed_again_and_again(tmp_path: Path, long_run: list[object]) -> None:
     """`kill -9` at random moments, with a checkpoint after every batch, so that many fall into its writing."""
     out, whole = tmp_path / "p.gguf", tmp_path / "whole.gguf"
     started = time.monotonic()
-    assert start([*long_run, "-o", whole]).wait() == 0
+    assert finish(start(*long_run, "-o", whole))[0] == 0
     took = time.monotonic() - started
     moments = random.Random(0)
     n_kills = 0
     while not out.exists():
-        process = start([*long_run, "-o", out, "--resume", "--checkpoint-every", "0"])
-        try:
-            process.wait(moments.uniform(0.2, 0.6) * took)
-            assert process.returncode == 0
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            n_kills += 1
+        process = start(*long_run, "-o", out, "--resume", "--checkpoint-every", "0")
+        status, _ = finish(process, moments.uniform(0.2, 0.6) * took)
+        assert status in (0, -signal.SIGKILL)
+        n_kills += status != 0
         assert n_kills < 100
     assert n_kills >= 2
     assert out.read_bytes() == whole.read_bytes()
@@ -116,27 +123,27 @@ def test_killed_again_and_again(tmp_path: Path, long_run: list[object]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_a_usable_profile(tmp_path: Path, long_run: list[object], number: int) -> None:
     out, checkpoint = tmp_path / "p.gguf", tmp_path / "p.gguf.checkpoint"
-    process = start([*long_run, "-o", out, "--checkpoint-every", "0"])
+    process = start(*long_run, "-o", out, "--checkpoint-every", "0")
     while not checkpoint.exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
     asked = time.monotonic()
-    _, said = process.communicate(timeout=30)
+    status, said = finish(process)
     assert time.monotonic() - asked < 1.5
-    assert process.returncode == (1 if number == signal.SIGINT else 128 + number)
+    assert status == (1 if number == signal.SIGINT else 128 + number)
     assert f"{checkpoint}: has what was counted so far; the same command with --resume goes on" in said
     assert not out.exists()
     assert coe.build_mask(coe.RoutingProfile.load(checkpoint), keep=8).keep == 8
     # Without a word about it, nothing is thrown away.
-    refused = start([*long_run, "-o", out])
-    assert "is of a run that was interrupted; go on from it with --resume" in refused.communicate()[1]
-    assert refused.returncode == 2
-    other = start([*long_run, "-o", out, "--resume", "--batch", "256"])
-    assert "is of a run with another batch (512, not 256)" in other.communicate()[1]
-    assert other.returncode == 2
+    status, said = finish(start(*long_run, "-o", out))
+    assert "is of a run that was interrupted; go on from it with --resume" in said
+    assert status == 2
+    status, said = finish(start(*long_run, "-o", out, "--resume", "--batch", "256"))
+    assert "is of a run with another batch (512, not 256)" in said
+    assert status == 2
     assert checkpoint.exists()
-    assert start([*long_run, "-o", out, "--force"]).wait() == 0
+    assert finish(start(*long_run, "-o", out, "--force"))[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.gguf", "tokens.jsonl"]
 
 

@@ -132,7 +132,7 @@ def test_batches_hold_every_token_once(lengths: list[int], n_batch: int, n_seque
     for batch in batches((w for d in documents for w in windows(d, n_ctx)), n_batch, n_sequences):
         assert 0 < len(batch.tokens) <= n_batch
         assert len(set(batch.sequences.tolist())) <= n_sequences
-        if batch.fresh:
+        if batch.n_begun:
             found += open_sequences.values()
             open_sequences = {}
         for token, position, sequence in zip(batch.tokens, batch.positions, batch.sequences, strict=True):
