@@ -367,6 +367,23 @@ def batches(parts: Iterable[Tokens], n_batch: int, n_sequences: int) -> Iterator
         yield _pack(waiting)
 
 
+def packing_order(lengths: Sequence[int], n_batch: int, n_sequences: int) -> list[int]:
+    """The order of windows of these lengths in which `batches` fills its batches well: the longest first, each
+    into the first batch that has room for it (first-fit decreasing: Johnson, 1973)."""
+    packed: list[list[int]] = []
+    room = np.zeros(len(lengths), np.int64)
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        length = min(lengths[index], n_batch)  # a longer one fills batches of its own
+        fits = np.flatnonzero(room[: len(packed)] >= length)
+        if len(fits) == 0:
+            packed.append([])
+            room[len(packed) - 1] = n_batch
+        at = int(fits[0]) if len(fits) else len(packed) - 1
+        packed[at].append(index)
+        room[at] = room[at] - length if len(packed[at]) < n_sequences else 0
+    return [index for batch in packed for index in batch]
+
+
 def _pack(parts: list[Tokens]) -> Batch:
     lengths = [len(part) for part in parts]
     positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])

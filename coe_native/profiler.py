@@ -21,6 +21,7 @@ from coe_native.corpus import (
     batches,
     bundles,
     corpus_of,
+    packing_order,
     tokenize,
     windows,
 )
@@ -209,8 +210,8 @@ class _Counted:
 
 
 class _Cutter:
-    """Cuts bundles into windows of tokens, all of them as soon as it can, in a thread beside the model's: the
-    tokenizer only reads the model."""
+    """Cuts bundles into windows of tokens, in an order that fills batches; all of them as soon as it can, in a
+    thread beside the model's: the tokenizer only reads the model."""
 
     def __init__(self, model: Model, work: Sequence[Bundle], skip_bad: Callable[[str], None] | None) -> None:
         self._model = model
@@ -249,9 +250,10 @@ class _Cutter:
                     continue
                 of_document = windows(tokens, self._model.n_ctx, self._model.bos_token)
                 parts += [_Window(part, index, begins=number == 0) for number, part in enumerate(of_document)]
-            self._tokens_cut += sum(len(part.tokens) for part in parts)
+            lengths = [len(part.tokens) for part in parts]
+            self._tokens_cut += sum(lengths)
             self._size_cut += bundle.size
         except Exception as error:
             self._error = error
             raise
-        return parts
+        return [parts[i] for i in packing_order(lengths, self._model.n_batch, self._model.n_sequences)]
