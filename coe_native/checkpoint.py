@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,17 +32,27 @@ class Checkpoint:
     """The checkpoint of a run whose result will be the profile `output`: a file beside it, itself a profile, of
     the part that has been run.
 
-    `every`: seconds between two checkpoints. `resume`: go on from the file if it is there. Raises InputError
-    where it is and neither `resume` nor `force`, which begins anew, says what to do with it.
+    `every`: seconds between two checkpoints. `resume`: go on from the file if it is there. `inputs`: files that
+    it must not replace, whatever `force` says. Raises InputError where the file is there and neither `resume` nor
+    `force`, which begins anew, says what to do with it.
     """
 
-    def __init__(self, output: Path, *, every: float = 60.0, resume: bool = False, force: bool = False) -> None:
+    def __init__(
+        self,
+        output: Path,
+        *,
+        every: float = 60.0,
+        resume: bool = False,
+        force: bool = False,
+        inputs: Iterable[Path] = (),
+    ) -> None:
         self.path = output.with_name(f"{output.name}.checkpoint")
         self._every = every
         self._resume = resume
         self._run: Run = {}
         self._saved = time.monotonic()
-        check_target(self.path, force=True)
+        # It may lie in a directory of text: no reader takes it for text.
+        check_target(self.path, force=True, inputs=tuple(path for path in inputs if path.is_file()))
         if self.path.exists() and not resume and not force:
             raise InputError(
                 f"{self.path}: is of a run that was interrupted; go on from it with --resume, or {_ANEW}"

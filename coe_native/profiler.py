@@ -85,7 +85,7 @@ def profile_corpora(
     Raises InputError where there are no tokens at all; a shard of few documents may have none.
     """
     work = bundles(corpora, shard)
-    counted = _Counted(model, corpora, shard)
+    counted = _Counted(model, corpora, shard, len(work))
     start = counted.go_on(checkpoint) if checkpoint is not None else Position()
     cutter = _Cutter(model, work[start.bundle :], skip_bad)
     model.watch_routers()
@@ -143,9 +143,10 @@ class _Counted:
     """What a run has counted, as of its last `note`: whatever happens between two of them, counts and position are
     those of one moment."""
 
-    def __init__(self, model: Model, corpora: Sequence[Corpus], shard: Shard) -> None:
+    def __init__(self, model: Model, corpora: Sequence[Corpus], shard: Shard, n_bundles: int) -> None:
         self._model = model
         self._shard = shard
+        self._n_bundles = n_bundles
         self._records = [
             CorpusRecord(corpus.name, 0, 0, corpus.sha256, (shard.index,), shard.count) for corpus in corpora
         ]
@@ -170,6 +171,8 @@ class _Counted:
             }
         )
         if self._before is not None:
+            if len(self._before.corpora) != len(self._records) or position.bundle > self._n_bundles:
+                raise InputError(f"{checkpoint.path}: is damaged: it goes beyond the run's end")
             self._records = list(self._before.corpora)
         return position
 

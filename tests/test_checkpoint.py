@@ -16,7 +16,7 @@ import pytest
 
 import coe_native as coe
 from coe_native import corpus as corpus_module
-from coe_native.checkpoint import Checkpoint
+from coe_native.checkpoint import Checkpoint, Position
 from coe_native.corpus import corpus_of
 from coe_native.profiler import Progress
 
@@ -141,6 +141,10 @@ def test_an_interruption_leaves_a_usable_profile(tmp_path: Path, long_run: list[
     assert status == 2
     status, said = finish(start(*long_run, "-o", out, "--resume", "--batch", "256"))
     assert "is of a run with another batch (512, not 256)" in said
+    assert "goes on" not in said
+    assert status == 2
+    status, said = finish(start("profile", long_run[1], "-c", checkpoint, "-o", out, "--force"))
+    assert f"{checkpoint}: is an input of this command" in said
     assert status == 2
     assert checkpoint.exists()
     assert finish(start(*long_run, "-o", out, "--force"))[0] == 0
@@ -200,3 +204,20 @@ def test_what_is_no_checkpoint_is_refused(
             profile.save(checkpoint.path, more={"coe.checkpoint.bundle": "3", "coe.checkpoint.batch": 0})
         with pytest.raises(coe.InputError, match=r"p\.gguf\.checkpoint"):
             coe.profile_corpora(model, [corpus_of(many_documents[:3])], checkpoint=checkpoint)
+
+
+def test_a_position_beyond_the_end_is_refused(
+    tmp_path: Path, model_file: ModelFile, many_documents: list[list[int]]
+) -> None:
+    """Such a checkpoint would end at once, as if all had been run."""
+    out = tmp_path / "p.gguf"
+    text = corpus_of(many_documents[:9])
+    with coe.Model(model_file("olmoe", "F32"), n_batch=64, n_ctx=64, n_threads=1) as model:
+
+        class TooFar(Checkpoint):
+            def save(self, position: Position, profile: coe.RoutingProfile) -> None:
+                super().save(Position(position.bundle + 2, 0), profile)
+
+        coe.profile_corpora(model, [text], checkpoint=TooFar(out, every=0))
+        with pytest.raises(coe.InputError, match="beyond the run's end"):
+            coe.profile_corpora(model, [text], checkpoint=Checkpoint(out, resume=True))

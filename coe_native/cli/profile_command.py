@@ -81,21 +81,24 @@ def command(
     from coe_native.atomic import check_target
     from coe_native.checkpoint import Checkpoint
     from coe_native.corpus import WHOLE, read_corpus
+    from coe_native.errors import InputError
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import DOCUMENTS_AT_ONCE, Progress, profile_corpora
 
-    check_target(output, force=force, inputs=(*MoeModel(model).paths, *corpora))
-    checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force)
+    inputs = (*MoeModel(model).paths, *corpora)
+    check_target(output, force=force, inputs=inputs)
+    checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
     read = [read_corpus(path, field, skip_bad=skip_bad) for path in corpora]
     say_skipped(read)
-    bad = [reason for corpus in read for reason in corpus.bad]
+    bad: list[str] = []
 
-    def skip(reason: str) -> None:
+    def leave_out(reason: str) -> None:
         bad.append(reason)
         say(f"left out: {reason}")
 
-    for reason in bad:
-        say(f"left out: {reason}")
+    for corpus in read:
+        for reason in corpus.bad:
+            leave_out(reason)
     last = Progress(0, 0, 0.0)
     with (
         open_model(model, n_sequences=DOCUMENTS_AT_ONCE, **options) as loaded,
@@ -113,11 +116,11 @@ def command(
                 read,
                 shard=shard or WHOLE,
                 checkpoint=checkpoint,
-                skip_bad=skip if skip_bad else None,
+                skip_bad=leave_out if skip_bad else None,
                 progress=follow,
             )
-        except BaseException:
-            if checkpoint.path.exists():
+        except BaseException as error:
+            if checkpoint.path.exists() and not isinstance(error, InputError):
                 say(f"{checkpoint.path}: has what was counted so far; the same command with --resume goes on")
             raise
     profile.save(output, force=force)
