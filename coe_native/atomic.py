@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,22 +36,44 @@ def check_target(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> N
         raise InputError(f"{path}: is no regular file; name one to write")
     if path.exists() and not force:
         raise InputError(f"{path}: exists; choose another name or pass --force")
-    if not path.parent.is_dir():
+    directory = _followed(path).parent
+    if not directory.is_dir():
         raise InputError(f"{path}: its directory does not exist; make it first")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: its directory is not yours to write in; choose another")
+
+
+def check_space(path: Path, n_bytes: int) -> None:
+    """Raises CoeError where the disk has not that many bytes free for an output `path`: nobody should wait for a
+    long write that can't end well. What it would replace still takes its own space until then."""
+    directory = _followed(path).parent
+    free = shutil.disk_usage(directory).free
+    if free < n_bytes:
+        raise CoeError(
+            f"{path}: needs {n_bytes / 1e9:.2f} GB, and {directory} has {free / 1e9:.2f} GB free; make room, or "
+            "choose a place on another disk"
+        )
+
+
+def _followed(path: Path) -> Path:
+    """Where a path that is a symlink leads: that is what is meant to be written."""
+    return Path(os.path.realpath(path))
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes `path`'s place when the block ends without an error, else vanishes.
+    """A binary file that takes `path`'s place when the block ends without an error, else vanishes. A symlink stays
+    and leads to it.
 
     The bytes are on the disk before the name is. Raises CoeError for what the system refuses.
     """
+    given, path = path, _followed(path)
     temporary = path.with_name(f"{_prefix(path)}{os.getpid()}{SUFFIX}")
     try:
         clear_leftovers(path)
         try:
             with temporary.open("wb") as file:
-                _lock(file)
+                lock(file)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -58,7 +82,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
         _sync_directory(path.parent)
     except OSError as error:
-        raise CoeError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise CoeError(f"{given}: cannot be written: {error.strerror or error}") from error
 
 
 def clear_leftovers(path: Path) -> None:
@@ -66,7 +90,7 @@ def clear_leftovers(path: Path) -> None:
     for beside in path.parent.iterdir():
         if beside.name.startswith(_prefix(path)) and beside.name.endswith(SUFFIX):
             with contextlib.suppress(OSError), beside.open("r+b") as leftover:
-                _lock(leftover)
+                lock(leftover)
                 beside.unlink()
 
 
@@ -75,7 +99,7 @@ def _prefix(path: Path) -> str:
     return f".{path.name.encode()[:200].decode(errors='ignore')}."
 
 
-def _lock(file: BinaryIO) -> None:
+def lock(file: BinaryIO | FileIO) -> None:
     """Until it is closed. Raises OSError where another has locked it. Windows has no such locks, and does not let
     open files be removed."""
     if fcntl is not None:

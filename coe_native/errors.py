@@ -9,3 +9,8 @@ class CoeError(Exception):
 
 class InputError(CoeError, ValueError):
     """What was given cannot be used: a file, a mask for another model, an option (exit status 2)."""
+
+
+def printable(text: str) -> str:
+    """Text from a file as one line that does nothing to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

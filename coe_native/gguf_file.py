@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from coe_native._native import core
-from coe_native.errors import InputError
+from coe_native.errors import CoeError, InputError
+
+MAGIC = b"GGUF"
+UNDER_SURGERY = b"COEZ"
+"""Stands instead of GGUF's magic bytes in a file that is being changed in place: no program takes it for good."""
+
+_MOST_VALUES = 1 << 22
+"""In a list of metadata; the largest vocabulary has some 2^18."""
 
 CHUNK = 4 << 20
 """Bytes read at once, by each thread: large enough to be fast, small enough for a processor's cache."""
@@ -45,25 +53,40 @@ class Tensor:
 
 class GgufFile:
     """An opened GGUF file. Raises InputError where it is none, is damaged or truncated. `header_bytes`: all that
-    stands before the data."""
+    stands before the data. `under_surgery`: whether it is being changed in place; then it is no good to anybody
+    but who says, with `surgery_goes_on`, that he will finish that."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, surgery_goes_on: bool = False) -> None:
         self.path = path
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
+                kind = "a directory" if path.is_dir() else "no regular file"
+                raise InputError(f"{path}: is {kind}; give a GGUF file")
             with path.open("rb") as file:
+                self._identity = _identity(os.fstat(file.fileno()))
                 self.size = file.seek(0, 2)
                 if self.size == 0:
                     raise InputError(f"{path}: is empty")
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                # Pages that are written to become our own: the file stays as it is.
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+                    self.under_surgery = mapped[:4] == UNDER_SURGERY
+                    if self.under_surgery:
+                        mapped[:4] = MAGIC
                     self.header = core.read_gguf_header(mapped, self.size)
                     self.header_bytes = mapped[: min(self.header.data_offset, self.size)]
         except core.GgufError as error:
             raise InputError(f"{path}: {error}") from error
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        if self.under_surgery and not surgery_goes_on:
+            raise InputError(
+                f"{path}: `coe-native zero --in-place` has begun to change it, and not come to its end; run the "
+                "same again"
+            )
         self.tensors = tuple(
             Tensor(t.name, tuple(t.shape), t.type, t.offset, t.n_bytes, self) for t in self.header.tensors
         )
+        self._values: dict[str, Value] = {}
 
     @cached_property
     def _entries(self) -> dict[str, core.GgufEntry]:
@@ -87,11 +110,18 @@ class GgufFile:
         return head + struct.pack("<Q", count) + self.header_bytes[entry.value : entry.value + count * size]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A metadata value: number, bool, text, or a list of them."""
+        """A metadata value: number, bool, text, or a list of them. Raises InputError for a list longer than any
+        model's."""
         entry = self._entries.get(key)
-        return default if entry is None else self._decode(entry)
+        if entry is None:
+            return default
+        if key not in self._values:
+            self._values[key] = self._decode(entry)
+        return self._values[key]
 
     def _decode(self, entry: core.GgufEntry) -> Value:
+        if entry.count > _MOST_VALUES:
+            raise InputError(f"{self.path}: holds a list of {entry.count} values at {entry.key}; it is damaged")
         raw = self.header_bytes[entry.value : entry.end]
         if entry.element_type.name == "STRING":
             texts = list(_strings(raw, entry.count))
@@ -99,12 +129,41 @@ class GgufFile:
         values = struct.unpack(f"<{entry.count}{_SCALARS[entry.element_type.name]}", raw)
         return list(values) if entry.type.name == "ARRAY" else values[0]
 
+    @property
+    def data_end(self) -> int:
+        """Where the last tensor ends, padding included, counted from the start of the file."""
+        end = max((t.offset + t.n_bytes for t in self.tensors), default=self.header.data_offset)
+        return end + -end % self.header.alignment
+
     def open(self) -> BinaryIO:
-        """The file's bytes, for reading."""
+        """The file's bytes, for reading. Raises CoeError where they are not those of the header any more."""
         try:
-            return self.path.open("rb")
+            file = self.path.open("rb")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        try:
+            self._check_identity(os.fstat(file.fileno()))
+        except CoeError:
+            file.close()
+            raise
+        return file
+
+    def check_unchanged(self) -> None:
+        """Raises CoeError where somebody has written to the file, or replaced it, since its header was read."""
+        try:
+            self._check_identity(self.path.stat())
+        except OSError as error:
+            raise CoeError(f"{self.path}: cannot be read any more: {error.strerror or error}") from error
+
+    def _check_identity(self, status: os.stat_result) -> None:
+        if _identity(status) != self._identity:
+            raise CoeError(
+                f"{self.path}: has changed while it was read; wait until nobody writes to it, and run this again"
+            )
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _strings(raw: bytes, count: int) -> Iterator[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from coe_native._native import core
@@ -20,6 +22,9 @@ from coe_native.scoring import score
 
 FORMAT = "coe-native.expert-mask"
 VERSION = 1
+
+_MOST_BYTES = 64 << 20
+"""Of a mask's file: that of 256 layers with 4096 experts has some 6 MB."""
 
 
 @dataclass(frozen=True)
@@ -77,64 +82,78 @@ class ExpertMask:
 
         path = Path(path)
         check_target(path, force=force)
-        document = {
-            "format": FORMAT,
-            "version": VERSION,
-            "architecture": self.architecture,
-            "fingerprint": self.fingerprint,
-            "expert_count": self.n_experts,
-            "keep": self.keep,
-            "layers": {str(block): list(experts) for block, experts in sorted(self.kept.items())},
-            "swaps": [asdict(swap) for swap in self.swaps],
-            "unplaced": [list(pair) for pair in self.unplaced],
-            "provenance": dict(self.provenance),
-        }
+        document = _Document(
+            architecture=self.architecture,
+            fingerprint=self.fingerprint,
+            expert_count=self.n_experts,
+            keep=self.keep,
+            layers={str(block): tuple(experts) for block, experts in sorted(self.kept.items())},
+            swaps=self.swaps,
+            unplaced=self.unplaced,
+            provenance=dict(self.provenance),
+        )
         with replacing(path) as file:
-            file.write(json.dumps(document, indent=1).encode() + b"\n")
+            file.write(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
 
     @classmethod
     def load(cls, path: str | Path) -> ExpertMask:
         """Reads a mask back. Raises InputError for another kind of file, a newer version, or damage."""
         path = Path(path)
         try:
-            document = json.loads(path.read_bytes())
+            data = path.read_bytes() if path.stat().st_size <= _MOST_BYTES else b""
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: is not a mask: it is no JSON") from error
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise InputError(f"{path}: is not a mask; make one with `coe-native mask`")
-        version = document.get("version")
-        if version not in range(1, VERSION + 1) or isinstance(version, bool):
-            raise InputError(f"{path}: has mask version {version}; this coe-native reads up to {VERSION}")
         try:
+            head = msgspec.json.decode(data, type=_Head)
+        except (msgspec.DecodeError, RecursionError):
+            head = _Head()
+        if head.format != FORMAT:
+            raise InputError(f"{path}: is not a mask; make one with `coe-native mask`")
+        if not 1 <= head.version <= VERSION:
+            raise InputError(f"{path}: has mask version {head.version}; this coe-native reads up to {VERSION}")
+        try:
+            document = msgspec.json.decode(data, type=_Document)
             return cls(
-                str(document["architecture"]),
-                str(document["fingerprint"]),
-                _integer(document["expert_count"]),
-                _integer(document["keep"]),
-                {_block(b): tuple(_integer(e) for e in experts) for b, experts in document["layers"].items()},
-                tuple(Swap(**swap) for swap in document.get("swaps", ())),
-                tuple((_integer(b), _integer(e)) for b, e in document.get("unplaced", ())),
-                dict(document.get("provenance", {})),
+                document.architecture,
+                document.fingerprint,
+                document.expert_count,
+                document.keep,
+                {_block(block): experts for block, experts in document.layers.items()},
+                document.swaps,
+                document.unplaced,
+                document.provenance,
                 str(path),
             )
-        except InputError as error:
-            raise InputError(f"{path}: is damaged: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: is a damaged mask ({error!r}); make it again") from error
+        except (InputError, msgspec.DecodeError, RecursionError) as error:
+            raise InputError(f"{path}: is a damaged mask ({error}); make it again") from error
+
+
+class _Head(msgspec.Struct):
+    """What says whether a file is a mask that we can read."""
+
+    format: str = ""
+    version: int = 0
+
+
+class _Document(msgspec.Struct, kw_only=True):
+    """A mask file, by the public interface."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    architecture: str
+    fingerprint: str
+    expert_count: int
+    keep: int
+    layers: dict[str, tuple[int, ...]]
+    swaps: tuple[Swap, ...] = ()
+    unplaced: tuple[tuple[int, int], ...] = ()
+    provenance: dict[str, Any] = {}
 
 
 def _block(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or text != str(int(text)):
-        raise ValueError(f"{text!r} is no block index")
+    if not re.fullmatch(r"0|[1-9]\d{0,8}", text, re.ASCII):
+        raise InputError(f"{text!r} is no block index")
     return int(text)
-
-
-def _integer(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is no whole number")
-    return value
 
 
 @dataclass

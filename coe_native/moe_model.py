@@ -12,6 +12,7 @@ from typing import Any
 from coe_native.errors import InputError
 from coe_native.gguf_file import GgufFile, Tensor, encode_entry, read_exactly
 from coe_native.router_shape import RouterShape
+from coe_native.surgery_record import SurgeryRecord, read_record
 
 # Tensors with one slice for each expert. `ffn_gate_inp.scale` (hidden size), `ffn_gate_inp_shexp` (shared
 # expert) and `ffn_norm_exps` are not among them.
@@ -59,12 +60,13 @@ _ZEROED = ("weight", "bias")
 class MoeModel:
     """The header of a mixture-of-experts GGUF, all shards of a split one together.
 
-    Raises InputError for a file that is no GGUF, has no experts, or is not the first shard.
+    Raises InputError for a file that is no GGUF, has no experts, is not the first shard, or is being zeroed in
+    place (but for who brings that to its end: `surgery_goes_on`).
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, surgery_goes_on: bool = False) -> None:
         self.path = Path(path)
-        self.files = _open_shards(self.path)
+        self.files = _open_shards(self.path, surgery_goes_on)
         self.tensors = {tensor.name: tensor for file in self.files for tensor in file.tensors}
         self.architecture = str(self.metadata("general.architecture", ""))
         if not self.architecture:
@@ -211,6 +213,16 @@ class MoeModel:
             changed[prefix + key] = encode_entry(prefix + key, count)
         return changed
 
+    @cached_property
+    def surgery(self) -> SurgeryRecord | None:
+        """What was done to the model already, as far as its files say."""
+        return read_record(self.files[0])
+
+    def check_unchanged(self) -> None:
+        """Raises CoeError where one of the files is not the one any more whose header was read."""
+        for file in self.files:
+            file.check_unchanged()
+
     @property
     def mtp_layers(self) -> tuple[MoeLayer, ...]:
         """The layers that predict further tokens (MTP): no forward pass runs them, so no profile sees them."""
@@ -270,12 +282,20 @@ class MoeModel:
                 digest.update(read_exactly(file, router.offset, router.n_bytes))
         return digest.hexdigest()
 
+    def specialist_bytes(self, keep: int) -> int:
+        """About the size of a file with `keep` experts in each layer."""
+        dropped = self.n_experts - keep
+        return self.n_bytes - self.expert_bytes // self.n_experts * dropped
+
     @cached_property
     def header_digest(self) -> str:
-        """SHA-256 (hex) over the files' headers: the same for no two quantisations."""
+        """SHA-256 (hex) over the files' headers, and over the mask by which the model was zeroed in place, if it
+        was: the same for no two quantisations."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(file.header_bytes)
+        if self.surgery is not None and self.surgery.in_place:
+            digest.update(self.surgery.digest.encode())
         return digest.hexdigest()
 
     def context_bytes(self, n_ctx: int, n_batch: int = 512) -> int:
@@ -319,8 +339,8 @@ class MoeModel:
         return int(value)
 
 
-def _open_shards(path: Path) -> tuple[GgufFile, ...]:
-    first = GgufFile(path)
+def _open_shards(path: Path, surgery_goes_on: bool) -> tuple[GgufFile, ...]:
+    first = GgufFile(path, surgery_goes_on=surgery_goes_on)
     count = first.get("split.count", 1)
     if not isinstance(count, int) or not 0 <= count <= 99999:
         raise InputError(f"{path}: says that it is one of {count!r} shards; it is damaged")

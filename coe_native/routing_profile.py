@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -10,10 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.errors import InputError
+from coe_native.gguf_file import GgufFile, read_exactly
 from coe_native.router_shape import RouterShape
 
 Weights = NDArray[np.float64]
@@ -21,6 +24,9 @@ Weights = NDArray[np.float64]
 FORMAT = "routing-profile"
 MOST_SHARDS = 10_000
 VERSION = 1
+
+_MOST_TOKENS = 2**45
+"""More than anybody will run; sums over all experts of a layer stay exact below."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class CorpusRecord:
     run: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shards", tuple(self.shards))  # JSON has no tuples
+        if self.documents < 0 or self.tokens < 0:
+            raise InputError(f"a corpus cannot have {self.documents} documents and {self.tokens} tokens")
         ascending = bool(self.shards) and list(self.shards) == sorted(set(self.shards))
         if not ascending or not 1 <= self.shards[0] <= self.shards[-1] <= self.n_shards <= MOST_SHARDS:
             raise InputError(f"a corpus cannot have shards {self.shards} of {self.n_shards}")
@@ -145,8 +152,12 @@ class RoutingProfile:
             raise InputError("a profile needs histograms and weight sums of one shape [layer, expert, rank]")
         if list(self.layers) != sorted(set(self.layers)):
             raise InputError("a profile's layers must be different blocks in ascending order")
-        if self.n_tokens < 0 or (self.histograms < 0).any() or not np.isfinite(self.weight_sum).all():
-            raise InputError("a profile's counts must not be negative and its weights must be finite")
+        if not 0 <= self.n_tokens <= _MOST_TOKENS:
+            raise InputError(f"a profile cannot be of {self.n_tokens} tokens")
+        if (self.histograms < 0).any() or (self.histograms > self.n_tokens).any():
+            raise InputError(f"no expert can be chosen less than 0 or more than {self.n_tokens} times at one rank")
+        if not np.isfinite(self.weight_sum).all():
+            raise InputError("a profile's weights must be finite")
         if not (np.abs(self.weight_sum_rest) <= np.spacing(np.abs(self.weight_sum))).all():
             raise InputError(
                 "what rounding left out of a profile's weight sums must be less than their last digit"
@@ -257,8 +268,6 @@ class RoutingProfile:
     @classmethod
     def load(cls, path: str | Path) -> RoutingProfile:
         """Reads a profile back. Raises InputError for another kind of file, a newer version, or damage."""
-        from coe_native.gguf_file import GgufFile
-
         path = Path(path)
         file = GgufFile(path)
         if file.get("general.type") != FORMAT:
@@ -266,54 +275,64 @@ class RoutingProfile:
         version = file.get("coe.profile.version")
         if version not in range(1, VERSION + 1) or isinstance(version, bool):
             raise InputError(f"{path}: has profile version {version}; this coe-native reads up to {VERSION}")
-        tensors = {tensor.name: tensor for tensor in file.tensors}
-        names = [n for n in tensors if n.endswith(".router.histogram")]
         try:
-            layers = tuple(sorted(int(name.split(".")[1]) for name in names))
-
-            def cube(part: str, dtype: Any) -> NDArray[Any]:
-                return np.stack([_read(tensors[f"blk.{block}.router.{part}"], dtype) for block in layers])
-
-            histograms, weight_sum = cube("histogram", np.int64), cube("weight_sum", np.float64)
+            layers = tuple(sorted(int(match[1]) for t in file.tensors if (match := _HISTOGRAM.fullmatch(t.name))))
+            histograms = _cube(file, "histogram", layers, np.int64)
             # Other programs that write profiles may know nothing of it.
-            has_rest = any(name.endswith(".router.weight_sum_rest") for name in tensors)
-            rest = cube("weight_sum_rest", np.float64) if has_rest else np.zeros(())
+            has_rest = any(tensor.name.endswith(".router.weight_sum_rest") for tensor in file.tensors)
             chosen = file.get("coe.profile.layer_expert_used_count")
             if chosen is not None and chosen != np.count_nonzero(histograms.any(axis=1), axis=1).tolist():
-                raise InputError(f"its layers do not choose {chosen} experts")
-            corpora = tuple(CorpusRecord(**record) for record in json.loads(file.get("coe.profile.corpora")))
+                raise InputError("its layers choose other numbers of experts than its metadata say")
             return cls(
-                str(file.get("general.architecture")),
-                str(file.get("general.name")),
-                str(file.get("coe.profile.fingerprint")),
+                _text(file, "general.architecture"),
+                _text(file, "general.name", ""),  # the writer leaves empty texts out
+                _text(file, "coe.profile.fingerprint"),
                 layers,
-                int(file.get("coe.profile.tokens")),
+                _number(file, "coe.profile.tokens"),
                 histograms,
-                weight_sum,
-                corpora,
-                int(file.get("coe.profile.expert_group_count", 1)),
-                int(file.get("coe.profile.expert_group_used_count", 1)),
+                _cube(file, "weight_sum", layers, np.float64),
+                msgspec.json.decode(_text(file, "coe.profile.corpora"), type=tuple[CorpusRecord, ...]),
+                _number(file, "coe.profile.expert_group_count", 1),
+                _number(file, "coe.profile.expert_group_used_count", 1),
                 str(path),
-                rest,
+                _cube(file, "weight_sum_rest", layers, np.float64) if has_rest else np.zeros(()),
             )
-        except InputError as error:
-            raise InputError(f"{path}: is damaged: {error}") from error
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise InputError(f"{path}: is a damaged profile ({error}); make it again") from error
+        except (InputError, msgspec.DecodeError, RecursionError) as error:
+            raise InputError(f"{path}: is a damaged profile: {error}; make it again") from error
 
 
+_HISTOGRAM = re.compile(r"blk\.(0|[1-9]\d{0,5})\.router\.histogram", re.ASCII)
 _GGML_TYPES: dict[Any, str] = {np.int64: "I64", np.float64: "F64"}
 
 
-def _read(tensor: Any, dtype: Any) -> NDArray[Any]:
-    from coe_native.gguf_file import read_exactly
+def _number(file: GgufFile, key: str, default: int | None = None) -> int:
+    value = file.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"its {key} is no whole number")
+    return value
 
-    if tensor.type_name != _GGML_TYPES[dtype] or len(tensor.shape) != 2:
-        raise InputError(f"{tensor.name} is {tensor.type_name} {list(tensor.shape)}")
-    with tensor.file.open() as file:
-        data = read_exactly(file, tensor.offset, tensor.n_bytes)
+
+def _text(file: GgufFile, key: str, default: str | None = None) -> str:
+    value = file.get(key, default)
+    if not isinstance(value, str):
+        raise InputError(f"its {key} is no text")
+    return value
+
+
+def _cube(file: GgufFile, part: str, layers: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """One number for each expert and rank of all layers, [layer, expert, rank]."""
+    tensors = {tensor.name: tensor for tensor in file.tensors}
+    names = [f"blk.{block}.router.{part}" for block in layers]
+    if not names or not set(names) <= set(tensors):
+        raise InputError(f"it has no {part} of {'any' if not names else 'every'} layer")
+    wanted = [tensors[name] for name in names]
+    for tensor in wanted:
+        if tensor.type_name != _GGML_TYPES[dtype] or len(tensor.shape) != 2 or tensor.shape != wanted[0].shape:
+            raise InputError(f"{tensor.name} is {tensor.type_name} {list(tensor.shape)}")
+    with file.open() as opened:
+        data = b"".join(read_exactly(opened, tensor.offset, tensor.n_bytes) for tensor in wanted)
     values = np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
-    return np.asarray(values.reshape(tensor.shape[::-1]).astype(dtype))
+    return np.asarray(values.reshape(len(wanted), *wanted[0].shape[::-1]).astype(dtype))
 
 
 def merge(profiles: Iterable[RoutingProfile]) -> RoutingProfile:

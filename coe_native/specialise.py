@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coe_native.atomic import check_target, replacing
+from coe_native.atomic import check_space, check_target, replacing
 from coe_native.corpus import Corpus
 from coe_native.errors import CoeError
 from coe_native.evaluation import Evaluation, check_text, evaluate
@@ -85,6 +85,7 @@ def specialise(
     beside = _beside(out)
     # What would fail late is found out before the long part.
     parent.moe.check_cut(mask_arguments["keep"])
+    check_space(out, parent.moe.specialist_bytes(mask_arguments["keep"]))
     for text in texts:
         check_text(parent, text)
 

@@ -6,15 +6,15 @@ import contextlib
 import os
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from coe_native.atomic import check_target, replacing
+from coe_native.atomic import check_space, check_target, replacing
 from coe_native.copying import copy_range
 from coe_native.cores import checking_threads
-from coe_native.errors import CoeError
+from coe_native.errors import CoeError, InputError
 from coe_native.holes import bytes_on_disk, write_zeros
 from coe_native.masking import ExpertMask
 from coe_native.moe_model import MoeModel
@@ -28,6 +28,7 @@ from coe_native.surgery_plan import (
     plan_prune,
     plan_zero,
 )
+from coe_native.surgery_record import SurgeryRecord, under_surgery
 
 Report = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -87,30 +88,40 @@ class Zeroed(NamedTuple):
 def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _quiet) -> Zeroed:
     """Zeroes the dropped experts' weights and biases in the parent itself.
 
-    Kept experts are not touched. There is no way back without a copy of the file. Raises like `prune`.
+    Kept experts are not touched. There is no way back without a copy of the file. From the first byte on until
+    the last is on the disk, the (first) file is no GGUF to any program; where this was interrupted, calling it
+    again with the same mask brings it to its end. Behind the data stays a record of the mask.
+
+    Raises InputError for a mask of another model, or where another mask's surgery was begun or done before, and
+    CoeError where the file can't be changed.
     """
-    model = MoeModel(parent)
+    model = MoeModel(parent, surgery_goes_on=True)
     plan = plan_zero(model, mask)
     work = [(tensor, piece) for tensor in plan.tensors for piece in tensor.pieces() if piece.zero]
     total = sum(piece.count * tensor.slice_bytes for tensor, piece in work)
-    taken = sum(map(bytes_on_disk, model.paths))
-    done = 0
+    record = SurgeryRecord("zero", mask.keep, mask.digest, in_place=True)
+    done, begun = 0, False
     try:
-        for gguf in model.files:
-            with gguf.path.open("r+b") as file:
-                for tensor, piece in work:
-                    if tensor.source.file is gguf:
-                        offset, n_bytes = tensor.where(piece)
-                        write_zeros(file, offset, n_bytes)
-                        done += n_bytes
-                        progress(done, total)
+        with contextlib.ExitStack() as opened:
+            # All of them before the first is changed: one may be read-only.
+            files = {file: opened.enter_context(file.path.open("r+b")) for file in model.files}
+            model.check_unchanged()
+            taken = sum(map(bytes_on_disk, model.paths))
+            opened.enter_context(under_surgery(model.paths[0], record, recorded=record == model.surgery))
+            begun = True
+            for tensor, piece in work:
+                offset, n_bytes = tensor.where(piece)
+                write_zeros(files[tensor.source.file], offset, n_bytes)
+                done += n_bytes
+                progress(done, total)
+            for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
+            freed = max(0, taken - sum(map(bytes_on_disk, model.paths)))
     except OSError as error:
-        raise CoeError(
-            f"{parent}: could not be zeroed to the end ({error.strerror or error}); run the same command again"
-        ) from error
-    return Zeroed(total, max(0, taken - sum(map(bytes_on_disk, model.paths))))
+        again = "; run the same command again" if begun else ""
+        raise CoeError(f"{parent}: cannot be zeroed in place: {error.strerror or error}{again}") from error
+    return Zeroed(total, freed)
 
 
 def _write(
@@ -121,6 +132,8 @@ def _write(
     paths = [out] if len(shards) == 1 else shard_paths(out, len(shards))
     for path in paths:
         check_target(path, force=force, inputs=(*plan.model.paths, *inputs))
+    _check_no_other_shards(paths)
+    check_space(out, sum(shard.n_bytes for shard in shards))
     total = sum(tensor.n_bytes for tensor in plan.tensors)
     done = 0
     # Renamed in reverse order: the first shard, which stands for the model, comes last.
@@ -154,13 +167,29 @@ def _write(
                 target.write(bytes(-tensor.n_bytes % alignment))
         checks.finish()
         syncing.finish()
+        plan.model.check_unchanged()
     return paths[0]
 
 
 def shard_paths(out: Path, count: int) -> list[Path]:
     """The files of a split output, named as llama.cpp looks for them."""
     stem = re.sub(r"(-\d{5}-of-\d{5})?(\.gguf)?$", "", out.name)
-    return [out.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    return [out.with_name(stem + _shard_name(number, count)) for number in range(1, count + 1)]
+
+
+def _shard_name(number: int, count: int) -> str:
+    return f"-{number:05}-of-{count:05}.gguf"
+
+
+def _check_no_other_shards(paths: Sequence[Path]) -> None:
+    """Raises InputError where files of this name, split into another number, would stand among the new ones."""
+    names = re.compile(re.escape(paths[0].name[: -len(_shard_name(1, 1))]) + r"-\d{5}-of-\d{5}\.gguf")
+    for path in paths[0].parent.iterdir() if len(paths) > 1 else ():
+        if names.fullmatch(path.name) and path not in paths:
+            raise InputError(
+                f"{path}: would stand among {len(paths)} new files of the same name; choose another name, or "
+                "remove it if nobody needs it"
+            )
 
 
 class _Checks:

@@ -164,6 +164,7 @@ def plan_prune(model: MoeModel, mask: ExpertMask, *, drop_mtp: bool = False) -> 
     covers, as many experts stay by the norm of their router rows; or, with `drop_mtp`, none of these layers.
     Raises InputError where the model can't be cut so."""
     check_cut(mask, model)
+    _check_not_zeroed(mask, model)
     if drop_mtp and not model.mtp_blocks:
         raise InputError(f"{model.path}: has no layers that predict further tokens, so none can be dropped")
     kept_in = dict(mask.kept) if drop_mtp else {**mask.kept, **keep_by_router_norm(model, mask.keep)}
@@ -190,8 +191,10 @@ def plan_prune(model: MoeModel, mask: ExpertMask, *, drop_mtp: bool = False) -> 
 
 
 def plan_zero(model: MoeModel, mask: ExpertMask) -> Plan:
-    """The plan of a file of the parent's shape, with the weights and biases of dropped experts all zero."""
+    """The plan of a file of the parent's shape, with the weights and biases of dropped experts all zero. Raises
+    InputError for a mask of another model."""
     check_mask(mask, model)
+    _check_not_zeroed(mask, model)
     layer_of = {t.name: layer for layer in model.routed_layers for t in layer.weights}
 
     def cut(tensor: Tensor) -> PlannedTensor:
@@ -202,6 +205,17 @@ def plan_zero(model: MoeModel, mask: ExpertMask) -> Plan:
         return PlannedTensor(tensor, tensor.shape, model.n_experts, tuple(sorted(runs, key=lambda r: r.first)))
 
     return Plan(model, _entries(model, mask, "zero", {}, {}), tuple(map(cut, model.tensors.values())))
+
+
+def _check_not_zeroed(mask: ExpertMask, model: MoeModel) -> None:
+    """Raises InputError where another mask has zeroed experts of the model: this one may keep some of those."""
+    done = model.surgery
+    if done is not None and done.mode == "zero" and done.digest != mask.digest:
+        doing = "is being" if model.files[0].under_surgery else "was"
+        raise InputError(
+            f"{model.path}: {doing} zeroed by another mask ({done.digest[:12]}..., not {mask.digest[:12]}... as "
+            f"{mask.place}); use that mask, or the model as it was before"
+        )
 
 
 def _dropped_runs(mask: ExpertMask, layer: MoeLayer) -> list[Run]:

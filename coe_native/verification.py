@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from coe_native.cores import checking_threads
-from coe_native.errors import CoeError
-from coe_native.gguf_file import Tensor, read_exactly
+from coe_native.errors import CoeError, InputError
+from coe_native.gguf_file import MAGIC, UNDER_SURGERY, Tensor, read_exactly
 from coe_native.masking import ExpertMask, check_mask
 from coe_native.moe_model import MoeModel
 from coe_native.prefetch import Prefetch, Range
@@ -52,15 +52,20 @@ def verify(
 
     Kinds: metadata; layout (names, shapes, types of all tensors); bytes (kept slices and untouched tensors
     equal the parent's, zeroed ones are zero); norms (all finite); loads (llama.cpp runs a token); graph
-    (llama.cpp computes it by operations of the same names and kinds as the parent). A model zeroed in place has
-    no record of a mask and is checked as zeroed.
-    Raises InputError where a file can't be read at all or the mask is not the parent's.
+    (llama.cpp computes it by operations of the same names and kinds as the parent). A written file whose header
+    can't be read, as one that was cut short, is a check that does not hold.
+    Raises InputError where a file is no GGUF file or the mask is not the parent's, CoeError where a file changes
+    while it is read.
     """
     parent_model = MoeModel(parent)
     check_mask(mask, parent_model)
-    written = MoeModel(out)
-    pruned = written.metadata("coe.mask.mode", "zero") == "prune" and not _zeroed_in_place(written, parent_model)
-    if pruned:
+    try:
+        written = MoeModel(out)
+    except InputError as error:
+        if not _begins_like_gguf(Path(out)):
+            raise
+        return [Check("header", False, str(error))]
+    if written.surgery is not None and written.surgery.mode == "prune":
         dropped = bool(parent_model.mtp_blocks) and not written.mtp_blocks
         plan = plan_prune(parent_model, mask, drop_mtp=dropped)
     else:
@@ -74,7 +79,17 @@ def verify(
         checks.append(layout)
         if layout.passed:
             checks += _contents(written, plan, progress)
-        return checks + running.result()
+        checks += running.result()
+    written.check_unchanged()
+    parent_model.check_unchanged()
+    return checks
+
+
+def _begins_like_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) in (MAGIC, UNDER_SURGERY)
 
 
 def _check(name: str, run: Callable[[], str]) -> Check:
@@ -99,20 +114,16 @@ def _raw_metadata(model: MoeModel) -> list[bytes]:
     return [first.raw_entry(key) for key in first.keys if key not in SHARD_KEYS]
 
 
-def _zeroed_in_place(written: MoeModel, parent: MoeModel) -> bool:
-    """Zeroing in place leaves the metadata alone, and so no record of itself."""
-    return _raw_metadata(written) == _raw_metadata(parent)
-
-
 def _metadata(written: MoeModel, plan: Plan, mask: ExpertMask) -> str:
-    if _zeroed_in_place(written, plan.model):
-        return "as the parent's, which is how zeroing in place leaves it"
-    recorded = written.metadata("coe.mask.digest")
-    if recorded != mask.digest:
-        raise CoeError(f"was made with another mask ({str(recorded)[:12]}..., not {mask.digest[:12]}...)")
-    if _raw_metadata(written) != list(plan.entries):
+    done = written.surgery
+    if done is None:
+        raise CoeError("has no record of a mask")
+    if done.digest != mask.digest:
+        raise CoeError(f"was made with another mask ({done.digest[:12]}..., not {mask.digest[:12]}...)")
+    expected = _raw_metadata(plan.model) if done.in_place else list(plan.entries)
+    if _raw_metadata(written) != expected:
         raise CoeError("differs from the parent's in more than the experts' count and the record of the mask")
-    return f"{len(plan.entries)} entries, mask {mask.digest[:12]}..."
+    return f"{len(expected)} entries, mask {mask.digest[:12]}..."
 
 
 def _layout(written: MoeModel, plan: Plan) -> str:
@@ -123,7 +134,8 @@ def _layout(written: MoeModel, plan: Plan) -> str:
             raise CoeError(f"tensor {theirs[0]} {list(theirs[1])} stands where {ours[0]} {list(ours[1])} should")
     if len(found) != len(expected):
         raise CoeError(f"holds {len(found)} tensors, not {len(expected)}")
-    if not _zeroed_in_place(written, plan.model):
+    # Zeroing in place adds to the file, and leaves gaps in it as they were.
+    if written.surgery is None or not written.surgery.in_place:
         shards = plan.shards([len(file.tensors) for file in written.files])
         for file, shard in zip(written.files, shards, strict=True):
             # Of the data only: a tool that has merged shards says so in more metadata.
@@ -221,7 +233,7 @@ def _first_difference(piece: _Piece, found: bytes, expected: bytes) -> str:
     where = f"{piece.tensor.name} differs from the parent's"
     if piece.planned.touched:
         where += f" in its expert {piece.run.first + at // piece.planned.slice_bytes}"
-    return f"{where}, at byte {piece.offset + at} of the file"
+    return f"{where}, at byte {piece.offset + at} of {piece.tensor.file.path}"
 
 
 def _loads(path: Path, graph: list[str]) -> str:

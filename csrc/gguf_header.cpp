@@ -1,5 +1,6 @@
 #include "gguf_header.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <unordered_set>
@@ -13,15 +14,22 @@ namespace {
 constexpr size_t longest_name = 65535;
 constexpr uint64_t most_dimensions = GGML_MAX_DIMS;
 
+// Far more than any model has: what claims more is damaged, and reading it would take the memory of a model.
+constexpr size_t most_header_bytes = size_t{256} << 20;
+constexpr uint64_t most_items = 65536;
+constexpr uint32_t most_alignment = 65536;
+
 class Cursor {
   public:
-    Cursor(const uint8_t* data, size_t size) : data_(data), size_(size) {}
+    Cursor(const uint8_t* data, size_t size)
+        : data_(data), size_(std::min(size, most_header_bytes)), cut_(size > most_header_bytes) {}
 
     size_t position() const { return position_; }
 
     void skip(uint64_t n_bytes) {
         if (n_bytes > size_ - position_) {
-            throw GgufError("the file ends inside its header");
+            throw GgufError(cut_ ? "its header claims more than 256 MB; it is damaged"
+                                 : "the file ends inside its header; it is damaged or not complete");
         }
         position_ += static_cast<size_t>(n_bytes);
     }
@@ -56,6 +64,7 @@ class Cursor {
   private:
     const uint8_t* data_;
     size_t size_;
+    bool cut_;
     size_t position_ = 0;
 };
 
@@ -87,8 +96,9 @@ GgufEntry take_entry(Cursor& cursor) {
             cursor.skip_string();
         }
     } else {
-        if (entry.count > std::numeric_limits<uint64_t>::max() / element_size) {
-            throw GgufError("the file ends inside its header");
+        if (entry.count > most_header_bytes) {
+            throw GgufError("its metadata has an array of " + std::to_string(entry.count) + " values at " +
+                            entry.key);
         }
         cursor.skip(entry.count * element_size);
     }
@@ -155,8 +165,9 @@ void read_alignment(GgufHeader& header, const uint8_t* data) {
             }
             uint32_t alignment;
             std::memcpy(&alignment, data + entry.value, sizeof(alignment));
-            if (alignment == 0 || (alignment & (alignment - 1)) != 0) {
-                throw GgufError("its alignment is " + std::to_string(alignment) + ", no power of two");
+            if (alignment == 0 || alignment > most_alignment || (alignment & (alignment - 1)) != 0) {
+                throw GgufError("its alignment is " + std::to_string(alignment) +
+                                ", no power of two up to " + std::to_string(most_alignment));
             }
             header.alignment = alignment;
         }
@@ -169,6 +180,32 @@ void refuse_duplicates(const Items& items, const char* what, Name name) {
     for (const auto& item : items) {
         if (!seen.insert(name(item)).second) {
             throw GgufError(std::string("it has two ") + what + " named " + name(item));
+        }
+    }
+}
+
+uint64_t take_count(Cursor& cursor, const char* what) {
+    const auto count = cursor.take<uint64_t>();
+    if (count > most_items) {
+        throw GgufError("its header claims " + std::to_string(count) + what + "; it is damaged");
+    }
+    return count;
+}
+
+// No two tensors share bytes: cutting one would cut the other.
+void refuse_overlaps(const std::vector<GgufTensor>& tensors) {
+    std::vector<const GgufTensor*> ordered;
+    for (const GgufTensor& tensor : tensors) {
+        if (tensor.n_bytes > 0) {
+            ordered.push_back(&tensor);
+        }
+    }
+    std::sort(ordered.begin(), ordered.end(),
+              [](const GgufTensor* a, const GgufTensor* b) { return a->offset < b->offset; });
+    for (size_t i = 1; i < ordered.size(); ++i) {
+        if (ordered[i]->offset - ordered[i - 1]->offset < ordered[i - 1]->n_bytes) {
+            throw GgufError("tensors " + ordered[i - 1]->name + " and " + ordered[i]->name +
+                            " overlap; it is damaged");
         }
     }
 }
@@ -201,7 +238,7 @@ size_t gguf_type_size(GgufType type) {
 
 GgufHeader read_gguf_header(const uint8_t* data, size_t n_mapped, uint64_t file_size) {
     if (n_mapped < 4 || std::memcmp(data, "GGUF", 4) != 0) {
-        throw GgufError("it is not a GGUF file");
+        throw GgufError("it is not a GGUF file; give a model or a profile in that format");
     }
     Cursor cursor(data, n_mapped);
     cursor.skip(4);
@@ -211,8 +248,8 @@ GgufHeader read_gguf_header(const uint8_t* data, size_t n_mapped, uint64_t file_
         throw GgufError("it has GGUF version " + std::to_string(header.version) +
                         "; versions 2 and 3 can be read");
     }
-    const auto n_tensors = cursor.take<uint64_t>();
-    const auto n_entries = cursor.take<uint64_t>();
+    const uint64_t n_tensors = take_count(cursor, " tensors");
+    const uint64_t n_entries = take_count(cursor, " metadata entries");
     for (uint64_t i = 0; i < n_entries; ++i) {
         header.entries.push_back(take_entry(cursor));
     }
@@ -235,6 +272,7 @@ GgufHeader read_gguf_header(const uint8_t* data, size_t n_mapped, uint64_t file_
         }
         tensor.offset += header.data_offset;
     }
+    refuse_overlaps(header.tensors);
     return header;
 }
 

@@ -10,6 +10,7 @@ import importlib
 import click
 
 from coe_native import __version__
+from coe_native.errors import printable
 
 COMMANDS = {
     "inspect": "Show a model's experts, and the size of a specialist.",
@@ -101,4 +102,4 @@ def _report(message: str) -> None:
 
     if "--debug" in sys.argv:
         traceback.print_exc()
-    click.echo("coe-native: " + message.replace("\r", "\\r").replace("\n", "\\n"), err=True)
+    click.echo("coe-native: " + printable(message), err=True)

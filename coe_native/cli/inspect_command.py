@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from coe_native.cli.shared import COUNT, FILE, gigabytes, json_option, print_json, print_table
+from coe_native.errors import printable
 
 
 @click.command(name="inspect")
@@ -24,18 +26,13 @@ def command(model: Path, keep: int | None, ctx: int | None, as_json: bool) -> No
     facts = _facts(moe)
     if keep is not None:
         moe.check_cut(keep)
-        facts["specialist"] = {"keep": keep, "bytes": moe.n_bytes - _saved(moe, keep)}
+        facts["specialist"] = {"keep": keep, "bytes": moe.specialist_bytes(keep)}
     if ctx is not None:
         facts["context"] = {"tokens": ctx, "bytes": moe.context_bytes(ctx)}
     if as_json:
         print_json(facts)
     else:
         _print(facts)
-
-
-def _saved(moe: Any, keep: int) -> int:
-    dropped = moe.n_experts - keep
-    return sum(t.n_bytes // moe.n_experts * dropped for layer in moe.layers for t in layer.tensors)
 
 
 def _facts(moe: Any) -> dict[str, Any]:
@@ -73,12 +70,18 @@ def _facts(moe: Any) -> dict[str, Any]:
             for (kind, type_name), tensors in sorted(kinds.items())
         ],
         "fused_topk": _fused_topk(moe.n_experts),
-        "mask": {
-            key.removeprefix("coe.mask."): moe.metadata(key)
-            for key in moe.files[0].keys
-            if key.startswith("coe.mask.")
-        },
+        "mask": _mask(moe),
     }
+
+
+def _mask(moe: Any) -> dict[str, Any]:
+    """What was done to the model."""
+    said = {
+        key.removeprefix("coe.mask."): moe.metadata(key)
+        for key in moe.files[0].keys
+        if key.startswith("coe.mask.")
+    }
+    return said if moe.surgery is None else said | msgspec.to_builtins(moe.surgery)
 
 
 def _fused_topk(n_experts: int) -> bool:
@@ -104,7 +107,9 @@ def _print(facts: dict[str, Any]) -> None:
     if facts["obstacle"]:
         rows.append(["cannot be pruned", facts["obstacle"]])
     if facts["mask"]:
-        rows.append(["made by coe-native", f"{facts['mask'].get('mode')}, keep {facts['mask'].get('keep')}"])
+        done = facts["mask"]
+        how = " in place" * bool(done.get("in_place"))
+        rows.append(["made by coe-native", f"{done.get('mode')}{how}, keep {done.get('keep')}"])
     if "specialist" in facts:
         specialist = facts["specialist"]
         rows.append([f"specialist, keep {specialist['keep']}", gigabytes(specialist["bytes"])])
@@ -114,7 +119,7 @@ def _print(facts: dict[str, Any]) -> None:
         rows.append([f"context, {facts['context']['tokens']} tokens", gigabytes(facts["context"]["bytes"])])
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(f"{name:<{width}}  {printable(value)}")
     click.echo()
     print_table(
         "",

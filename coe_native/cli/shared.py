@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from coe_native.errors import InputError
+from coe_native.errors import InputError, printable
 from coe_native.scoring import METHODS
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def mask_arguments(
 
 def say(message: str) -> None:
     """A message to standard error."""
-    click.echo(message, err=True)
+    click.echo(printable(message), err=True)
 
 
 def say_skipped(corpora: Sequence[Corpus]) -> None:
@@ -229,7 +229,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
     for row in rows:
-        table.add_row(*map(Text, row))  # as it is: a file's name may look like markup
+        table.add_row(*(Text(printable(text)) for text in row))  # as it is: a file's name may look like markup
     if title:
         click.echo(title)
     # A pipe has no width to fold for.

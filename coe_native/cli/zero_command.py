@@ -34,7 +34,8 @@ def command(
     model: Path, mask_path: Path, output: Path | None, in_place: bool, yes: bool, force: bool, as_json: bool
 ) -> None:
     """Write MODEL with the dropped experts' weights zeroed, as a copy or in place."""
-    from coe_native.masking import ExpertMask
+    from coe_native.masking import ExpertMask, check_mask
+    from coe_native.moe_model import MoeModel
     from coe_native.surgery import zero, zero_in_place
 
     if in_place == (output is not None):
@@ -46,6 +47,7 @@ def command(
         result = {"output": str(output), "bytes": output.stat().st_size}
         message = f"{output}: {gigabytes(output.stat().st_size)}"
     else:
+        check_mask(mask, MoeModel(model, surgery_goes_on=True))
         _confirm(model, yes)
         with byte_progress("zeroing") as progress:
             zeroed = zero_in_place(model, mask, progress=progress)

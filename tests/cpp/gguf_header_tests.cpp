@@ -1,3 +1,4 @@
+#include <array>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -268,14 +269,29 @@ TEST(gguf_other_files_are_refused) {
 }
 
 TEST(gguf_huge_counts_are_refused) {
-    for (const uint64_t count :
-         {uint64_t{2}, uint64_t{1} << 31, uint64_t{1} << 32, uint64_t{1} << 58, uint64_t{1} << 63, huge}) {
-        refuse(Writer(count, 0), "ends inside its header");
-        refuse(Writer(0, count), "ends inside its header");
-        refuse(Writer(count, count), "ends inside its header");
-        refuse(Writer(count, 0).tensor("t", {1}, GGML_TYPE_F32, 0), "ends inside its header");
-        refuse(Writer(0, count).entry("key", GgufType::u8, uint8_t{1}), "ends inside its header");
+    for (const uint64_t count : {uint64_t{2}, uint64_t{65536}, uint64_t{65537}, uint64_t{1} << 31,
+                                 uint64_t{1} << 32, uint64_t{1} << 58, uint64_t{1} << 63, huge}) {
+        const std::string error =
+            count > 65536 ? "its header claims " + std::to_string(count) : "ends inside its header";
+        refuse(Writer(count, 0), error);
+        refuse(Writer(0, count), error);
+        refuse(Writer(count, count), error);
+        refuse(Writer(count, 0).tensor("t", {1}, GGML_TYPE_F32, 0), error);
+        refuse(Writer(0, count).entry("key", GgufType::u8, uint8_t{1}), error);
     }
+}
+
+TEST(gguf_headers_beyond_256_megabytes_are_refused) {
+    constexpr uint64_t most = uint64_t{256} << 20;
+    Writer writer(0, 1);
+    writer.array("key", GgufType::u8, most - 100);
+    std::vector<uint8_t> bytes = writer.bytes();
+    bytes.resize(most + 1);
+    CHECK_EQUAL(read_gguf_header(bytes.data(), bytes.size(), bytes.size()).entries[0].count, most - 100);
+    const uint64_t one_too_many = most - writer.size() + 1;
+    std::memcpy(bytes.data() + writer.size() - 8, &one_too_many, 8);
+    CHECK_THROWS(GgufError, "claims more than 256 MB",
+                 read_gguf_header(bytes.data(), bytes.size(), bytes.size()));
 }
 
 TEST(gguf_huge_lengths_are_refused) {
@@ -305,7 +321,9 @@ TEST(gguf_huge_arrays_are_refused) {
         // The last four make a product with the element's size that is 0 or 8 modulo 2^64.
         for (const uint64_t count : {uint64_t{9}, uint64_t{1} << 32, uint64_t{1} << 61, uint64_t{1} << 62,
                                      uint64_t{1} << 63, (uint64_t{1} << 61) + 1, huge}) {
-            refuse(Writer(0, 1).array("key", element, count).number(uint64_t{0}), "ends inside its header");
+            const bool unlikely = count > (uint64_t{1} << 28) && element != GgufType::string;
+            refuse(Writer(0, 1).array("key", element, count).number(uint64_t{0}),
+                   unlikely ? "an array of " + std::to_string(count) : "ends inside its header");
         }
     }
     refuse(Writer(0, 1).array("key", GgufType::array, 1).number(uint64_t{0}).number(uint64_t{0}),
@@ -390,6 +408,23 @@ TEST(gguf_tensors_outside_the_file_are_refused) {
     refuse_tensor({(uint64_t{1} << 60)}, GGML_TYPE_F32, 0, "behind the end of the file", uint64_t{1} << 40);
 }
 
+TEST(gguf_overlapping_tensors_are_refused) {
+    const auto two = [](uint64_t first, uint64_t second, uint64_t values) {
+        return Writer(2, 0)
+            .tensor("a", {values}, GGML_TYPE_F32, first)
+            .tensor("b", {16}, GGML_TYPE_F32, second);
+    };
+    refuse(two(0, 0, 16), "overlap", 1 << 20);
+    refuse(two(0, 32, 16), "tensors a and b overlap", 1 << 20);
+    refuse(two(32, 0, 16), "tensors b and a overlap", 1 << 20);
+    refuse(two(0, 64, 17), "overlap", 1 << 20);
+    // In any order, with or without a gap, and nothing overlaps what has no bytes.
+    for (const auto& [first, second, values] : std::vector<std::array<uint64_t, 3>>{
+             {0, 64, 16}, {64, 0, 16}, {0, 4096, 16}, {0, 0, 0}, {32, 0, 0}}) {
+        read(two(first, second, values).bytes(), 1 << 20);
+    }
+}
+
 TEST(gguf_duplicates_are_refused) {
     refuse(Writer(0, 3)
                .entry("one", GgufType::u8, uint8_t{1})
@@ -405,7 +440,7 @@ TEST(gguf_duplicates_are_refused) {
 
 TEST(gguf_alignment_is_checked) {
     const std::string key = "general.alignment";
-    for (const uint32_t alignment : {0u, 3u, 48u, 0x80000001u, 0xffffffffu}) {
+    for (const uint32_t alignment : {0u, 3u, 48u, 131072u, 0x80000000u, 0x80000001u, 0xffffffffu}) {
         refuse(Writer(0, 1).entry(key, GgufType::u32, alignment),
                "its alignment is " + std::to_string(alignment));
     }
@@ -414,14 +449,14 @@ TEST(gguf_alignment_is_checked) {
     refuse(Writer(0, 1).string(key).number(GgufType::string).string("32"), "no 32-bit number");
     refuse(Writer(0, 1).array(key, GgufType::u32, 0), "no 32-bit number");
     refuse(Writer(0, 1).array(key, GgufType::u32, 1).number(uint32_t{32}), "no 32-bit number");
-    for (const uint32_t alignment : {1u, 2u, 4096u, 0x80000000u}) {
+    for (const uint32_t alignment : {1u, 2u, 4096u, 65536u}) {
         const Writer writer = Writer(0, 1).entry(key, GgufType::u32, alignment);
         const GgufHeader header = read(writer.bytes(), 1 << 20);
         CHECK_EQUAL(header.alignment, uint64_t{alignment});
         CHECK_EQUAL(header.data_offset, (writer.size() + uint64_t{alignment} - 1) / alignment * alignment);
     }
-    refuse(Writer(1, 1).entry(key, GgufType::u32, 0x80000000u).tensor("t", {1}, GGML_TYPE_F32, 0),
-           "behind the end of the file", 1 << 20);
+    refuse(Writer(1, 1).entry(key, GgufType::u32, 65536u).tensor("t", {1}, GGML_TYPE_F32, 0),
+           "behind the end of the file", 1 << 16);
 }
 
 TEST(gguf_mutations_never_crash) {
