@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from coe_native.cli.shared import COUNT, FILE, gigabytes, json_option, print_json, print_table
 from coe_native.errors import printable
+
+if TYPE_CHECKING:
+    from coe_native.moe_model import MoeModel
 
 
 @click.command(name="inspect")
@@ -23,7 +26,7 @@ def command(model: Path, keep: int | None, ctx: int | None, as_json: bool) -> No
     from coe_native.moe_model import MoeModel
 
     moe = MoeModel(model)
-    facts = _facts(moe)
+    facts = facts_of(moe)
     if keep is not None:
         moe.check_cut(keep)
         facts["specialist"] = {"keep": keep, "bytes": moe.specialist_bytes(keep)}
@@ -35,7 +38,8 @@ def command(model: Path, keep: int | None, ctx: int | None, as_json: bool) -> No
         _print(facts)
 
 
-def _facts(moe: Any) -> dict[str, Any]:
+def facts_of(moe: MoeModel) -> dict[str, Any]:
+    """All that a model's header says, as JSON has it."""
     kinds: dict[tuple[str, str], list[Any]] = {}
     for layer in moe.layers:
         for tensor in layer.tensors:
@@ -74,7 +78,7 @@ def _facts(moe: Any) -> dict[str, Any]:
     }
 
 
-def _mask(moe: Any) -> dict[str, Any]:
+def _mask(moe: MoeModel) -> dict[str, Any]:
     """What was done to the model."""
     said = {
         key.removeprefix("coe.mask."): moe.metadata(key)

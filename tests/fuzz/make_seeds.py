@@ -1,0 +1,92 @@
+"""Writes the seeds anew: ``cd tests && python -m fuzz.make_seeds``. They are small, and show each reader all that
+it knows."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from fuzz.targets import SEEDS
+from random_models import write_random_model
+
+import coe_native as coe
+from coe_native.checkpoint import Checkpoint, Position
+from coe_native.corpus import Shard, corpus_of
+
+# F32, F16, Q4_0, Q5_1, Q8_0, Q2_K, Q4_K, Q6_K, IQ2_XXS, IQ4_NL, IQ4_XS, BF16, TQ1_0, MXFP4
+_TYPES = (0, 1, 2, 7, 8, 10, 12, 14, 16, 20, 23, 30, 34, 39)
+
+
+def _save(kind: str, name: str, data: bytes) -> None:
+    (SEEDS / kind).mkdir(parents=True, exist_ok=True)
+    (SEEDS / kind / name).write_bytes(data)
+
+
+def _models(directory: Path) -> None:
+    for family in ("qwen3moe", "gemma4", "deepseek2", "gpt-oss", "jamba"):
+        path = directory / f"{family}.gguf"
+        sizes = {"n_experts": 8, "top_k": 2, "n_embd": 64, "n_ff_expert": 32}
+        write_random_model(path, family, quantization="Q8_0", **sizes)
+        _save("gguf", f"{family}.gguf", coe.MoeModel(path).files[0].header_bytes)
+
+
+def _profiles_and_masks(directory: Path) -> None:
+    path = directory / "qwen3moe.gguf"
+    documents = [[1, 2, 3, 4, 5] * 4, [7, 8, 9]]
+    options = {"n_ctx": 16, "n_batch": 16, "n_threads": 1}
+    whole = coe.profile(path, documents, **options)  # type: ignore[arg-type]
+    shard = coe.profile(path, documents, shard=Shard(1, 2), **options)  # type: ignore[arg-type]
+    for name, profile in (("whole.gguf", whole), ("shard.gguf", shard)):
+        profile.save(directory / name)
+        _save("profile", name, (directory / name).read_bytes())
+    checkpoint = Checkpoint(directory / "p.gguf")
+    checkpoint.begin({"ctx": 512, "model": "a", "corpus": corpus_of(["text"]).sha256})
+    checkpoint.save(Position(0, 1), whole)
+    _save("profile", "checkpoint.gguf", checkpoint.path.read_bytes())
+    for name, mask in (
+        ("plain.json", coe.build_mask(whole, 4)),
+        ("swaps.json", coe.build_mask(whole, 3, structural_min=1, structural_rank=9.0, reasoning=shard)),
+    ):
+        mask.save(directory / name)
+        _save("mask", name, (directory / name).read_bytes())
+
+
+def _corpora() -> None:
+    records = [
+        {"text": "größer\n\ud83d\ude00"},
+        {"tokens": [1, 2, 255]},
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
+        {"prompt": "one", "completion": " two"},
+        {"question": "one", "answer": " two", "n": 1.5, "deep": [[{}], None, True]},
+    ]
+    lines = "\n".join(json.dumps(record) for record in records)
+    _save("corpus", "records.jsonl", b"\0" + lines.encode())
+    _save("corpus", "text.txt", b"\2" + "\ufeffText with ümläuts.\r\n".encode())
+    for name, array in {
+        "one.npy": np.arange(9, dtype=np.int32),
+        "two.npy": np.arange(6, dtype=np.uint16).reshape(2, 3),
+        "objects.npy": np.array([{}], dtype=object),
+    }.items():
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=True)
+        _save("corpus", name, b"\1" + buffer.getvalue())
+
+
+def _for_the_core() -> None:
+    noise = random.Random(0)
+    for ggml_type in _TYPES:
+        _save("tensor_blocks", f"{ggml_type}", bytes([ggml_type, 2, 0]) + noise.randbytes(2 * 256 * 4))
+    for number, length in enumerate((20, 200, 1000, 4000)):
+        _save("c_api", f"{number}", bytes([8, 2, 2, 1, 0, 1, 1]) + noise.randbytes(length))
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as directory:
+        _models(Path(directory))
+        _profiles_and_masks(Path(directory))
+    _corpora()
+    _for_the_core()
