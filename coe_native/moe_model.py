@@ -30,8 +30,8 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 # model has another graph than with any other.
 _COUNT_WITH_A_MEANING = {"llama4": 128}
 
-_MOST_BLOCKS = 1 << 16
-"""No model has more; what claims to is refused before anything is sized by it."""
+_MOST_BLOCKS = 1 << 12
+"""llama.cpp takes 512. No model has more; what claims to is refused before anything is sized by it."""
 
 _GATING = {1: "softmax", 2: "sigmoid", 3: "softmax after top-k", 4: "square-root softplus"}
 

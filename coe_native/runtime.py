@@ -19,6 +19,7 @@ from coe_native.cores import available_cores
 from coe_native.corpus import Batch, Message, Tokens, batches
 from coe_native.errors import CoeError, InputError
 from coe_native.masking import ExpertMask, check_cut
+from coe_native.memory import advice_for_gpu, check_context
 from coe_native.moe_model import MoeModel
 from coe_native.rpc import check_servers
 
@@ -82,6 +83,9 @@ class Model:
             "mtp": mtp,
         }
         check_servers(set(rpc) - self._servers_in_use())
+        gpu_memory = core.free_gpu_memory() if n_gpu_layers else 0
+        if not gpu_memory and not rpc:
+            check_context(self.moe, max(n_ctx, n_batch), n_batch, bytes_of_value=4 if f32_kv else 2)
         try:
             self._open_session: core.Session | None = core.Session(
                 os.fsencode(path),
@@ -98,7 +102,8 @@ class Model:
                 mtp=mtp,
             )
         except RuntimeError as error:
-            raise InputError(f"{path}: {error}") from error
+            advice = advice_for_gpu(self.moe, gpu_memory, n_ctx) if gpu_memory and "alloc" in str(error) else ""
+            raise InputError(f"{path}: {error}{advice}") from error
         _living.add(self)
         self.n_batch = self._session.n_batch
         self.n_vocab = self._session.n_vocab

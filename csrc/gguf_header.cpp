@@ -166,8 +166,8 @@ void read_alignment(GgufHeader& header, const uint8_t* data) {
             uint32_t alignment;
             std::memcpy(&alignment, data + entry.value, sizeof(alignment));
             if (alignment == 0 || alignment > most_alignment || (alignment & (alignment - 1)) != 0) {
-                throw GgufError("its alignment is " + std::to_string(alignment) +
-                                ", no power of two up to " + std::to_string(most_alignment));
+                throw GgufError("its alignment is " + std::to_string(alignment) + ", no power of two up to " +
+                                std::to_string(most_alignment));
             }
             header.alignment = alignment;
         }

@@ -4,50 +4,16 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 #include <utility>
 
+#include "crash.h"
 #include "ggml-backend.h"
 
 namespace coe {
 
 namespace {
-
-// llama.cpp reports through a process-wide log. While one of these lives, the last error line is kept here
-// and nothing is printed; afterwards the host's own log is back.
-class LogCapture {
-  public:
-    LogCapture() : lock_(mutex()) {
-        llama_log_get(&previous_, &previous_data_);
-        llama_log_set(&LogCapture::receive, this);
-    }
-    ~LogCapture() { llama_log_set(previous_, previous_data_); }
-    LogCapture(const LogCapture&) = delete;
-    LogCapture& operator=(const LogCapture&) = delete;
-
-    std::string reason() const {
-        std::string text = first_error_;
-        text.erase(std::find(text.begin(), text.end(), '\n'), text.end());
-        return text.empty() ? "llama.cpp gave no reason" : text;
-    }
-
-  private:
-    static std::mutex& mutex() {
-        static std::mutex instance;
-        return instance;
-    }
-    static void receive(ggml_log_level level, const char* text, void* self) {
-        auto& capture = *static_cast<LogCapture*>(self);
-        if (level == GGML_LOG_LEVEL_ERROR && capture.first_error_.empty()) {
-            capture.first_error_ = text;
-        }
-    }
-
-    std::lock_guard<std::mutex> lock_;
-    ggml_log_callback previous_ = nullptr;
-    void* previous_data_ = nullptr;
-    std::string first_error_;
-};
 
 void start_backends() {
     static std::once_flag once;
@@ -119,6 +85,20 @@ std::vector<ggml_backend_dev_t> find_devices(const std::vector<std::string>& nam
     return devices;
 }
 
+// The longest context that can be made after all, by halving; 0 where there is none. What is free is known to
+// the backends alone: trying is the one way that is right for all of them.
+uint32_t possible_context(llama_model* model, llama_context_params params) {
+    for (params.n_ctx /= 2; params.n_ctx >= 32; params.n_ctx /= 2) {
+        params.n_batch = params.n_ubatch = std::min(params.n_batch, params.n_ctx);
+        params.n_seq_max = std::min(params.n_seq_max, params.n_batch);
+        if (llama_context* context = llama_init_from_model(model, params)) {
+            llama_free(context);
+            return params.n_ctx;
+        }
+    }
+    return 0;
+}
+
 // Patterns for llama.cpp's tensor placement: the experts of the first blocks, or of all.
 std::vector<std::string> expert_patterns(int32_t n_cpu_moe) {
     const std::string experts = "\\.ffn_(up|down|gate|gate_up)_(ch|)exps";
@@ -139,14 +119,27 @@ bool has_rpc() {
     return ggml_backend_reg_by_name("RPC") != nullptr;
 }
 
+size_t free_gpu_memory() {
+    start_backends();
+    size_t sum = 0;
+    for (ggml_backend_dev_t device : local_gpus()) {
+        size_t n_free = 0;
+        size_t n_total = 0;
+        ggml_backend_dev_memory(device, &n_free, &n_total);
+        sum += n_free;
+    }
+    return sum;
+}
+
 size_t count_rpc_devices(const std::string& endpoint) {
     start_backends();
     return rpc_devices(endpoint).size();
 }
 
 Session::Session(const std::string& path, const SessionOptions& options) : n_batch_(options.n_batch) {
-    start_backends();
     const LogCapture log;
+    start_backends();
+    set_crash_subject(path);
 
     llama_model_params model_params = llama_model_default_params();
     model_params.n_gpu_layers = options.n_gpu_layers;
@@ -196,9 +189,12 @@ Session::Session(const std::string& path, const SessionOptions& options) : n_bat
         context_ = llama_init_from_model(model_, params);
     }
     if (context_ == nullptr) {
+        const std::string reason = log.reason();
+        const uint32_t possible = possible_context(model_, params);
         llama_model_free(model_);
-        throw std::runtime_error("llama.cpp cannot make a context of " + std::to_string(options.n_ctx) +
-                                 " tokens: " + log.reason());
+        throw std::runtime_error("llama.cpp cannot make a context of " + std::to_string(params.n_ctx) +
+                                 " tokens: " + reason +
+                                 (possible == 0 ? "" : "; --ctx " + std::to_string(possible) + " would do"));
     }
 }
 
@@ -342,12 +338,24 @@ void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>
         outputs_.data(),
     };
     hooks_.logits_seen = false;
-    const int32_t status = has_memory() ? llama_decode(context_, batch) : llama_encode(context_, batch);
+    hooks_.error = nullptr;
+    const LogCapture log;
+    int32_t status = 0;
+    std::string reason;
+    try {
+        status = has_memory() ? llama_decode(context_, batch) : llama_encode(context_, batch);
+        reason = log.reason();
+    } catch (const std::bad_alloc&) {  // its C functions let this through
+        status = -2;
+        reason = "out of memory";
+    }
     hooks_.rethrow();
     if (status != 0) {
         throw std::runtime_error("llama.cpp could not run a batch of " + std::to_string(n_tokens) +
-                                 " tokens (status " + std::to_string(status) +
-                                 "); a smaller --batch or --ctx needs less memory");
+                                 " tokens (status " + std::to_string(status) + ": " + reason + ")" +
+                                 (n_batch_ < 2 ? ""
+                                               : "; --batch " + std::to_string(n_batch_ / 2) +
+                                                     " needs about half of the memory that it works in"));
     }
 }
 

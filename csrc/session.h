@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "llama.h"
+#include "llama_log.h"
 #include "router_hooks.h"
 
 namespace coe {
@@ -27,6 +28,8 @@ struct SessionOptions {
 
 // Whether llama.cpp can use other machines' devices.
 bool has_rpc();
+// Bytes that this machine's GPUs have free; 0 without any.
+size_t free_gpu_memory();
 // How many devices an rpc-server offers. llama.cpp ends the process where nothing answers as such a server
 // does.
 size_t count_rpc_devices(const std::string& endpoint);
@@ -86,6 +89,7 @@ class Session {
     void run(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
              const std::vector<int32_t>& sequences, bool all_outputs);
 
+    const LogLease lease_;
     llama_model* model_ = nullptr;
     llama_context* context_ = nullptr;
     const llama_vocab* vocab_ = nullptr;

@@ -86,7 +86,10 @@ def main() -> None:
     except CoeError as error:
         _report(str(error))
         status = 2 if isinstance(error, InputError) else 1
-    except (MemoryError, ImportError, OSError) as error:
+    except MemoryError:
+        _report("there is not enough memory for this; close something else, or take a smaller input")
+        status = 1
+    except (ImportError, OSError) as error:
         _report(str(error) or type(error).__name__)
         status = 1
     except Exception as error:  # a defect of ours: one line for the user, and --debug for the report about it

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coe_native.cli.shared import FILE, json_option, method_option, print_json, print_table
+from coe_native.cli.shared import FILE, Command, json_option, method_option, print_json, print_table
 from coe_native.errors import InputError
 
 if TYPE_CHECKING:
     from coe_native.masking import ExpertMask
 
 
-@click.command(name="compare")
+@click.command(name="compare", cls=Command)
 @click.argument("first", type=FILE)
 @click.argument("second", type=FILE)
 @click.option("--keep", type=int, help="For profiles: experts that their masks keep; half if not given.")

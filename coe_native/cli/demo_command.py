@@ -12,6 +12,7 @@ import click
 from coe_native.cli.shared import (
     FILE,
     THREADS,
+    Command,
     force_option,
     gigabytes,
     json_option,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from coe_native.evaluation import Evaluation
 
 
-@click.command(name="demo")
+@click.command(name="demo", cls=Command)
 @click.option("-o", "--output", type=FILE, default=Path("coe-demo"), show_default=True, help="Directory to fill.")
 @click.option("--threads", type=THREADS, help="CPU threads; all cores if not given.")
 @force_option

@@ -10,6 +10,7 @@ import click
 
 from coe_native.cli.shared import (
     FILE,
+    Command,
     field_option,
     json_option,
     model_options,
@@ -20,7 +21,7 @@ from coe_native.cli.shared import (
 )
 
 
-@click.command(name="eval")
+@click.command(name="eval", cls=Command)
 @click.argument("model", type=FILE)
 @click.option(
     "--text", "texts", multiple=True, required=True, type=FILE, help="Held-out text: files, directories or -."

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from coe_native.cli.shared import COUNT, FILE, gigabytes, json_option, print_json, print_table
+from coe_native.cli.shared import COUNT, FILE, Command, gigabytes, json_option, print_json, print_table
 from coe_native.errors import printable
 
 if TYPE_CHECKING:
     from coe_native.moe_model import MoeModel
 
 
-@click.command(name="inspect")
+@click.command(name="inspect", cls=Command)
 @click.argument("model", type=FILE)
 @click.option("--keep", type=int, help="Also show the size of a specialist with so many experts a layer.")
 @click.option("--ctx", type=COUNT, help="Also show the memory of a context of so many tokens.")

@@ -9,6 +9,7 @@ import click
 
 from coe_native.cli.shared import (
     FILE,
+    Command,
     force_option,
     json_option,
     mask_arguments,
@@ -18,7 +19,7 @@ from coe_native.cli.shared import (
 )
 
 
-@click.command(name="mask")
+@click.command(name="mask", cls=Command)
 @click.argument("profile", type=FILE)
 @mask_options
 @click.option("-o", "--output", type=FILE, required=True, help="Mask file to write.")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from coe_native.cli.shared import FILE, force_option, json_option, print_json, say
+from coe_native.cli.shared import FILE, Command, force_option, json_option, print_json, say
 
 
-@click.command(name="merge")
+@click.command(name="merge", cls=Command)
 @click.argument("profiles", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--output", type=FILE, required=True, help="Profile file to write.")
 @force_option

@@ -10,6 +10,7 @@ import click
 
 from coe_native.cli.shared import (
     FILE,
+    Command,
     corpus_option,
     field_option,
     force_option,
@@ -40,7 +41,7 @@ class _Shard(click.ParamType["Shard"]):
         return Shard(int(match[1]), int(match[2]))
 
 
-@click.command(name="profile")
+@click.command(name="profile", cls=Command)
 @click.argument("model", type=FILE)
 @corpus_option
 @click.option("-o", "--output", type=FILE, required=True, help="Profile file to write.")

@@ -8,6 +8,7 @@ import click
 
 from coe_native.cli.shared import (
     FILE,
+    Command,
     byte_progress,
     force_option,
     json_option,
@@ -19,7 +20,7 @@ from coe_native.cli.shared import (
 )
 
 
-@click.command(name="prune")
+@click.command(name="prune", cls=Command)
 @click.argument("model", type=FILE)
 @mask_option
 @click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from coe_native.cli.shared import COUNT, FILE, json_option, method_option, print_json, print_table
+from coe_native.cli.shared import COUNT, FILE, Command, json_option, method_option, print_json, print_table
 
 
-@click.command(name="score")
+@click.command(name="score", cls=Command)
 @click.argument("profile", type=FILE)
 @method_option
 @click.option(

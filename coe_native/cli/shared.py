@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from coe_native.runtime import Model
     from coe_native.specialise import Watchers
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command whose end is one line, even where llama.cpp crashes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from coe_native._native import core
+
+        if not ctx.find_root().params.get("debug"):
+            core.report_crashes("coe-native: ")
+        return super().invoke(ctx)
 
 
 class _File(click.Path):
@@ -134,8 +145,8 @@ _MASK_OPTIONS = (
 )
 
 
-def _together(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
+def _together(options: Sequence[Callable[[Function], Function]]) -> Callable[[Function], Function]:
+    def decorate(command: Function) -> Function:
         for option in reversed(options):
             command = option(command)
         return command

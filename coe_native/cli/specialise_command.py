@@ -10,6 +10,7 @@ import click
 
 from coe_native.cli.shared import (
     FILE,
+    Command,
     corpus_option,
     field_option,
     force_option,
@@ -36,7 +37,7 @@ _MASK_NAMES = (
 )
 
 
-@click.command(name="specialise")
+@click.command(name="specialise", cls=Command)
 @click.argument("model", type=FILE)
 @corpus_option
 @click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")

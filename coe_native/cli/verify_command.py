@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from coe_native.cli.shared import FILE, byte_progress, json_option, mask_option, print_json
+from coe_native.cli.shared import FILE, Command, byte_progress, json_option, mask_option, print_json
 
 
-@click.command(name="verify")
+@click.command(name="verify", cls=Command)
 @click.argument("written", type=FILE)
 @click.option("--parent", type=FILE, required=True, help="The model that it was made from.")
 @mask_option

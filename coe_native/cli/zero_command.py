@@ -9,6 +9,7 @@ import click
 
 from coe_native.cli.shared import (
     FILE,
+    Command,
     byte_progress,
     force_option,
     gigabytes,
@@ -22,7 +23,7 @@ from coe_native.errors import InputError
 _STUDY = "The router can still choose a zeroed expert: this is for study. `prune` makes what you want to use."
 
 
-@click.command(name="zero")
+@click.command(name="zero", cls=Command)
 @click.argument("model", type=FILE)
 @mask_option
 @click.option("-o", "--output", type=FILE, help="GGUF file to write.")

@@ -1,6 +1,7 @@
 #include "session.h"
 
 #include "bindings.h"
+#include "crash.h"
 
 namespace py = pybind11;
 
@@ -55,7 +56,9 @@ py::array_t<double> log_probabilities(Session& session, int32_t first, const Tok
 }  // namespace
 
 void register_session(py::module_& module) {
+    module.def("report_crashes", &report_crashes, py::arg("prefix"));
     module.def("has_rpc", &has_rpc);
+    module.def("free_gpu_memory", &free_gpu_memory);
     module.def("count_rpc_devices", &count_rpc_devices, py::arg("endpoint"), ReleaseGil());
     py::class_<Session>(module, "Session")
         .def(py::init([](const std::string& path, int32_t n_ctx, int32_t n_batch, int32_t n_seq_max,

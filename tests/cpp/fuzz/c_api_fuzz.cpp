@@ -1,5 +1,5 @@
-// The C library as a host calls it, with any arguments and any nodes: it counts, or it says what is wrong; and its
-// counts are always those of whole tokens.
+// The C library as a host calls it, with any arguments and any nodes: it counts, or it says what is wrong;
+// and its counts are always those of whole tokens.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -44,9 +44,9 @@ class Input {
 };
 
 std::string node_name(Input& input) {
-    static const char* const kinds[] = {"logits", "probs",           "weights",      "weights_softmax",
-                                        "topk",   "weights_norm",    "argsort",      "weights_scaled",
-                                        "",       "weights_sum_clamped"};
+    static const char* const kinds[] = {
+        "logits",  "probs",          "weights", "weights_softmax",    "topk", "weights_norm",
+        "argsort", "weights_scaled", "",        "weights_sum_clamped"};
     if (input.below(8) > 0) {
         const std::string block = std::to_string(input.below(6));
         return std::string("ffn_moe_") + kinds[input.below(10)] + "-" + block +

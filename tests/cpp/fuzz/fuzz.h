@@ -4,12 +4,12 @@
 #include <cstdio>
 #include <cstdlib>
 
-#define REQUIRE(condition)                                                              \
-    do {                                                                                \
-        if (!(condition)) {                                                             \
+#define REQUIRE(condition)                                                               \
+    do {                                                                                 \
+        if (!(condition)) {                                                              \
             std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-            std::abort();                                                               \
-        }                                                                               \
+            std::abort();                                                                \
+        }                                                                                \
     } while (false)
 
 #define REQUIRE_THROWS(Exception, expression) \

@@ -1,5 +1,5 @@
-// Runs a fuzz target without a fuzzer: all seeds, then changed ones for some seconds. It sees no coverage, so it
-// finds little that is new; it shows that what was found does not come back.
+// Runs a fuzz target without a fuzzer: all seeds, then changed ones for some seconds. It sees no coverage, so
+// it finds little that is new; it shows that what was found does not come back.
 //
 //     coe_fuzz_TARGET SECONDS SEED...
 #include <algorithm>
@@ -65,7 +65,7 @@ class Mutator {
 
   private:
     void overwrite(Bytes& bytes, size_t at) {
-        static constexpr uint64_t edges[] = {0,          1,          0x7f,      0x80,      0xff,
+        static constexpr uint64_t edges[] = {0,          1,          0x7f,       0x80,       0xff,
                                              0x7fffffff, 0x80000000, ~0ull >> 1, 1ull << 63, ~0ull};
         const uint64_t value = below(2) == 0 ? edges[below(std::size(edges))] : random_();
         for (size_t i = 0, n_bytes = size_t{1} << below(4); i < n_bytes && at + i < bytes.size(); ++i) {

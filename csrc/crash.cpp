@@ -1,0 +1,131 @@
+#include "crash.h"
+
+#include <algorithm>
+#include <array>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <tuple>
+
+#include "ggml.h"
+
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
+namespace coe {
+
+namespace {
+
+// A handler of signals may not allocate: the line is put together from these.
+struct Text {
+    std::array<char, 1024> bytes{};
+    size_t length = 0;
+
+    void set(const std::string& text) {
+        length = 0;
+        add(text.c_str());
+    }
+    void add(const char* text, size_t most = std::tuple_size<decltype(bytes)>::value) {
+        for (; *text != '\0' && length < std::min(most, bytes.size()); ++text) {
+            bytes[length++] = *text == '\n' || *text == '\r' ? ' ' : *text;
+        }
+    }
+};
+
+Text line_prefix;
+Text line_subject;
+
+void write_text(const char* text, size_t length) {
+#if defined(_WIN32)
+    std::fwrite(text, 1, length, stderr);
+#else
+    static_cast<void>(!write(STDERR_FILENO, text, length));
+#endif
+}
+
+[[noreturn]] void end(const Text& text) {
+    for (const Text* part :
+         {static_cast<const Text*>(&line_prefix), static_cast<const Text*>(&line_subject), &text}) {
+        write_text(part->bytes.data(), part->length);
+    }
+    write_text("\n", 1);
+    std::_Exit(1);
+}
+
+[[noreturn]] void end(const char* what, const char* advice) {
+    Text text;
+    text.add("llama.cpp ");
+    text.add(what);
+    text.add(advice);
+    end(text);
+}
+
+constexpr size_t longest_message = 700;  // leaves room for advice
+constexpr char maybe_damaged[] = "; the file may be damaged: fetch or make it again";
+
+void on_signal(int number) {
+    const char* what = number == SIGSEGV   ? "crashed (segmentation fault)"
+                       : number == SIGFPE  ? "crashed (division by zero)"
+                       : number == SIGABRT ? "gave up (abort)"
+                                           : "crashed";
+#if defined(SIGBUS)
+    if (number == SIGBUS) {
+        Text text;
+        text.add("a file was cut short while it was read, or its disk is gone; see to it and run this again");
+        end(text);
+    }
+#endif
+    end(what, maybe_damaged);
+}
+
+void on_abort(const char* message) {
+    const bool memory =
+        std::strstr(message, "out of memory") != nullptr || std::strstr(message, "alloc") != nullptr;
+    Text text;
+    text.add("llama.cpp gave up: ");
+    text.add(message, longest_message);
+    text.add(
+        memory ? "; half of --batch or --ctx needs about half of that memory, and --n-cpu-moe frees the GPU's"
+               : maybe_damaged);
+    end(text);
+}
+
+void on_terminate() { end("ended by an exception of its own", maybe_damaged); }
+
+}  // namespace
+
+void report_crashes(const std::string& prefix) {
+    line_prefix.set(prefix);
+    ggml_set_abort_callback(&on_abort);
+    std::set_terminate(&on_terminate);
+#if defined(_WIN32)
+    for (const int number : {SIGSEGV, SIGFPE, SIGABRT, SIGILL}) {
+        std::signal(number, &on_signal);
+    }
+#else
+    // A stack of its own, for a stack that has overflowed.
+    static std::array<char, 65536> stack;
+    stack_t alternative{};
+    alternative.ss_sp = stack.data();
+    alternative.ss_size = stack.size();
+    sigaltstack(&alternative, nullptr);
+    struct sigaction action{};
+    action.sa_handler = &on_signal;
+    action.sa_flags = SA_ONSTACK;
+    for (const int number : {SIGSEGV, SIGFPE, SIGABRT, SIGILL, SIGBUS}) {
+        sigaction(number, &action, nullptr);
+    }
+#endif
+}
+
+void set_crash_subject(const std::string& subject) {
+    static std::mutex one_at_a_time;
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
+    line_subject.set(subject + ": ");
+}
+
+}  // namespace coe

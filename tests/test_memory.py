@@ -1,0 +1,156 @@
+"""What is said where memory is not enough, or where llama.cpp ends the process: one line, and what to lower."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+import coe_native as coe
+from coe_native.memory import advice_for_gpu, blocks_for_host, check_context
+
+ModelFile = Callable[[str, str], Path]
+
+
+@pytest.mark.parametrize("family", ["qwen3moe", "gemma4"])
+@pytest.mark.parametrize("bytes_of_value", [2, 4])
+def test_a_context_that_cannot_fit_is_refused_and_the_one_named_does(
+    model_file: ModelFile, monkeypatch: pytest.MonkeyPatch, family: str, bytes_of_value: int
+) -> None:
+    moe = coe.MoeModel(model_file(family, "F32"))
+
+    class Memory:
+        available = 10_000_000
+
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+    with pytest.raises(
+        coe.InputError, match=r"a context of 1000000 tokens needs .* --ctx \d+ would fit"
+    ) as caught:
+        check_context(moe, 1_000_000, 512, bytes_of_value=bytes_of_value)
+    (fits,) = map(int, re.findall(r"--ctx (\d+)", str(caught.value)))
+    check_context(moe, fits, 512, bytes_of_value=bytes_of_value)
+    with pytest.raises(coe.InputError):
+        check_context(moe, fits + 1, 512, bytes_of_value=bytes_of_value)
+
+
+def test_no_context_is_tried_that_the_system_would_kill_for(model_file: ModelFile) -> None:
+    with pytest.raises(coe.InputError, match="--ctx"):
+        coe.Model(model_file("qwen3moe", "F32"), n_ctx=2**31 - 1, n_gpu_layers=0)
+
+
+def test_blocks_are_moved_until_there_is_room(model_file: ModelFile) -> None:
+    moe = coe.MoeModel(model_file("gemma4", "Q8_0"))
+    of_block = {layer.block: sum(t.n_bytes for t in layer.tensors) for layer in moe.layers}
+    assert blocks_for_host(moe, 0) == blocks_for_host(moe, -5) == 0
+    assert blocks_for_host(moe, 1) == blocks_for_host(moe, of_block[0]) == 1
+    assert blocks_for_host(moe, of_block[0] + 1) == 2
+    assert blocks_for_host(moe, 10**12) == moe.n_blocks
+    assert advice_for_gpu(moe, 10**12, 512) == ""
+    short = moe.n_bytes + moe.context_bytes(512) - of_block[0]
+    assert "--n-cpu-moe 1 " in advice_for_gpu(moe, short * 10 // 9 + 1, 512)
+
+
+LIMITED = """
+import resource, sys
+import coe_native as coe
+from coe_native import memory
+from coe_native._native import core
+path, n_ctx, room = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+core.free_gpu_memory()  # has the backends loaded
+(used,) = (int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize:"))
+resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
+try:
+    coe.Model(path, n_ctx=n_ctx, n_batch=64, n_threads=1, n_gpu_layers=0).close()
+    print("made")
+except coe.InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_context_that_cannot_be_made_names_one_that_can(model_file: ModelFile) -> None:
+    """Memory is granted up to a limit that nobody knows beforehand, as a GPU's is."""
+    path, room = str(model_file("qwen3moe", "F32")), 300 << 20
+
+    def attempt(n_ctx: int) -> str:
+        line = [sys.executable, "-c", LIMITED, path, str(n_ctx), str(room)]
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout
+
+    said = attempt(2**20)
+    assert "llama.cpp cannot make a context of 1048576 tokens" in said
+    (fits,) = map(int, re.findall(r"--ctx (\d+) would do", said))
+    assert 512 <= fits < 2**20
+    assert attempt(fits) == "made\n"
+
+
+FAILING = """
+import resource, sys
+import coe_native as coe
+model = coe.Model(sys.argv[1], n_ctx=4096, n_batch=4096, n_threads=1, n_gpu_layers=0)
+(used,) = (int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize:"))
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), used + (1 << 20)))
+try:
+    model.logits([1] * 4096)
+except coe.CoeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_failing_decode_says_what_to_lower(model_file: ModelFile) -> None:
+    line = [sys.executable, "-c", FAILING, str(model_file("qwen3moe", "F32"))]
+    run = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert re.search(
+        r"could not run a batch of 4096 tokens \(status -\d.*--batch 2048 needs about half", run.stdout
+    ), run
+
+
+CRASHES = {
+    "ctypes.string_at(0)": "llama.cpp crashed (segmentation fault); the file may be damaged",
+    "ctypes.CDLL(None).abort()": "llama.cpp gave up (abort); the file may be damaged",
+    "base.ggml_abort(b'a.c', 7, b'odd\\nthing %d', 3)": "llama.cpp gave up: a.c:7: odd thing 3; the file may be",
+    "base.ggml_abort(b'a.c', 7, b'CUDA error: out of memory')": "memory; half of --batch or --ctx needs about",
+    "base.ggml_abort(b'a.c', 7, b'x' * 5000)": "xxx; the file may be damaged",
+    "ctypes.CDLL('libstdc++.so.6')._ZSt9terminatev()": "llama.cpp ended by an exception of its own",
+    "cut_short()": "a file was cut short while it was read",
+}
+
+CRASHING = """
+import ctypes, mmap, os, sys, tempfile
+from pathlib import Path
+import llama_cpp
+from coe_native._native import core
+
+def cut_short():
+    with tempfile.NamedTemporaryFile() as file:
+        file.truncate(1 << 20)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file.truncate(0)
+        mapped[1 << 19]
+
+base = ctypes.CDLL(str(next((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-base.*"))))
+core.report_crashes("coe-native: ")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="crashes as Linux does")
+@pytest.mark.parametrize("crash", CRASHES)
+def test_a_crash_is_one_line(crash: str) -> None:
+    run = subprocess.run([sys.executable, "-c", CRASHING + crash], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("coe-native: ")
+    assert run.stderr.count("\n") == 1
+    assert CRASHES[crash] in run.stderr
+    assert len(run.stderr) < 1000
+
+
+def test_a_crash_names_the_model(model_file: ModelFile) -> None:
+    path = model_file("qwen3moe", "F32")
+    code = f"import coe_native as coe; model = coe.Model({str(path)!r}, n_gpu_layers=0); ctypes.string_at(0)"
+    run = subprocess.run([sys.executable, "-c", CRASHING + code], capture_output=True, text=True, check=False)
+    assert run.stderr.startswith(f"coe-native: {path}: llama.cpp crashed")
