@@ -5,7 +5,10 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import math
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,12 +143,16 @@ def _looks_like_text(path: Path) -> bool:
         return True
     with path.open("rb") as file:
         start = file.read(8192)
+    return _begins_like_text(start) and b"\0" not in start
+
+
+def _begins_like_text(start: bytes) -> bool:
+    """Whether it is UTF-8, but for a last character that may be cut in two."""
     try:
-        # The end of the part that was read may cut a character in two.
         codecs.getincrementaldecoder("utf-8")().decode(start)
     except UnicodeDecodeError:
         return False
-    return b"\0" not in start
+    return True
 
 
 def _decoded(data: bytes, place: str) -> str:
@@ -160,7 +167,11 @@ def _read_stdin() -> Iterator[Found]:
 
 
 def _read_text(path: Path, field: str | None) -> Iterator[Found]:  # noqa: ARG001
-    yield _found(str(path), lambda: _decoded(path.read_bytes(), str(path)))
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+        # Nobody should wait for a file of gigabytes to be read that was named by mistake.
+        rest = file.read() if _begins_like_text(start) else b""
+        yield _found(str(path), lambda: _decoded(start + rest, str(path)))
 
 
 def _read_jsonl(path: Path, field: str | None) -> Iterator[Found]:
@@ -202,18 +213,39 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[Found]:
 
 def _read_npy(path: Path, field: str | None) -> Iterator[Found]:  # noqa: ARG001
     try:
-        # Unlike np.load it never unpickles and takes no archives.
-        array = np.lib.format.open_memmap(path, mode="r")
-    except OSError:
-        raise
-    except Exception as error:  # the header is a Python literal, and parsing one fails in many ways
-        yield InputError(f"{path}: is no array of token ids ({error})")
-        return
-    if array.ndim not in (1, 2) or array.dtype.kind not in "iu":
-        yield InputError(f"{path}: is a {array.ndim}-D array of {array.dtype}; token ids are 1-D or 2-D integers")
+        array = _read_array(path)
+    except InputError as error:
+        yield error
         return
     for number, row in enumerate(np.atleast_2d(array)):
         yield Document(f"{path}[{number}]", tuple(row.tolist()))
+
+
+def _read_array(path: Path) -> NDArray[Any]:
+    """Unlike np.load it never unpickles, takes no archives, and believes no size that the file does not have."""
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about headers of old versions of Python
+        try:
+            version = np.lib.format.read_magic(file)
+            header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, by_columns, dtype = header(file)
+        except OSError:
+            raise
+        except Exception as error:  # the header is a Python literal, and parsing one fails in many ways
+            raise InputError(f"{path}: is no array of token ids ({error}); write it with numpy.save") from error
+        if len(shape) not in (1, 2) or dtype.kind not in "iu":
+            raise InputError(
+                f"{path}: is a {len(shape)}-D array of {dtype}; token ids are 1-D or 2-D integers: save them so"
+            )
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if min(shape) < 0 or n_bytes > os.fstat(file.fileno()).st_size - file.tell():
+            raise InputError(f"{path}: ends before its last token; it is damaged or not complete")
+        values = np.frombuffer(file.read(n_bytes), dtype)
+    # Rows without tokens may be claimed by the billion.
+    return values.reshape(shape, order="F" if by_columns else "C") if n_bytes else np.empty(0, dtype)
 
 
 def _content(record: dict[str, Any], field: str | None, place: str) -> Any:
@@ -228,10 +260,10 @@ def _content(record: dict[str, Any], field: str | None, place: str) -> Any:
         return _messages(record["messages"], place)
     tokens = record.get("tokens")
     if isinstance(tokens, list):
-        if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
-            raise InputError(f"{place}: its tokens are no whole numbers")
-        return tuple(tokens)
+        return _token_ids(tokens, place)
     prompt = next((record[name] for name in _PROMPTS if isinstance(record.get(name), str)), None)
+    if prompt is None and "tokens" in record:
+        return _token_ids(tokens, place)
     if prompt is None:
         raise InputError(
             f"{place}: has no text, messages, tokens or prompt; name the text's column with --field "
@@ -239,6 +271,12 @@ def _content(record: dict[str, Any], field: str | None, place: str) -> Any:
         )
     completion = next((record[name] for name in _COMPLETIONS if isinstance(record.get(name), str)), "")
     return prompt + completion
+
+
+def _token_ids(tokens: Any, place: str) -> tuple[int, ...]:
+    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+        raise InputError(f"{place}: its tokens are no list of whole numbers")
+    return tuple(tokens)
 
 
 def _messages(messages: list[Any], place: str) -> tuple[Message, ...]:

@@ -13,10 +13,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from coe_native import typed_json
 from coe_native._native import core
 from coe_native.errors import InputError
 from coe_native.gguf_file import read_exactly
 from coe_native.moe_model import MoeModel
+from coe_native.router_shape import MOST_EXPERTS
 from coe_native.routing_profile import RoutingProfile
 from coe_native.scoring import score
 
@@ -57,7 +59,7 @@ class ExpertMask:
     """Where it was read from, for messages about it."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= self.n_experts or not self.kept:
+        if not 0 < self.keep <= self.n_experts <= MOST_EXPERTS or not self.kept:
             raise InputError(f"a mask cannot keep {self.keep} of {self.n_experts} experts")
         for block, experts in self.kept.items():
             if list(experts) != sorted(set(experts)) or len(experts) != self.keep:
@@ -104,15 +106,15 @@ class ExpertMask:
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
         try:
-            head = msgspec.json.decode(data, type=_Head)
-        except (msgspec.DecodeError, RecursionError):
+            head = typed_json.decode(data, _Head)
+        except InputError:
             head = _Head()
         if head.format != FORMAT:
             raise InputError(f"{path}: is not a mask; make one with `coe-native mask`")
         if not 1 <= head.version <= VERSION:
             raise InputError(f"{path}: has mask version {head.version}; this coe-native reads up to {VERSION}")
         try:
-            document = msgspec.json.decode(data, type=_Document)
+            document = typed_json.decode(data, _Document)
             return cls(
                 document.architecture,
                 document.fingerprint,
@@ -124,7 +126,7 @@ class ExpertMask:
                 document.provenance,
                 str(path),
             )
-        except (InputError, msgspec.DecodeError, RecursionError) as error:
+        except InputError as error:
             raise InputError(f"{path}: is a damaged mask ({error}); make it again") from error
 
 

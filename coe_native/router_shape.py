@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from coe_native.errors import InputError
 
+MOST_EXPERTS = 1 << 16
+"""No model has more in a layer; what claims to is refused before anything is sized by it."""
+
 
 @dataclass(frozen=True)
 class RouterShape:

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from coe_native import typed_json
 from coe_native.errors import InputError
 from coe_native.gguf_file import GgufFile, read_exactly
 from coe_native.router_shape import RouterShape
@@ -47,6 +47,8 @@ class CorpusRecord:
     def __post_init__(self) -> None:
         if self.documents < 0 or self.tokens < 0:
             raise InputError(f"a corpus cannot have {self.documents} documents and {self.tokens} tokens")
+        if self.n_shards == 1:
+            object.__setattr__(self, "run", "")
         ascending = bool(self.shards) and list(self.shards) == sorted(set(self.shards))
         if not ascending or not 1 <= self.shards[0] <= self.shards[-1] <= self.n_shards <= MOST_SHARDS:
             raise InputError(f"a corpus cannot have shards {self.shards} of {self.n_shards}")
@@ -291,13 +293,13 @@ class RoutingProfile:
                 _number(file, "coe.profile.tokens"),
                 histograms,
                 _cube(file, "weight_sum", layers, np.float64),
-                msgspec.json.decode(_text(file, "coe.profile.corpora"), type=tuple[CorpusRecord, ...]),
+                typed_json.decode(_text(file, "coe.profile.corpora"), tuple[CorpusRecord, ...]),
                 _number(file, "coe.profile.expert_group_count", 1),
                 _number(file, "coe.profile.expert_group_used_count", 1),
                 str(path),
                 _cube(file, "weight_sum_rest", layers, np.float64) if has_rest else np.zeros(()),
             )
-        except (InputError, msgspec.DecodeError, RecursionError) as error:
+        except InputError as error:
             raise InputError(f"{path}: is a damaged profile: {error}; make it again") from error
 
 

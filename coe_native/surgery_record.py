@@ -20,8 +20,9 @@ from pathlib import Path
 
 import msgspec
 
+from coe_native import typed_json
 from coe_native.atomic import lock
-from coe_native.errors import CoeError
+from coe_native.errors import CoeError, InputError
 from coe_native.gguf_file import MAGIC, UNDER_SURGERY, GgufFile, read_exactly
 
 _END = b"coe-zero"
@@ -59,8 +60,8 @@ def _behind_the_data(file: GgufFile) -> SurgeryRecord | None:
             return None
         text = read_exactly(opened, file.size - fixed - n_bytes, n_bytes)
     try:
-        return msgspec.json.decode(text, type=SurgeryRecord)
-    except (msgspec.DecodeError, RecursionError):
+        return typed_json.decode(text, SurgeryRecord)
+    except InputError:
         return None
 
 

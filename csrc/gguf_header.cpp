@@ -263,7 +263,10 @@ GgufHeader read_gguf_header(const uint8_t* data, size_t n_mapped, uint64_t file_
     const uint64_t unaligned = cursor.position();
     header.data_offset = (unaligned + header.alignment - 1) / header.alignment * header.alignment;
     for (GgufTensor& tensor : header.tensors) {
-        const uint64_t room = file_size < header.data_offset ? 0 : file_size - header.data_offset;
+        if (file_size < header.data_offset) {
+            throw GgufError("it is truncated: the file ends before the data of tensor " + tensor.name);
+        }
+        const uint64_t room = file_size - header.data_offset;
         if (tensor.offset % header.alignment != 0) {
             throw GgufError("tensor " + tensor.name + " does not start at a multiple of the alignment");
         }

@@ -257,6 +257,7 @@ def test_masks_survive_their_file(tmp_path_factory: pytest.TempPathFactory, seed
         ({"layers": {"1": [0, 1, 2, 3.5]}}, "Expected `int`, got `float`"),
         ({"layers": {"x": [0, 1, 2, 3]}}, "damaged mask"),
         ({"layers": {}}, "cannot keep"),
+        ({"expert_count": 2**31}, "cannot keep 4 of 2147483648"),
         ({"keep": 9}, "cannot keep 9 of 8"),
         ({"keep": "4"}, "Expected `int`, got `str`.*keep"),
         ({"keep": True}, "Expected `int`, got `bool`"),

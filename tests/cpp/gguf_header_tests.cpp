@@ -394,9 +394,13 @@ TEST(gguf_tensors_outside_the_file_are_refused) {
     const Writer writer = Writer(1, 0).tensor("experts", {8}, GGML_TYPE_F32, 64);
     const uint64_t data_offset = (writer.size() + 31) / 32 * 32;
     CHECK_EQUAL(read(writer.bytes(), data_offset + 96).tensors[0].offset, data_offset + 64);
-    for (const uint64_t file_size :
-         {data_offset + 95, data_offset + 64, data_offset + 1, data_offset, data_offset - 1, uint64_t{0}}) {
+    for (const uint64_t file_size : {data_offset + 95, data_offset + 64, data_offset + 1, data_offset}) {
         refuse(writer, "tensor experts ends behind the end of the file", file_size);
+    }
+    // Not even of an empty tensor may the place lie behind the file's end.
+    for (const uint64_t file_size : {data_offset - 1, uint64_t{0}}) {
+        refuse(writer, "ends before the data of tensor experts", file_size);
+        refuse(Writer(1, 0).tensor("experts", {0}, GGML_TYPE_F32, 0), "ends before the data", file_size);
     }
     for (const uint64_t offset : {huge - 31, uint64_t{1} << 63, huge - 63}) {  // sums that pass 2^64
         refuse_tensor({8}, GGML_TYPE_F32, offset, "behind the end of the file", uint64_t{1} << 40);

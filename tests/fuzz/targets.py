@@ -10,8 +10,10 @@ With atheris, which sees what has been covered (``pip install atheris``):
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +30,8 @@ from coe_native.surgery_plan import Plan, plan_prune, plan_zero
 
 SEEDS = Path(__file__).parent / "seeds"
 
-_directory = tempfile.TemporaryDirectory(prefix="fuzz-")
-DIRECTORY = Path(_directory.name)
+DIRECTORY = Path(tempfile.mkdtemp(prefix="fuzz-"))
+atexit.register(shutil.rmtree, DIRECTORY, ignore_errors=True)
 
 
 @dataclass(frozen=True)
