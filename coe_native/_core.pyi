@@ -66,7 +66,7 @@ class Session:
     has_memory: bool
     bos_token: int
     eos_token: int
-    chat_template: str
+    chat_template: bytes
     histograms: NDArray[np.int64]
     weight_sum: NDArray[np.float64]
     weight_sum_rest: NDArray[np.float64]

@@ -162,6 +162,17 @@ class GgufFile:
             )
 
 
+def begins_like_gguf(path: Path) -> bool:
+    """Whether a file is one to look at as GGUF, whatever follows. Raises InputError where it can't be read."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) in (MAGIC, UNDER_SURGERY)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

@@ -82,7 +82,8 @@ def profile_corpora(
     With a `checkpoint`, a run that was interrupted goes on, and ends with the profile that it would have had; an
     exception leaves a checkpoint behind, KeyboardInterrupt too. `skip_bad`: documents that the model can't
     tokenise are left out, and it is told of each, in another thread. `progress` is called after each batch.
-    Raises InputError where there are no tokens at all; a shard of few documents may have none.
+    Raises InputError where there are no tokens at all; a shard of few documents may have none. Raises CoeError
+    where the model's file has been changed meanwhile.
     """
     work = bundles(corpora, shard)
     counted = _Counted(model, corpora, shard, len(work))
@@ -116,6 +117,7 @@ def profile_corpora(
     profile = counted.profile()
     if profile.n_tokens == 0 and shard.count == 1:
         raise InputError("the corpus has no tokens; give files with text in them")
+    model.moe.check_unchanged()
     return profile
 
 

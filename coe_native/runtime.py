@@ -177,7 +177,7 @@ class Model:
         """Kept, because making it reads the whole vocabulary."""
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-        template = self._session.chat_template
+        template = self._session.chat_template.decode(errors="replace")
         if not template:
             raise InputError(f"{self.moe.path}: has no chat template; give texts instead of messages")
         tokens = self.moe.metadata("tokenizer.ggml.tokens", [])

@@ -10,7 +10,7 @@ from typing import Any
 
 from coe_native.atomic import check_space, check_target, replacing
 from coe_native.corpus import Corpus
-from coe_native.errors import CoeError
+from coe_native.errors import CoeError, InputError
 from coe_native.evaluation import Evaluation, check_text, evaluate
 from coe_native.masking import ExpertMask, build_mask
 from coe_native.profiler import Progress, profile_corpora
@@ -85,6 +85,8 @@ def specialise(
     beside = _beside(out)
     # What would fail late is found out before the long part.
     parent.moe.check_cut(mask_arguments["keep"])
+    if parent.moe.surgery is not None and parent.moe.surgery.mode == "zero":
+        raise InputError(f"{parent.moe.path}: has zeroed experts; specialise the model as it was before")
     check_space(out, parent.moe.specialist_bytes(mask_arguments["keep"]))
     for text in texts:
         check_text(parent, text)

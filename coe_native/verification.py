@@ -15,7 +15,7 @@ import numpy as np
 
 from coe_native.cores import checking_threads
 from coe_native.errors import CoeError, InputError
-from coe_native.gguf_file import MAGIC, UNDER_SURGERY, Tensor, read_exactly
+from coe_native.gguf_file import Tensor, begins_like_gguf, read_exactly
 from coe_native.masking import ExpertMask, check_mask
 from coe_native.moe_model import MoeModel
 from coe_native.prefetch import Prefetch, Range
@@ -62,7 +62,7 @@ def verify(
     try:
         written = MoeModel(out)
     except InputError as error:
-        if not _begins_like_gguf(Path(out)):
+        if not begins_like_gguf(Path(out)):
             raise
         return [Check("header", False, str(error))]
     if written.surgery is not None and written.surgery.mode == "prune":
@@ -83,13 +83,6 @@ def verify(
     written.check_unchanged()
     parent_model.check_unchanged()
     return checks
-
-
-def _begins_like_gguf(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) in (MAGIC, UNDER_SURGERY)
 
 
 def _check(name: str, run: Callable[[], str]) -> Check:

@@ -64,6 +64,17 @@ void write_text(const char* text, size_t length) {
     end(text);
 }
 
+// ggml's messages begin with the whole path of a source file.
+const char* without_directory(const char* message) {
+    const char* rest = message;
+    for (const char* at = message; *at != '\0' && *at != ':'; ++at) {
+        if (*at == '/' || *at == '\\') {
+            rest = at + 1;
+        }
+    }
+    return rest;
+}
+
 constexpr size_t longest_message = 700;  // leaves room for advice
 constexpr char maybe_damaged[] = "; the file may be damaged: fetch or make it again";
 
@@ -87,7 +98,7 @@ void on_abort(const char* message) {
         std::strstr(message, "out of memory") != nullptr || std::strstr(message, "alloc") != nullptr;
     Text text;
     text.add("llama.cpp gave up: ");
-    text.add(message, longest_message);
+    text.add(without_directory(message), longest_message);
     text.add(
         memory ? "; half of --batch or --ctx needs about half of that memory, and --n-cpu-moe frees the GPU's"
                : maybe_damaged);

@@ -1,5 +1,6 @@
 #include "llama_log.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <mutex>
 
@@ -54,7 +55,9 @@ void LogCapture::receive_error(const char* text) {
 }
 
 std::string LogCapture::reason() const {
-    const std::string line = first_error_.substr(0, first_error_.find('\n'));
+    std::string line = first_error_.substr(0, first_error_.find('\n'));
+    // It may quote what a damaged file has for a name.
+    std::replace_if(line.begin(), line.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
     return line.empty() ? "llama.cpp gave no reason" : line;
 }
 

@@ -113,7 +113,7 @@ def test_a_failing_decode_says_what_to_lower(model_file: ModelFile) -> None:
 CRASHES = {
     "ctypes.string_at(0)": "llama.cpp crashed (segmentation fault); the file may be damaged",
     "ctypes.CDLL(None).abort()": "llama.cpp gave up (abort); the file may be damaged",
-    "base.ggml_abort(b'a.c', 7, b'odd\\nthing %d', 3)": "llama.cpp gave up: a.c:7: odd thing 3; the file may be",
+    "base.ggml_abort(b'/b/a.c', 7, b'odd\\nthing %d', 3)": "llama.cpp gave up: a.c:7: odd thing 3; the file",
     "base.ggml_abort(b'a.c', 7, b'CUDA error: out of memory')": "memory; half of --batch or --ctx needs about",
     "base.ggml_abort(b'a.c', 7, b'x' * 5000)": "xxx; the file may be damaged",
     "ctypes.CDLL('libstdc++.so.6')._ZSt9terminatev()": "llama.cpp ended by an exception of its own",

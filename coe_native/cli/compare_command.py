@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from coe_native.cli.shared import FILE, Command, json_option, method_option, print_json, print_table
-from coe_native.errors import InputError
 
 if TYPE_CHECKING:
     from coe_native.masking import ExpertMask
@@ -57,15 +56,11 @@ def command(first: Path, second: Path, keep: int | None, method: str, as_json: b
 
 
 def _load(path: Path, keep: int | None, method: str) -> ExpertMask:
+    from coe_native.gguf_file import begins_like_gguf
     from coe_native.masking import ExpertMask, build_mask
     from coe_native.routing_profile import RoutingProfile
 
-    try:
-        with path.open("rb") as file:
-            is_profile = file.read(4) == b"GGUF"
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not is_profile:
+    if not begins_like_gguf(path):
         return ExpertMask.load(path)
     profile = RoutingProfile.load(path)
     half = profile.n_experts // 2

@@ -78,7 +78,7 @@ void register_session(py::module_& module) {
         .def_property_readonly("has_tokenizer", &Session::has_tokenizer)
         .def_property_readonly("bos_token", &Session::bos_token)
         .def_property_readonly("eos_token", &Session::eos_token)
-        .def_property_readonly("chat_template", &Session::chat_template)
+        .def_property_readonly("chat_template", [](const Session& s) { return py::bytes(s.chat_template()); })
         .def(
             "tokenize",
             [](const Session& session, const std::string& text, bool parse_special) {
