@@ -511,6 +511,8 @@ BAD_MASKS: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"layers": {"0": [1, 1, 2, 3], "1": [0, 1, 2, 3]}}, "block 0"),
     "beyond": ({"layers": {"0": [0, 1, 2, 3], "1": [0, 1, 2, 8]}}, "block 1"),
     "starved": ({"keep": 1, "layers": {"0": [0], "1": [0]}}, "needs 2"),
+    "wide": ({"expert_count": 2**31}, "cannot keep 4 of 2147483648"),
+    "terminal": ({"architecture": "\x1b[2J\r"}, r"\\x1b\[2J\\r"),
 }
 """What each differs in from a good mask (None: lacks it), and what must be said about it."""
 
@@ -520,6 +522,7 @@ BAD_TEXTS: dict[str, tuple[str, str]] = {
     "columnless.jsonl": ('{"body": "text"}\n', r"columnless\.jsonl:1\b.*--field.*body"),
     "outside.jsonl": ('{"tokens": [1]}\n{"tokens": [256]}\n', r"outside\.jsonl:2\b.*256"),
     "huge.jsonl": (json.dumps({"tokens": [1 + 2**31]}), r"huge\.jsonl:1\b"),
+    "counted.jsonl": ('{"tokens": 5}\n', r"counted\.jsonl:1: its tokens are no list of whole numbers"),
 }
 """Corpora that are wrong for any model, and what must be said about them."""
 
@@ -548,7 +551,12 @@ def _write_arrays(shop: Path) -> None:
         "header": good.replace(b"(2, 64)", b"((((((("),
         "shape": good.replace(b"(2, 64)", b"(2,-64)"),
         "zip": b"PK\x03\x04 and no more",
+        # More rows, and more tokens, than any memory has.
+        "rows": good.replace(b"(2, 64), }" + 10 * b" ", b"(999999999999, 0), }"),
+        "claim": good.replace(b"(2, 64), }" + 10 * b" ", b"(999999999999, 9), }"),
     }
+    assert len({len(good), len(damaged["rows"]), len(damaged["claim"])}) == 1
+    assert good not in damaged.values()
     for name, data in damaged.items():
         (shop / f"{name}.npy").write_bytes(data)
 
@@ -635,6 +643,7 @@ def _write_specialists(shop: Path) -> None:
     _spoil(pruned, "blk.1.ffn_up_exps.weight", shop / "flipped-nan.gguf", nan=True)
     data = pruned.read_bytes()
     (shop / "cut-pruned.gguf").write_bytes(data[: len(data) // 2])
+    coe.zero(shop / "parent.gguf", mask, shop / "zeroed.gguf")
     digest = mask.digest.encode()
     (shop / "flipped-digest.gguf").write_bytes(data.replace(digest, digest[::-1]))
 
@@ -702,7 +711,7 @@ WRITERS = (
     "specialise parent.gguf -c tokens.npy --keep 4 --threads 1",
 )
 CUTS = ("magic", "entries", "tensors", "end")
-ARRAYS = ("floats", "pickled", "cut", "header", "shape", "zip")
+ARRAYS = ("floats", "pickled", "cut", "header", "shape", "zip", "rows", "claim")
 
 BAD_INPUT: list[tuple[str, str]] = [
     # Models
@@ -759,6 +768,8 @@ BAD_INPUT: list[tuple[str, str]] = [
     ("score newer.gguf", "newer.gguf.*version 2"),
     ("score miscounted.gguf", "miscounted.gguf.*129 tokens"),
     ("score cut-profile.gguf", "cut-profile.gguf.*truncated"),
+    ("specialise zeroed.gguf -c tokens.npy --keep 4 -o out.gguf", "zeroed.gguf: has zeroed experts"),
+    (f"{PROFILE} tokens.npy --ctx 2000000000", r"parent\.gguf: a context of .* --ctx \d+ would fit"),
     ("mask profile.gguf --keep 4 -o out.json --reasoning other-profile.gguf", "other-profile.gguf.*another model"),
     ("merge profile.gguf gemma-profile.gguf -o out.gguf", "gemma-profile.gguf"),
     ("merge profile.gguf other-profile.gguf -o out.gguf", "other-profile.gguf"),
@@ -970,6 +981,24 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, shop: Path) -> None:
             process.kill()
     assert (process.returncode, err.strip()) == (1, "coe-native: interrupted")
     assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_an_interrupt_before_anything_has_begun(tmp_path: Path) -> None:
+    """While the command line itself is still being loaded, Ctrl-C ends it without a traceback."""
+    (tmp_path / "click.py").write_text("import time; print('loading', flush=True); time.sleep(60)\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "coe_native", "inspect", "x"],
+        env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (-signal.SIGINT, "")
 
 
 def test_an_output_that_is_no_file_is_left_alone(tmp_path: Path, shop: Path) -> None:

@@ -66,6 +66,8 @@ def main() -> None:
     # Ends like an error, so that nothing half-written is left behind; 128 and the signal's number is custom.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on, it is reported
         # Not click's own main(): that one swallows the status of a command that exits by itself.
         with group.make_context("coe-native", sys.argv[1:]) as context:
             group.invoke(context)

@@ -1,0 +1,30 @@
+"""The C++ core's own tests, plainly and under sanitizers, and two models profiled at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cpp_build import build, succeed
+
+import coe_native as coe
+
+
+@pytest.mark.parametrize("sanitizers", ["", "address,undefined"])
+def test_the_core(tmp_path: Path, sanitizers: str) -> None:
+    build(tmp_path, sanitizers, "-DCOE_BUILD_TESTS=ON")
+    succeed(tmp_path, "ctest", "--output-on-failure")
+
+
+def test_threads(tmp_path: Path, model_file: Callable[[str, str], Path]) -> None:
+    """Under ThreadSanitizer, which sees two threads touch the same without taking turns: the core's tests, and two
+    threads that profile two models."""
+    build(tmp_path, "thread", "-DCOE_BUILD_TESTS=ON")
+    succeed(tmp_path, "ctest", "--output-on-failure")
+    arguments: list[str] = []
+    for family in ("qwen3moe", "olmoe"):
+        moe = coe.MoeModel(model_file(family, "Q8_0"))
+        assert moe.blocks == list(range(moe.n_blocks))
+        arguments += [str(moe.path), *map(str, (moe.n_blocks, moe.n_experts, moe.top_k))]
+    assert succeed(tmp_path, str(tmp_path / "coe_two_sessions"), *arguments) == "equal\n"
