@@ -76,6 +76,10 @@ class Checkpoint:
                 raise InputError(f"{self.path}: is of a run with another {name}{values}; use the same, or {_ANEW}")
         return position, profile
 
+    def beyond_the_end(self) -> InputError:
+        """What is wrong with a checkpoint whose position, or whose corpora, the run does not have."""
+        return InputError(f"{self.path}: is damaged: it goes beyond the run's end; {_ANEW}")
+
     def offer(self, position: Position, profile: Callable[[], RoutingProfile]) -> None:
         """Saves, if the last time is long enough ago."""
         if time.monotonic() - self._saved >= self._every:

@@ -95,6 +95,7 @@ def profile_corpora(
         with contextlib.closing(cutter.ahead()) as cut:
             started, ran, skipped = time.monotonic(), 0, 0
             for number, parts in enumerate(cut, start.bundle):
+                position = Position(number)
                 for position, begun, batch in _batches(model, number, parts):
                     if position < start:
                         skipped += len(batch.tokens)
@@ -107,6 +108,8 @@ def profile_corpora(
                     counted.begun(begun)
                     ran += len(batch.tokens)
                     progress(Progress(ran, cutter.total() - skipped, time.monotonic() - started))
+                if checkpoint is not None and position < start:
+                    raise checkpoint.beyond_the_end()
         counted.note(Position(len(work)))
     except BaseException:
         if checkpoint is not None and counted.position > start:
@@ -174,7 +177,7 @@ class _Counted:
         )
         if self._before is not None:
             if len(self._before.corpora) != len(self._records) or position.bundle > self._n_bundles:
-                raise InputError(f"{checkpoint.path}: is damaged: it goes beyond the run's end")
+                raise checkpoint.beyond_the_end()
             self._records = list(self._before.corpora)
         return position
 

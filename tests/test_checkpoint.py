@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,8 +207,9 @@ def test_what_is_no_checkpoint_is_refused(
             coe.profile_corpora(model, [corpus_of(many_documents[:3])], checkpoint=checkpoint)
 
 
+@pytest.mark.parametrize("beyond", ["bundles", "batches", "corpora"])
 def test_a_position_beyond_the_end_is_refused(
-    tmp_path: Path, model_file: ModelFile, many_documents: list[list[int]]
+    tmp_path: Path, model_file: ModelFile, many_documents: list[list[int]], beyond: str
 ) -> None:
     """Such a checkpoint would end at once, as if all had been run."""
     out = tmp_path / "p.gguf"
@@ -216,7 +218,10 @@ def test_a_position_beyond_the_end_is_refused(
 
         class TooFar(Checkpoint):
             def save(self, position: Position, profile: coe.RoutingProfile) -> None:
-                super().save(Position(position.bundle + 2, 0), profile)
+                if beyond == "corpora":
+                    profile = replace(profile, corpora=profile.corpora * 2)
+                further = {"bundles": Position(position.bundle + 2, 0), "batches": Position(position.bundle, 1000)}
+                super().save(further.get(beyond, position), profile)
 
         coe.profile_corpora(model, [text], checkpoint=TooFar(out, every=0))
         with pytest.raises(coe.InputError, match="beyond the run's end"):
