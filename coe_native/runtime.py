@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native._native import core
+from coe_native.chat import ChatTemplate
 from coe_native.cores import available_cores
 from coe_native.corpus import Batch, Message, Tokens, batches
 from coe_native.errors import CoeError, InputError
@@ -135,6 +136,8 @@ class Model:
 
     def close(self) -> None:
         """Frees the model's memory. Closing twice does no harm."""
+        if "_chat_template" in self.__dict__:
+            self._chat_template.close()
         self._open_session = None
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> Tokens:
@@ -165,18 +168,15 @@ class Model:
     def render_chat(self, messages: tuple[Message, ...]) -> str:
         """A conversation as text, by the chat template that the model carries. Raises InputError without one."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
+        template = self._chat_template
         try:
-            return str(self._chat_formatter(messages=turns).prompt)
-        except InputError:
-            raise
-        except Exception as error:  # a template is a program of the model's author: anything may come out of it
+            return template.render(turns)
+        except InputError as error:
             raise InputError(f"{self.moe.path}: its chat template refused a conversation ({error})") from error
 
     @cached_property
-    def _chat_formatter(self) -> Any:
+    def _chat_template(self) -> ChatTemplate:
         """Kept, because making it reads the whole vocabulary."""
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
         template = self._session.chat_template.decode(errors="replace")
         if not template:
             raise InputError(f"{self.moe.path}: has no chat template; give texts instead of messages")
@@ -186,9 +186,7 @@ class Model:
             index = self.moe.metadata(f"tokenizer.ggml.{key}_token_id")
             return str(tokens[index]) if isinstance(index, int) and index < len(tokens) else ""
 
-        return Jinja2ChatFormatter(
-            template, eos_token=token_text("eos"), bos_token=token_text("bos"), add_generation_prompt=False
-        )
+        return ChatTemplate(template, bos=token_text("bos"), eos=token_text("eos"))
 
     def apply(self, mask: ExpertMask) -> None:
         """Makes the dropped experts unselectable from now on: the function that the pruned file will be.

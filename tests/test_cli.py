@@ -580,6 +580,10 @@ def _write_models(shop: Path) -> None:
         write_random_model(shop / f"{name}.gguf", "qwen3moe", extra_metadata=metadata, **SMALL)
     write_reader(shop / "reader.gguf")
     write_reader(shop / "template.gguf", "{% if")
+    key = b"tokenizer.ggml.model" + struct.pack("<IQ", 8, 5)
+    reader = (shop / "reader.gguf").read_bytes()
+    assert key + b"llama" in reader
+    (shop / "garbled.gguf").write_bytes(reader.replace(key + b"llama", key + b"\xff\x1b[2J"))
     split_model(shop / "parent.gguf", shop, 2)
     split_model(shop / "other.gguf", shop, 2)[1].unlink()
     writer = GGUFWriter(shop / "dense.gguf", "llama")
@@ -732,6 +736,7 @@ BAD_INPUT: list[tuple[str, str]] = [
     ("inspect other-00001-of-00002.gguf", "other-00002-of-00002.gguf"),
     ("profile missing.gguf -c tokens.npy -o out.gguf", "missing.gguf"),
     ("profile cut-data.gguf -c tokens.npy -o out.gguf", "cut-data.gguf.*truncated"),
+    ("profile garbled.gguf -c tokens.npy -o out.gguf", r"garbled\.gguf: llama\.cpp cannot load it: .*'\?\?\[2J'"),
     ("profile typed.gguf -c tokens.npy -o out.gguf", "typed.gguf.*general.name"),
     ("eval parent.gguf --text tokens.npy --reference few.gguf", "few.gguf.*vocabulary"),
     # Corpora
@@ -1008,6 +1013,29 @@ def test_an_output_that_is_no_file_is_left_alone(tmp_path: Path, shop: Path) -> 
     done = run("prune", shop / "parent.gguf", "--mask", shop / "mask.json", "-o", pipe, "--force")
     assert pipe.is_fifo()
     assert "pipe" in _one_line(done)
+    assert done.status == 2
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10000000000 }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{{ 'a' * 100000000 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+    ],
+)
+def test_a_chat_template_gets_nowhere(tmp_path: Path, shop: Path, template: str) -> None:
+    """It is a program of whoever made the file."""
+    write_reader(tmp_path / "hostile.gguf", template)
+    started = time.monotonic()
+    arguments = ("hostile.gguf", "-c", shop / "chat.jsonl", "-o", "out.gguf", *RUN)
+    done = refuse(tmp_path, "profile", *arguments)
+    assert time.monotonic() - started < 10
+    assert "hostile.gguf: its chat template refused a conversation (" in _one_line(done)
     assert done.status == 2
 
 

@@ -1,0 +1,125 @@
+"""Conversations as text, by the chat template that a model carries.
+
+A template is a program of whoever made the file, and may loop for ever or ask for all memory: it runs in a process
+of its own, ``python -m coe_native.chat``, with little of both. They talk in lines of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from coe_native.errors import InputError
+
+SECONDS = 5
+"""For one conversation; templates take milliseconds."""
+
+_MOST_MEMORY = 1 << 29
+_MOST_CHARACTERS = 1 << 26
+
+
+class ChatTemplate:
+    """A template with its own texts for BOS and EOS. `close` ends its process."""
+
+    def __init__(self, template: str, bos: str, eos: str) -> None:
+        self._made_of = {"template": template, "bos_token": bos, "eos_token": eos}
+        self._process: subprocess.Popen[str] | None = None
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """A conversation as text. Raises InputError where the template refuses it, or does not come to an end."""
+        if self._process is None:
+            self._process = _start()
+            self._ask(self._made_of, 60.0)  # everything is imported first
+        return str(self._ask({"messages": messages}, SECONDS))
+
+    def _ask(self, question: dict[str, Any], seconds: float) -> Any:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        too_late = threading.Timer(seconds, process.kill)
+        too_late.start()
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        finally:
+            too_late.cancel()
+        if not answer.endswith("\n"):
+            self.close()
+            raise InputError(f"it took more than {seconds:g} seconds or {_MOST_MEMORY >> 20} MB")
+        said = json.loads(answer)
+        if "error" in said:
+            raise InputError(said["error"])
+        return said["text"]
+
+    def close(self) -> None:
+        """Ends the process. The next conversation starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+def _start() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "coe_native.chat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,  # Ctrl-C is for us
+    )
+
+
+def _serve() -> None:
+    """Answers until nobody asks any more."""
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    formatter = None
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            _limit()
+            if formatter is None:
+                formatter = Jinja2ChatFormatter(**question, add_generation_prompt=False)
+                said = {"text": ""}
+            else:
+                text = formatter(messages=question["messages"]).prompt
+                if len(text) > _MOST_CHARACTERS:
+                    raise ValueError(f"it made {len(text)} characters")
+                said = {"text": text}
+        except MemoryError:
+            said = {"error": f"it took more than {_MOST_MEMORY >> 20} MB"}
+        except Exception as error:  # anything may come out of somebody's program
+            said = {"error": str(error) or type(error).__name__}
+        print(json.dumps(said), flush=True)
+
+
+def _limit() -> None:
+    """Of this process: memory, and time for one answer, for whoever asks may have been killed meanwhile. Windows
+    has no such limits."""
+    try:
+        import resource
+    except ImportError:
+        return
+    import psutil
+
+    process = psutil.Process()
+    most = process.memory_info().vms + _MOST_MEMORY
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
+    used = process.cpu_times()
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    seconds = int(used.user + used.system) + 2 * SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard < 0 else min(seconds, hard), hard))
+
+
+if __name__ == "__main__":
+    _serve()
