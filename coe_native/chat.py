@@ -1,7 +1,7 @@
 """Conversations as text, by the chat template that a model carries.
 
 A template is a program of whoever made the file, and may loop for ever or ask for all memory: it runs in a process
-of its own, ``python -m coe_native.chat``, with little of both. They talk in lines of JSON.
+of its own, with little of both. They talk in lines of JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 from typing import Any
 
 from coe_native.errors import InputError
+from coe_native.helper_process import python_line
 
 SECONDS = 5
 """For one conversation; templates take milliseconds."""
@@ -68,7 +69,7 @@ class ChatTemplate:
 
 def _start() -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "coe_native.chat"],
+        python_line("from coe_native.chat import serve; serve()"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -78,8 +79,8 @@ def _start() -> subprocess.Popen[str]:
     )
 
 
-def _serve() -> None:
-    """Answers until nobody asks any more."""
+def serve() -> None:
+    """What the template's process does: it answers until nobody asks any more."""
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     formatter = None
@@ -119,7 +120,3 @@ def _limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     seconds = int(used.user + used.system) + 2 * SECONDS
     resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard < 0 else min(seconds, hard), hard))
-
-
-if __name__ == "__main__":
-    _serve()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Iterable
 
 from coe_native._native import core
 from coe_native.errors import CoeError, InputError
+from coe_native.helper_process import python_line
 
 _PATIENCE = 20
 """Seconds. A server has one client at a time and keeps others waiting."""
@@ -16,7 +16,7 @@ _PATIENCE = 20
 _PYTHON_FAILED = 1
 """Exit status after an exception; llama.cpp aborts."""
 
-_ASK = "import sys; from coe_native._native import core; print(core.count_rpc_devices(sys.argv[1]))"
+_ASK = "from coe_native._native import core; print(core.count_rpc_devices(sys.argv[1]))"
 
 
 def check_servers(endpoints: Iterable[str]) -> None:
@@ -34,7 +34,7 @@ def check_servers(endpoints: Iterable[str]) -> None:
             )
         try:
             asked = subprocess.run(
-                [sys.executable, "-c", _ASK, endpoint], capture_output=True, timeout=_PATIENCE, check=False
+                python_line(_ASK, endpoint), capture_output=True, timeout=_PATIENCE, check=False
             )
         except subprocess.TimeoutExpired as error:
             raise InputError(

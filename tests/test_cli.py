@@ -1031,6 +1031,7 @@ def test_an_output_that_is_no_file_is_left_alone(tmp_path: Path, shop: Path) -> 
 def test_a_chat_template_gets_nowhere(tmp_path: Path, shop: Path, template: str) -> None:
     """It is a program of whoever made the file."""
     write_reader(tmp_path / "hostile.gguf", template)
+    (tmp_path / "json.py").write_text("raise SystemExit('was imported')")  # nor does what lies about
     started = time.monotonic()
     arguments = ("hostile.gguf", "-c", shop / "chat.jsonl", "-o", "out.gguf", *RUN)
     done = refuse(tmp_path, "profile", *arguments)
