@@ -207,8 +207,8 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[Found]:
                 row += 1
                 place = f"{path}:{row}"
                 yield _found(place, lambda record=record, place=place: _content(record, field, place))  # type: ignore[misc]
-    except pyarrow.lib.ArrowException as error:
-        yield InputError(f"{path}: is no readable parquet file ({error})")
+    except (pyarrow.lib.ArrowException, ValueError) as error:  # ValueError: text that is no UTF-8
+        yield InputError(f"{path}: is no readable parquet file ({error}); write it anew")
 
 
 def _read_npy(path: Path, field: str | None) -> Iterator[Found]:  # noqa: ARG001

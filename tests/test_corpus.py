@@ -65,6 +65,24 @@ def test_token_ids_from_npy(tmp_path: Path) -> None:
     np.save(tmp_path / "two.npy", np.arange(6, dtype=np.int64).reshape(2, 3))
     assert contents(tmp_path / "one.npy") == [(5, 6, 7)]
     assert contents(tmp_path / "two.npy") == [(0, 1, 2), (3, 4, 5)]
+    # Other orders of bytes and of axes, and the second version of the header.
+    odd = np.asfortranarray(np.arange(6, dtype=">u2").reshape(2, 3))
+    with (tmp_path / "odd.npy").open("wb") as file:
+        np.lib.format.write_array(file, odd, version=(2, 0))
+    assert contents(tmp_path / "odd.npy") == [(0, 1, 2), (3, 4, 5)]
+
+
+def test_a_count_of_tokens_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one", "tokens": 5}\n')
+    assert contents(tmp_path / "a.jsonl") == ["one"]
+
+
+def test_parquet_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["AAAA", "BBBB"]}), path, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"AAAA", b"\xff\xfe\xfd\xfc"))
+    with pytest.raises(InputError, match=r"a\.parquet: is no readable parquet file"):
+        read_corpus(path)
 
 
 class Bomb:
@@ -97,7 +115,8 @@ def test_no_pickle_is_executed(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n{', "a.jsonl:2: is no JSON"),
         ("a.jsonl", b"[1]", "a.jsonl:1: is no JSON object"),
         ("a.jsonl", b'{"body": "x"}', "--field"),
-        ("a.jsonl", b'{"tokens": [1, "2"]}', "no whole numbers"),
+        ("a.jsonl", b'{"tokens": [1, "2"]}', "no list of whole numbers"),
+        ("a.jsonl", b'{"tokens": 5}', "no list of whole numbers"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}', "a message must have"),
         ("a.npy", b"\x93NUMPY", "no array of token ids"),
         ("a.parquet", b"PAR1", "no readable parquet"),
