@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from io import FileIO
@@ -68,12 +70,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     The bytes are on the disk before the name is. Raises CoeError for what the system refuses.
     """
     given, path = path, _followed(path)
-    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}{SUFFIX}")
     try:
         clear_leftovers(path)
+        file = _create_beside(path)
+        temporary = Path(file.name)
         try:
-            with temporary.open("wb") as file:
-                lock(file)
+            with file:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copymode(path, temporary)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -85,13 +89,35 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise CoeError(f"{given}: cannot be written: {error.strerror or error}") from error
 
 
+def remove(path: Path) -> None:
+    """Removes a file, if it is there, for good: before anything that is written later."""
+    path = _followed(path)
+    path.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def _create_beside(path: Path) -> BinaryIO:
+    """A new file, locked, of a name that says that it is on its way to `path`."""
+    while True:
+        file = path.with_name(f"{_prefix(path)}{secrets.token_hex(6)}{SUFFIX}").open("xb")
+        with contextlib.suppress(BlockingIOError):
+            lock(file)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+        file.close()  # another has taken it for a leftover, in the moment before it was locked
+
+
 def clear_leftovers(path: Path) -> None:
     """Removes what writers of `path` that were killed have left beside it: files that nobody holds locked."""
     for beside in path.parent.iterdir():
         if beside.name.startswith(_prefix(path)) and beside.name.endswith(SUFFIX):
-            with contextlib.suppress(OSError), beside.open("r+b") as leftover:
-                lock(leftover)
-                beside.unlink()
+            with contextlib.suppress(OSError):
+                if fcntl is None:
+                    beside.unlink()  # Windows does not let open files be removed
+                    continue
+                with beside.open("r+b") as leftover:
+                    if lock(leftover):
+                        beside.unlink()
 
 
 def _prefix(path: Path) -> str:
@@ -99,18 +125,28 @@ def _prefix(path: Path) -> str:
     return f".{path.name.encode()[:200].decode(errors='ignore')}."
 
 
-def lock(file: BinaryIO | FileIO) -> None:
-    """Until it is closed. Raises OSError where another has locked it. Windows has no such locks, and does not let
-    open files be removed."""
-    if fcntl is not None:
+def lock(file: BinaryIO | FileIO) -> bool:
+    """Until it is closed. Raises BlockingIOError where another has locked it; False where the system, or the file
+    system, has no such locks."""
+    if fcntl is None:
+        return False
+    try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _sync_directory(directory: Path) -> None:
-    """Makes a rename last. Windows has no such call and needs none."""
+    """Makes a rename last. Windows has no such call and needs none; some file systems refuse it."""
     if os.name == "posix":
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(descriptor)

@@ -19,7 +19,7 @@ SECONDS = 5
 """For one conversation; templates take milliseconds."""
 
 _MOST_MEMORY = 1 << 29
-_MOST_CHARACTERS = 1 << 26
+_LONGEST_ERROR = 500
 
 
 class ChatTemplate:
@@ -28,9 +28,13 @@ class ChatTemplate:
     def __init__(self, template: str, bos: str, eos: str) -> None:
         self._made_of = {"template": template, "bos_token": bos, "eos_token": eos}
         self._process: subprocess.Popen[str] | None = None
+        self._given_up = ""
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """A conversation as text. Raises InputError where the template refuses it, or does not come to an end."""
+        """A conversation as text. Raises InputError where the template refuses it, or does not come to an end,
+        and from then on."""
+        if self._given_up:
+            raise InputError(self._given_up)
         if self._process is None:
             self._process = _start()
             self._ask(self._made_of, 60.0)  # everything is imported first
@@ -47,20 +51,21 @@ class ChatTemplate:
             process.stdin.write(json.dumps(question) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
-        except BrokenPipeError:
+        except OSError:  # it has ended
             answer = ""
         finally:
             too_late.cancel()
         if not answer.endswith("\n"):
             self.close()
-            raise InputError(f"it took more than {seconds:g} seconds or {_MOST_MEMORY >> 20} MB")
+            self._given_up = f"it took more than {seconds:g} seconds or {_MOST_MEMORY >> 20} MB"
+            raise InputError(self._given_up)
         said = json.loads(answer)
         if "error" in said:
             raise InputError(said["error"])
         return said["text"]
 
     def close(self) -> None:
-        """Ends the process. The next conversation starts another."""
+        """Ends the process."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -93,13 +98,13 @@ def serve() -> None:
                 said = {"text": ""}
             else:
                 text = formatter(messages=question["messages"]).prompt
-                if len(text) > _MOST_CHARACTERS:
-                    raise ValueError(f"it made {len(text)} characters")
+                if len(text) > (1 << 20) + 4 * len(line):
+                    raise ValueError(f"it made {len(text)} characters of {len(line)}")
                 said = {"text": text}
         except MemoryError:
             said = {"error": f"it took more than {_MOST_MEMORY >> 20} MB"}
         except Exception as error:  # anything may come out of somebody's program
-            said = {"error": str(error) or type(error).__name__}
+            said = {"error": str(error)[:_LONGEST_ERROR] or type(error).__name__}
         print(json.dumps(said), flush=True)
 
 

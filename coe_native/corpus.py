@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ BUNDLE_SIZE = 2**17
 
 _PROMPTS = ("prompt", "content", "instruction", "question")
 _COMPLETIONS = ("completion", "answer", "solution")
+_COLUMNS = ("text", "messages", "tokens", *_PROMPTS, *_COMPLETIONS)
 
 
 @dataclass(frozen=True)
@@ -202,12 +204,19 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[Found]:
         raise InputError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
     try:
         row = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        parquet = pyarrow.parquet.ParquetFile(path)
+        there = parquet.schema_arrow.names
+        # Others may hold what Python has no values for.
+        columns = [name for name in there if name in (_COLUMNS if field is None else (field,))]
+        if not columns:
+            yield _no_text(str(path), field, there)
+            return
+        for batch in parquet.iter_batches(batch_size=1024, columns=columns):
             for record in batch.to_pylist():
                 row += 1
                 place = f"{path}:{row}"
                 yield _found(place, lambda record=record, place=place: _content(record, field, place))  # type: ignore[misc]
-    except (pyarrow.lib.ArrowException, ValueError) as error:  # ValueError: text that is no UTF-8
+    except (pyarrow.lib.ArrowException, ValueError, OverflowError) as error:  # ValueError: text that is no UTF-8
         yield InputError(f"{path}: is no readable parquet file ({error}); write it anew")
 
 
@@ -252,7 +261,7 @@ def _content(record: dict[str, Any], field: str | None, place: str) -> Any:
     """The content of one record: see the public interface for the order in which columns are looked for."""
     if field is not None:
         if not isinstance(record.get(field), str):
-            raise InputError(f"{place}: has no text column {field!r}")
+            raise _no_text(place, field, record)
         return record[field]
     if isinstance(record.get("text"), str):
         return record["text"]
@@ -265,12 +274,15 @@ def _content(record: dict[str, Any], field: str | None, place: str) -> Any:
     if prompt is None and "tokens" in record:
         return _token_ids(tokens, place)
     if prompt is None:
-        raise InputError(
-            f"{place}: has no text, messages, tokens or prompt; name the text's column with --field "
-            f"(it has {', '.join(map(str, record)) or 'none'})"
-        )
+        raise _no_text(place, None, record)
     completion = next((record[name] for name in _COMPLETIONS if isinstance(record.get(name), str)), "")
     return prompt + completion
+
+
+def _no_text(place: str, field: str | None, there: Iterable[str]) -> InputError:
+    wanted = "text, messages, tokens or prompt" if field is None else f"text column {field!r}"
+    found = ", ".join(reprlib.repr(name).strip("'") for name in list(there)[:20])
+    return InputError(f"{place}: has no {wanted}; name the text's column with --field (it has {found or 'none'})")
 
 
 def _token_ids(tokens: Any, place: str) -> tuple[int, ...]:

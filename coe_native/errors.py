@@ -11,6 +11,7 @@ class InputError(CoeError, ValueError):
     """What was given cannot be used: a file, a mask for another model, an option (exit status 2)."""
 
 
-def printable(text: str) -> str:
-    """Text from a file as one line that does nothing to a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str, most: int = 1000) -> str:
+    """Text from a file as one line, of `most` characters and some more, that does nothing to a terminal."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return shown if len(text) <= most else f"{shown}..."

@@ -20,9 +20,6 @@ MAGIC = b"GGUF"
 UNDER_SURGERY = b"COEZ"
 """Stands instead of GGUF's magic bytes in a file that is being changed in place: no program takes it for good."""
 
-_MOST_VALUES = 1 << 22
-"""In a list of metadata; the largest vocabulary has some 2^18."""
-
 CHUNK = 4 << 20
 """Bytes read at once, by each thread: large enough to be fast, small enough for a processor's cache."""
 
@@ -109,19 +106,25 @@ class GgufFile:
         head = self.header_bytes[entry.begin : entry.value - 8]
         return head + struct.pack("<Q", count) + self.header_bytes[entry.value : entry.value + count * size]
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """A metadata value: number, bool, text, or a list of them. Raises InputError for a list longer than any
-        model's."""
+    def get(self, key: str, default: Any = None, *, most: int = 1 << 16) -> Any:
+        """A metadata value: number, bool, text, or a list of them. Raises InputError for a list of more than
+        `most` values, which would take much memory."""
         entry = self._entries.get(key)
         if entry is None:
             return default
         if key not in self._values:
+            if entry.count > most:
+                raise InputError(f"{self.path}: holds a list of {entry.count} values at {key}; it is damaged")
             self._values[key] = self._decode(entry)
         return self._values[key]
 
+    def numbers_at(self, key: str) -> int | None:
+        """How many numbers a metadata value lists; None where it is no list of numbers."""
+        entry = self._entries[key]
+        is_list = entry.type.name == "ARRAY" and entry.element_type.name != "STRING"
+        return entry.count if is_list else None
+
     def _decode(self, entry: core.GgufEntry) -> Value:
-        if entry.count > _MOST_VALUES:
-            raise InputError(f"{self.path}: holds a list of {entry.count} values at {entry.key}; it is damaged")
         raw = self.header_bytes[entry.value : entry.end]
         if entry.element_type.name == "STRING":
             texts = list(_strings(raw, entry.count))
@@ -131,9 +134,8 @@ class GgufFile:
 
     @property
     def data_end(self) -> int:
-        """Where the last tensor ends, padding included, counted from the start of the file."""
-        end = max((t.offset + t.n_bytes for t in self.tensors), default=self.header.data_offset)
-        return end + -end % self.header.alignment
+        """Where the last tensor ends, counted from the start of the file. Padding may follow, or not."""
+        return max((t.offset + t.n_bytes for t in self.tensors), default=self.header.data_offset)
 
     def open(self) -> BinaryIO:
         """The file's bytes, for reading. Raises CoeError where they are not those of the header any more."""

@@ -25,7 +25,7 @@ from coe_native.scoring import score
 FORMAT = "coe-native.expert-mask"
 VERSION = 1
 
-_MOST_BYTES = 64 << 20
+_MOST_BYTES = 16 << 20
 """Of a mask's file: that of 256 layers with 4096 experts has some 6 MB."""
 
 

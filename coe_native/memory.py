@@ -21,9 +21,10 @@ def check_context(moe: MoeModel, n_ctx: int, n_batch: int, *, bytes_of_value: in
         while too_long - fits > 1:
             middle = (fits + too_long) // 2
             fits, too_long = (middle, too_long) if n_bytes(middle) <= free else (fits, middle)
+        advice = f"--ctx {fits}" + f" --batch {fits}" * (fits < n_batch) if fits else "no context"
         raise InputError(
             f"{moe.path}: a context of {n_ctx} tokens needs {n_bytes(n_ctx) / 1e9:.1f} GB of memory, and "
-            f"{free / 1e9:.1f} GB are free: --ctx {fits} would fit"
+            f"{free / 1e9:.1f} GB are free: {advice} would fit"
         )
 
 

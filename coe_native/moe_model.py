@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import reprlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,9 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 # llama.cpp tells some variants of an architecture by their number of experts: with exactly this number, a
 # model has another graph than with any other.
 _COUNT_WITH_A_MEANING = {"llama4": 128}
+
+_LONGEST_NAME = 200
+"""Characters of what a file calls itself; more is cut off, or refused where it would be another name."""
 
 _MOST_BLOCKS = 1 << 12
 """llama.cpp takes 512. No model has more; what claims to is refused before anything is sized by it."""
@@ -69,7 +73,7 @@ class MoeModel:
         self.files = _open_shards(self.path, surgery_goes_on)
         self.tensors = {tensor.name: tensor for file in self.files for tensor in file.tensors}
         self.architecture = str(self.metadata("general.architecture", ""))
-        if not self.architecture:
+        if not 0 < len(self.architecture) <= _LONGEST_NAME:
             raise InputError(f"{path}: names no architecture; it is not a model")
         self.n_experts = self._count("expert_count")
         if self.n_experts == 0:
@@ -95,7 +99,7 @@ class MoeModel:
     def _count(self, key: str) -> int:
         value = self.arch(key, 0)
         if not isinstance(value, int) or value < 0:
-            raise InputError(f"{self.path}: {self.architecture}.{key} is {value!r}, not a count")
+            raise InputError(f"{self.path}: {self.architecture}.{key} is {reprlib.repr(value)}, not a count")
         return value
 
     def _find_mtp_blocks(self) -> range:
@@ -205,9 +209,7 @@ class MoeModel:
             for key in first.keys
             if key.startswith(prefix)
             and not key.endswith("dimension_sections")  # a list of another kind
-            and isinstance(value := first.get(key), list)
-            and len(value) == self.n_blocks
-            and not isinstance(value[0], str)
+            and first.numbers_at(key) == self.n_blocks
         }
         for key, count in (("block_count", n_left), ("nextn_predict_layers", 0)):
             changed[prefix + key] = encode_entry(prefix + key, count)
@@ -240,7 +242,7 @@ class MoeModel:
 
     @property
     def name(self) -> str:
-        return str(self.metadata("general.name", self.path.stem))
+        return str(self.metadata("general.name", self.path.stem))[:_LONGEST_NAME]
 
     @property
     def is_causal(self) -> bool:
@@ -343,7 +345,7 @@ def _open_shards(path: Path, surgery_goes_on: bool) -> tuple[GgufFile, ...]:
     first = GgufFile(path, surgery_goes_on=surgery_goes_on)
     count = first.get("split.count", 1)
     if not isinstance(count, int) or not 0 <= count <= 99999:
-        raise InputError(f"{path}: says that it is one of {count!r} shards; it is damaged")
+        raise InputError(f"{path}: says that it is one of {reprlib.repr(count)} shards; it is damaged")
     if count <= 1:
         return (first,)
     match = _SHARD.fullmatch(path.name)

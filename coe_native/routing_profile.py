@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coe_native import typed_json
 from coe_native.errors import InputError
 from coe_native.gguf_file import GgufFile, read_exactly
-from coe_native.router_shape import RouterShape
+from coe_native.router_shape import MOST_EXPERTS, RouterShape
 
 Weights = NDArray[np.float64]
 
@@ -304,6 +304,9 @@ class RoutingProfile:
 
 
 _HISTOGRAM = re.compile(r"blk\.(0|[1-9]\d{0,5})\.router\.histogram", re.ASCII)
+_MOST_BYTES = 1 << 26
+"""Of one number for each expert and rank of all layers: 100 layers that choose 10 of 512 experts have 4 MB."""
+
 _GGML_TYPES: dict[Any, str] = {np.int64: "I64", np.float64: "F64"}
 
 
@@ -331,10 +334,13 @@ def _cube(file: GgufFile, part: str, layers: tuple[int, ...], dtype: Any) -> NDA
     for tensor in wanted:
         if tensor.type_name != _GGML_TYPES[dtype] or len(tensor.shape) != 2 or tensor.shape != wanted[0].shape:
             raise InputError(f"{tensor.name} is {tensor.type_name} {list(tensor.shape)}")
+    n_bytes = sum(tensor.n_bytes for tensor in wanted)
+    if n_bytes > _MOST_BYTES or not all(0 < size <= MOST_EXPERTS for size in wanted[0].shape):
+        raise InputError(f"its {part} is of no model's size")
     with file.open() as opened:
         data = b"".join(read_exactly(opened, tensor.offset, tensor.n_bytes) for tensor in wanted)
     values = np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
-    return np.asarray(values.reshape(len(wanted), *wanted[0].shape[::-1]).astype(dtype))
+    return np.asarray(values.reshape(len(wanted), *wanted[0].shape[::-1]).astype(dtype, copy=False))
 
 
 def merge(profiles: Iterable[RoutingProfile]) -> RoutingProfile:

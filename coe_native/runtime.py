@@ -27,6 +27,9 @@ from coe_native.rpc import check_servers
 RouterCounts = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 """Histograms, weight sums, and what rounding left out of these, all [moe_layer, expert, rank]."""
 
+_MOST_TOKENS = 1 << 22
+"""Of a vocabulary; the largest have some 2^18."""
+
 _living: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
@@ -180,7 +183,7 @@ class Model:
         template = self._session.chat_template.decode(errors="replace")
         if not template:
             raise InputError(f"{self.moe.path}: has no chat template; give texts instead of messages")
-        tokens = self.moe.metadata("tokenizer.ggml.tokens", [])
+        tokens = self.moe.files[0].get("tokenizer.ggml.tokens", [], most=_MOST_TOKENS)
 
         def token_text(key: str) -> str:
             index = self.moe.metadata(f"tokenizer.ggml.{key}_token_id")

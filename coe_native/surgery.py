@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from coe_native.atomic import check_space, check_target, replacing
+from coe_native.atomic import check_space, check_target, lock, remove, replacing
 from coe_native.copying import copy_range
 from coe_native.cores import checking_threads
 from coe_native.errors import CoeError, InputError
@@ -100,14 +100,18 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
     work = [(tensor, piece) for tensor in plan.tensors for piece in tensor.pieces() if piece.zero]
     total = sum(piece.count * tensor.slice_bytes for tensor, piece in work)
     record = SurgeryRecord("zero", mask.keep, mask.digest, in_place=True)
+    recorded = model.surgery is not None and model.surgery.mode == "zero"
     done, begun = 0, False
     try:
         with contextlib.ExitStack() as opened:
             # All of them before the first is changed: one may be read-only.
             files = {file: opened.enter_context(file.path.open("r+b")) for file in model.files}
-            model.check_unchanged()
+            # Unbuffered: a buffer that could not be written would be tried again with the next, and again fail.
+            marked = opened.enter_context(model.paths[0].open("r+b", buffering=0))
+            lock(marked)
+            model.check_unchanged()  # by another that has held the lock
             taken = sum(map(bytes_on_disk, model.paths))
-            opened.enter_context(under_surgery(model.paths[0], record, recorded=record == model.surgery))
+            opened.enter_context(under_surgery(marked, None if recorded else record))
             begun = True
             for tensor, piece in work:
                 offset, n_bytes = tensor.where(piece)
@@ -118,6 +122,8 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
                 file.flush()
                 os.fsync(file.fileno())
             freed = max(0, taken - sum(map(bytes_on_disk, model.paths)))
+    except BlockingIOError as error:
+        raise CoeError(f"{parent}: another process is changing it; wait until that has ended") from error
     except OSError as error:
         again = "; run the same command again" if begun else ""
         raise CoeError(f"{parent}: cannot be zeroed in place: {error.strerror or error}{again}") from error
@@ -136,7 +142,7 @@ def _write(
     check_space(out, sum(shard.n_bytes for shard in shards))
     total = sum(tensor.n_bytes for tensor in plan.tensors)
     done = 0
-    # Renamed in reverse order: the first shard, which stands for the model, comes last.
+    # Renamed in reverse order: the first shard, which stands for the model, comes last, and the older one is gone.
     with (
         Readers() as readers,
         contextlib.ExitStack() as outputs,
@@ -168,6 +174,9 @@ def _write(
         checks.finish()
         syncing.finish()
         plan.model.check_unchanged()
+        if len(paths) > 1:
+            # No file of an older output may pass for one of the new: without its first one, none is a model.
+            remove(paths[0])
     return paths[0]
 
 

@@ -16,18 +16,16 @@ import errno
 import os
 from collections.abc import Iterator
 from io import FileIO
-from pathlib import Path
 
 import msgspec
 
 from coe_native import typed_json
-from coe_native.atomic import lock
-from coe_native.errors import CoeError, InputError
+from coe_native.errors import InputError
 from coe_native.gguf_file import MAGIC, UNDER_SURGERY, GgufFile, read_exactly
 
 _END = b"coe-zero"
 _LENGTH_BYTES = 4
-_MOST_BYTES = 1 << 16
+_MOST_BYTES = 1 << 10
 
 
 class SurgeryRecord(msgspec.Struct, frozen=True):
@@ -43,8 +41,8 @@ class SurgeryRecord(msgspec.Struct, frozen=True):
 def read_record(file: GgufFile) -> SurgeryRecord | None:
     """What was done to a model, or None where that is nothing."""
     mode, keep, digest = (file.get(f"coe.mask.{key}") for key in ("mode", "keep", "digest"))
-    in_metadata = isinstance(mode, str) and isinstance(keep, int) and isinstance(digest, str)
-    return _behind_the_data(file) or (SurgeryRecord(mode, keep, digest) if in_metadata else None)
+    known = mode in ("prune", "zero") and isinstance(keep, int) and isinstance(digest, str) and len(digest) < 100
+    return _behind_the_data(file) or (SurgeryRecord(mode, keep, digest) if known else None)
 
 
 def _behind_the_data(file: GgufFile) -> SurgeryRecord | None:
@@ -66,28 +64,19 @@ def _behind_the_data(file: GgufFile) -> SurgeryRecord | None:
 
 
 @contextlib.contextmanager
-def under_surgery(path: Path, record: SurgeryRecord, *, recorded: bool) -> Iterator[None]:
-    """Marks a model (the first file of a split one) while the block changes it, and as done if it ends well.
-
-    `recorded`: the record is there already, of a run that was interrupted or of one before. Raises CoeError where
-    the file can't be written, or another process is changing it; then it is as it was.
-    """
-    try:
-        # Unbuffered: a buffer that could not be written would be tried again with the next, and again fail.
-        with path.open("r+b", buffering=0) as file:
-            lock(file)
-            _begin(file, record, recorded)
-            yield
-            _write_magic(file, MAGIC)
-    except BlockingIOError as error:
-        raise CoeError(f"{path}: another process is changing it; wait until that has ended") from error
-
-
-def _begin(file: FileIO, record: SurgeryRecord, recorded: bool) -> None:
+def under_surgery(file: FileIO, record: SurgeryRecord | None) -> Iterator[None]:
+    """Marks a model (the first file of a split one), which is open and locked, while the block changes it, and as
+    done if that ends well. `record`: what is to be recorded, or None where that has been done before. Raises
+    OSError where the file can't be written; then it is as it was."""
     magic = file.read(len(MAGIC))
     _write_magic(file, UNDER_SURGERY)
-    if recorded:
-        return
+    if record is not None:
+        _append(file, record, magic)
+    yield
+    _write_magic(file, MAGIC)
+
+
+def _append(file: FileIO, record: SurgeryRecord, magic: bytes) -> None:
     text = msgspec.json.encode(record)
     size = file.seek(0, os.SEEK_END)
     try:

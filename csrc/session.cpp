@@ -18,6 +18,8 @@ namespace {
 void start_backends() {
     static std::once_flag once;
     std::call_once(once, [] {
+        const LogLease lease;
+        const LogCapture quiet;
         ggml_backend_load_all();
         llama_backend_init();
     });
@@ -85,18 +87,21 @@ std::vector<ggml_backend_dev_t> find_devices(const std::vector<std::string>& nam
     return devices;
 }
 
-// The longest context that can be made after all, by halving; 0 where there is none. What is free is known to
-// the backends alone: trying is the one way that is right for all of them.
-uint32_t possible_context(llama_model* model, llama_context_params params) {
+// The options that give the longest context that can be made after all, by halving; "" where there is none.
+// What is free is known to the backends alone: trying is the one way that is right for all of them.
+std::string possible_context(llama_model* model, llama_context_params params) {
+    const uint32_t n_batch = params.n_batch;
     for (params.n_ctx /= 2; params.n_ctx >= 32; params.n_ctx /= 2) {
-        params.n_batch = params.n_ubatch = std::min(params.n_batch, params.n_ctx);
+        params.n_batch = params.n_ubatch = std::min(n_batch, params.n_ctx);
         params.n_seq_max = std::min(params.n_seq_max, params.n_batch);
         if (llama_context* context = llama_init_from_model(model, params)) {
             llama_free(context);
-            return params.n_ctx;
+            const std::string batch =
+                params.n_batch < n_batch ? " --batch " + std::to_string(params.n_batch) : "";
+            return "--ctx " + std::to_string(params.n_ctx) + batch;
         }
     }
-    return 0;
+    return "";
 }
 
 // Patterns for llama.cpp's tensor placement: the experts of the first blocks, or of all.
@@ -190,11 +195,11 @@ Session::Session(const std::string& path, const SessionOptions& options) : n_bat
     }
     if (context_ == nullptr) {
         const std::string reason = log.reason();
-        const uint32_t possible = possible_context(model_, params);
+        const std::string possible = possible_context(model_, params);
         llama_model_free(model_);
         throw std::runtime_error("llama.cpp cannot make a context of " + std::to_string(params.n_ctx) +
                                  " tokens: " + reason +
-                                 (possible == 0 ? "" : "; --ctx " + std::to_string(possible) + " would do"));
+                                 (possible.empty() ? "" : "; " + possible + " would do"));
     }
 }
 
@@ -316,6 +321,16 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
     }
 }
 
+std::string Session::smaller_batch() const {
+    if (n_batch_ < 2) {
+        return "";
+    }
+    const std::string half = std::to_string(n_batch_ / 2);
+    // What keeps nothing between batches sees a whole window in one.
+    return (has_memory() ? "; " : "; --ctx " + half + " ") + "--batch " + half +
+           " needs about half of the memory that it works in";
+}
+
 void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
                   const std::vector<int32_t>& sequences, bool all_outputs) {
     const size_t n_tokens = tokens.size();
@@ -353,9 +368,7 @@ void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>
     if (status != 0) {
         throw std::runtime_error("llama.cpp could not run a batch of " + std::to_string(n_tokens) +
                                  " tokens (status " + std::to_string(status) + ": " + reason + ")" +
-                                 (n_batch_ < 2 ? ""
-                                               : "; --batch " + std::to_string(n_batch_ / 2) +
-                                                     " needs about half of the memory that it works in"));
+                                 smaller_batch());
     }
 }
 

@@ -86,6 +86,8 @@ class Session {
 
   private:
     void find_what_routers_see();
+    // What to do where memory was not enough for a batch, as the end of a message.
+    std::string smaller_batch() const;
     void run(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
              const std::vector<int32_t>& sequences, bool all_outputs);
 

@@ -303,20 +303,26 @@ def test_it_asks_on_a_terminal(
     before = model.read_bytes()
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may have it ignored
         os.execv(COMMAND, [COMMAND, "zero", str(model), "--mask", str(tmp_path / "mask.json"), "--in-place"])
     shown = b""
-    answered = False
-    while select.select([terminal], [], [], 60)[0]:
+    n_answers = 0
+    for _ in range(60):
+        if not select.select([terminal], [], [], 1)[0]:
+            if answer == "\x03" and n_answers:
+                # It came between Python's last look for one and the read that blocks: one presses again.
+                os.write(terminal, b"\x03")
+            continue
         try:
             shown += os.read(terminal, 4096)
         except OSError:  # Linux's way to say that nobody is at the other end any more
             break
-        if not answered and shown.rstrip().endswith(b"[y/N]:"):
+        if not n_answers and shown.rstrip().endswith(b"[y/N]:"):
             os.write(terminal, answer.encode() + b"\n" * (answer != "\x03"))
-            answered = True
+            n_answers += 1
     _, status = os.waitpid(pid, 0)
     os.close(terminal)
-    assert answered, shown
+    assert n_answers, shown
     assert b"Destroy experts in" in shown
     assert model.read_bytes() == (zeroed if answer == "y" else before)
     assert os.waitstatus_to_exitcode(status) == (0 if answer == "y" else 1)

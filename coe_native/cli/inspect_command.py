@@ -80,12 +80,11 @@ def facts_of(moe: MoeModel) -> dict[str, Any]:
 
 def _mask(moe: MoeModel) -> dict[str, Any]:
     """What was done to the model."""
-    said = {
-        key.removeprefix("coe.mask."): moe.metadata(key)
-        for key in moe.files[0].keys
-        if key.startswith("coe.mask.")
-    }
-    return said if moe.surgery is None else said | msgspec.to_builtins(moe.surgery)
+    if moe.surgery is None:
+        return {}
+    more = {key: moe.metadata(f"coe.mask.{key}") for key in ("parent_fingerprint", "parent_expert_count", "mtp")}
+    short = {key: value for key, value in more.items() if isinstance(value, int | str) and len(str(value)) < 100}
+    return {**short, **msgspec.to_builtins(moe.surgery)}
 
 
 def _fused_topk(n_experts: int) -> bool:
@@ -112,8 +111,8 @@ def _print(facts: dict[str, Any]) -> None:
         rows.append(["cannot be pruned", facts["obstacle"]])
     if facts["mask"]:
         done = facts["mask"]
-        how = " in place" * bool(done.get("in_place"))
-        rows.append(["made by coe-native", f"{done.get('mode')}{how}, keep {done.get('keep')}"])
+        how = " in place" * done["in_place"]
+        rows.append(["made by coe-native", f"{done['mode']}{how}, keep {done['keep']}"])
     if "specialist" in facts:
         specialist = facts["specialist"]
         rows.append([f"specialist, keep {specialist['keep']}", gigabytes(specialist["bytes"])])
