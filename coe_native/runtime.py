@@ -88,7 +88,7 @@ class Model:
         }
         check_servers(set(rpc) - self._servers_in_use())
         gpu_memory = core.free_gpu_memory() if n_gpu_layers else 0
-        if not gpu_memory and not rpc:
+        if self.moe.is_causal and not gpu_memory and not rpc:
             check_context(self.moe, max(n_ctx, n_batch), n_batch, bytes_of_value=4 if f32_kv else 2)
         try:
             self._open_session: core.Session | None = core.Session(

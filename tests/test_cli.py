@@ -1023,6 +1023,8 @@ def test_an_output_that_is_no_file_is_left_alone(tmp_path: Path, shop: Path) -> 
         "{{ 'a' * 10000000000 }}",
         "{{ '%9999999999d' % 1 }}",
         "{{ 'a' * 100000000 }}",
+        "{{ 'ab cd ' * 10000000 }}",
+        "{{ raise_exception('x' * 60000000) }}",
         "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
         "{{ ''.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
@@ -1038,6 +1040,19 @@ def test_a_chat_template_gets_nowhere(tmp_path: Path, shop: Path, template: str)
     assert time.monotonic() - started < 10
     assert "hostile.gguf: its chat template refused a conversation (" in _one_line(done)
     assert done.status == 2
+
+
+def test_a_template_without_end_is_asked_but_once(tmp_path: Path) -> None:
+    """Or ten thousand conversations would be waited for, one after the other, to be left out."""
+    write_reader(
+        tmp_path / "hostile.gguf", "{% for i in range(99999) %}{% for j in range(99999) %}" + 2 * "{% endfor %}"
+    )
+    chat = '{"messages": [{"role": "user", "content": "hello"}]}\n'
+    (tmp_path / "many.jsonl").write_text('{"text": "good"}\n' + 20 * chat)
+    started = time.monotonic()
+    shown = report("profile", "hostile.gguf", "-c", "many.jsonl", "-o", "p.gguf", "--skip-bad", *RUN, cwd=tmp_path)
+    assert time.monotonic() - started < 10
+    assert (shown["documents"], shown["tokens"]) == (1, 5)
 
 
 @pytest.mark.parametrize("name", ["a[b].npy", "[/b].npy"])

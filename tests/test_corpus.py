@@ -77,6 +77,23 @@ def test_a_count_of_tokens_is_no_text(tmp_path: Path) -> None:
     assert contents(tmp_path / "a.jsonl") == ["one"]
 
 
+def test_other_columns_of_parquet_do_not_matter(tmp_path: Path) -> None:
+    """Some hold what Python has no values for."""
+    path = tmp_path / "a.parquet"
+    late = pa.array([2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"when": late, "text": ["one"], "body": ["two"]}), path)
+    assert contents(path) == ["one"]
+    assert contents(path, "body") == ["two"]
+    with pytest.raises(InputError, match=r"has no text column 'head'.*it has when, text, body"):
+        read_corpus(path, "head")
+    pq.write_table(pa.table({"when": late}), path)
+    with pytest.raises(InputError, match=r"has no text, messages, tokens or prompt;.*it has when"):
+        read_corpus(path)
+    pq.write_table(pa.table({"text": late}), path)
+    with pytest.raises(InputError, match=r"a\.parquet"):
+        read_corpus(path)
+
+
 def test_parquet_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["AAAA", "BBBB"]}), path, compression="none", use_dictionary=False)

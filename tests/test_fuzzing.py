@@ -6,17 +6,24 @@ What the fuzzers have found is in the tests of what was mended. `tests/fuzz/targ
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import append_entry
 from cpp_build import build
-from fuzz.command_line import LINES
+from fuzz.command_line import LINES, prepare, run_measured
 from fuzz.targets import SEEDS, TARGETS
+from gguf import GGUFWriter
+from random_models import write_random_model
 
 from coe_native.cores import available_cores
 
@@ -88,3 +95,75 @@ def test_the_harness_sees_what_is_wrong(tmp_path: Path) -> None:
     )
     assert run.stdout.count("internal error (ZeroDivisionError") == 3
     assert len(list((tmp_path / "found").iterdir())) == 3
+
+
+def _large_name(shop: Path) -> list[str]:
+    write_random_model(shop / "large.gguf", "qwen3moe", extra_metadata={"general.name": "\0" * 60_000_000})
+    return ["inspect", "large.gguf", "--json"]
+
+
+def _large_architecture(shop: Path) -> list[str]:
+    data = (shop / "parent.gguf").read_bytes()
+    text = b"general.architecture" + struct.pack("<IQ", 8, 8) + b"qwen3moe"
+    assert text in data
+    longer = b"general.architecture" + struct.pack("<IQ", 8, 60_000_000) + b"x" * 60_000_000
+    (shop / "large.gguf").write_bytes(data.replace(text, longer))
+    return ["inspect", "large.gguf"]
+
+
+def _many_lists(shop: Path) -> list[str]:
+    entries = [
+        struct.pack("<Q", len(key)) + key + struct.pack("<IIQ", 9, 1, 1 << 22) + b"\x80" * (1 << 22)
+        for key in (
+            *(f"coe.mask.x{i}".encode() for i in range(10)),
+            b"qwen3moe.attention.sliding_window_pattern",
+        )
+    ]
+    source = shop / "parent.gguf"
+    for number, entry in enumerate(entries):
+        source = append_entry(source, shop / f"large{number}.gguf", entry)
+    source.rename(shop / "large.gguf")
+    return ["inspect", "large.gguf", "--ctx", "4096"]
+
+
+def _large_key(shop: Path) -> list[str]:
+    (shop / "large.jsonl").write_text('{"' + "k" * 60_000_000 + '": 1}\n')
+    return ["profile", "parent.gguf", "-c", "large.jsonl", "-o", "out.gguf"]
+
+
+def _large_mask(shop: Path) -> list[str]:
+    document = json.loads((shop / "mask.json").read_text())
+    text = json.dumps(document | {"provenance": {"a": "LIST"}}).replace('"LIST"', "[" + "{}," * 5_000_000 + "{}]")
+    (shop / "large.json").write_text(text)
+    return ["prune", "parent.gguf", "--mask", "large.json", "-o", "out.gguf"]
+
+
+def _large_profile(shop: Path) -> list[str]:
+    """Of gigabytes, which take no space."""
+    writer = GGUFWriter(shop / "large.gguf", "test")
+    for key, text in {"type": "routing-profile", "name": "n"}.items():
+        writer.add_string(f"general.{key}", text)
+    writer.add_uint32("coe.profile.version", 1)
+    for part, dtype in (("histogram", np.int64), ("weight_sum", np.float64)):
+        writer.add_tensor_info(f"blk.0.router.{part}", (1 << 12, 1 << 16), np.dtype(dtype), 8 << 28)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with (shop / "large.gguf").open("r+b") as file:
+        file.truncate(5 << 30)
+    return ["score", "large.gguf"]
+
+
+@pytest.mark.parametrize(
+    "make", [_large_name, _large_architecture, _many_lists, _large_key, _large_mask, _large_profile]
+)
+def test_large_things_take_no_more_memory_or_words(tmp_path: Path, make: Callable[[Path], list[str]]) -> None:
+    """What small changed files do not reach."""
+    prepare(tmp_path)
+    outcome = run_measured(make(tmp_path), tmp_path)
+    assert outcome.complaint() is None, outcome
+    assert len(outcome.err) < 5000
+    assert len(outcome.out) < 10_000
+    # A long name is cut, and a mask with a long history is one all the same.
+    assert outcome.status == (0 if make in (_large_name, _large_mask) else 2)

@@ -209,6 +209,62 @@ def test_other_things_behind_the_data_are_nobodys(model: Path, mask: coe.ExpertM
     assert model.read_bytes()[len(before) - len(end) : len(before)] == end
 
 
+def test_a_record_stands_behind_data_without_padding(
+    model: Path, mask: coe.ExpertMask, another: coe.ExpertMask, model_file: ModelFile
+) -> None:
+    """The last tensor need not be padded for a file to be good."""
+    end = coe.MoeModel(model).files[0].data_end
+    with model.open("r+b") as file:
+        file.truncate(end)
+    coe.zero_in_place(model, mask)
+    assert coe.MoeModel(model).surgery == SurgeryRecord("zero", mask.keep, mask.digest, in_place=True)
+    with pytest.raises(coe.InputError, match="was zeroed by another mask"):
+        coe.zero_in_place(model, another)
+    assert all(check.passed for check in coe.verify(model, model_file("qwen3moe", "Q8_0"), mask))
+
+
+def test_zeroed_as_a_copy_and_then_in_place(
+    tmp_path: Path, mask: coe.ExpertMask, another: coe.ExpertMask, model_file: ModelFile
+) -> None:
+    """It has its record already."""
+    parent = model_file("qwen3moe", "Q8_0")
+    copy = coe.zero(parent, mask, tmp_path / "copy.gguf")
+    before = copy.read_bytes()
+    coe.zero_in_place(copy, mask)
+    assert copy.read_bytes() == before
+    assert all(check.passed for check in coe.verify(copy, parent, mask))
+    with pytest.raises(coe.InputError, match="was zeroed by another mask"):
+        coe.zero_in_place(copy, another)
+
+
+def test_a_specialist_is_zeroed_in_place(tmp_path: Path, mask: coe.ExpertMask, model_file: ModelFile) -> None:
+    """By a mask of its own, which is recorded beside that of its pruning."""
+    specialist = coe.prune(model_file("qwen3moe", "Q8_0"), mask, tmp_path / "specialist.gguf")
+    parent = shutil.copy(specialist, tmp_path / "copy.gguf")
+    own = unused_experts(coe.profile(specialist, [[1, 2, 3] * 9], n_threads=1), 6)
+    coe.zero_in_place(specialist, own)
+    assert coe.MoeModel(specialist).surgery == SurgeryRecord("zero", 6, own.digest, in_place=True)
+    assert all(check.passed for check in coe.verify(specialist, parent, own))
+
+
+def test_what_was_said_of_a_file_holds_when_it_is_locked(
+    model: Path, mask: coe.ExpertMask, another: coe.ExpertMask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another mask comes first, between reading the header and taking the lock."""
+    original = surgery.lock
+
+    def late(file: object) -> object:
+        with monkeypatch.context() as patched:
+            patched.setattr(surgery, "lock", original)
+            coe.zero_in_place(model, another)
+        return original(file)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(surgery, "lock", late)
+    with pytest.raises(coe.CoeError, match="has changed while it was read"):
+        coe.zero_in_place(model, mask)
+    assert coe.MoeModel(model).surgery == SurgeryRecord("zero", another.keep, another.digest, in_place=True)
+
+
 def test_what_was_zeroed_says_so(
     tmp_path: Path,
     model: Path,

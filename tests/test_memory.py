@@ -28,14 +28,40 @@ def test_a_context_that_cannot_fit_is_refused_and_the_one_named_does(
         available = 10_000_000
 
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
-    with pytest.raises(
-        coe.InputError, match=r"a context of 1000000 tokens needs .* --ctx \d+ would fit"
-    ) as caught:
+    with pytest.raises(coe.InputError, match=r"a context of 1000000 tokens needs .* would fit") as caught:
         check_context(moe, 1_000_000, 512, bytes_of_value=bytes_of_value)
-    (fits,) = map(int, re.findall(r"--ctx (\d+)", str(caught.value)))
+    fits = advised(str(caught.value))["n_ctx"]
     check_context(moe, fits, 512, bytes_of_value=bytes_of_value)
     with pytest.raises(coe.InputError):
         check_context(moe, fits + 1, 512, bytes_of_value=bytes_of_value)
+
+
+def advised(message: str) -> dict[str, int]:
+    """The options that a message names."""
+    found = dict(re.findall(r"--(ctx|batch) (\d+)", message))
+    return {f"n_{name}": int(value) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("family", ["qwen3moe", "jamba"])
+def test_advice_that_is_followed_helps(
+    model_file: ModelFile, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Less than a batch fits, so the batch must be smaller too."""
+    path = model_file(family, "F32")
+
+    class Memory:
+        available = 100 * coe.MoeModel(path).context_bytes(1)
+
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+    with pytest.raises(coe.InputError, match="would fit") as caught:
+        coe.Model(path, n_gpu_layers=0)
+    assert advised(str(caught.value)) == {"n_ctx": 100, "n_batch": 100}
+    coe.Model(path, n_gpu_layers=0, **advised(str(caught.value))).close()
+    Memory.available = 0
+    with pytest.raises(coe.InputError, match="no context would fit"):
+        coe.Model(path, n_gpu_layers=0)
+    # An encoder keeps no keys and values.
+    coe.Model(model_file("nomic-bert-moe", "F32"), n_gpu_layers=0).close()
 
 
 def test_no_context_is_tried_that_the_system_would_kill_for(model_file: ModelFile) -> None:
@@ -83,7 +109,7 @@ def test_a_context_that_cannot_be_made_names_one_that_can(model_file: ModelFile)
 
     said = attempt(2**20)
     assert "llama.cpp cannot make a context of 1048576 tokens" in said
-    (fits,) = map(int, re.findall(r"--ctx (\d+) would do", said))
+    fits = advised(said)["n_ctx"]
     assert 512 <= fits < 2**20
     assert attempt(fits) == "made\n"
 

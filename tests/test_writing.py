@@ -3,6 +3,7 @@ read-only ones, through links, beside older outputs, and while somebody else wri
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shlex
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,39 @@ def test_killed_around_the_renaming(shop: Path, tmp_path: Path, writer: str) -> 
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_killed_while_many_files_are_renamed(shop: Path, tmp_path: Path) -> None:
+    """Old files and new ones, of as many experts but other ones, never make a model together."""
+    masks = [coe.ExpertMask.load(shop / "mask.json")]
+    dropped = {block: tuple(masks[0].dropped(block)) for block in masks[0].kept}
+    masks.append(replace(masks[0], kept=dropped))
+    masks[1].save(tmp_path / "other.json")
+    sizes = {"split_max_bytes": 4_000_000}
+    first = coe.prune(shop / "parent.gguf", masks[1], tmp_path / "other.gguf", **sizes)
+    new = [path.read_bytes() for path in coe.MoeModel(first).paths]
+    states = set()
+    for last in range(1, 100):
+        for left in tmp_path.glob("*out*"):
+            left.unlink()
+        old = coe.MoeModel(coe.prune(shop / "parent.gguf", masks[0], tmp_path / "out.gguf", **sizes))
+        before = [path.read_bytes() for path in old.paths]
+        line = ["prune", "parent.gguf", "--mask", tmp_path / "other.json", "-o", tmp_path / "out.gguf", "--force"]
+        line += ["--split-max-size", "4M"]
+        whole = [sys.executable, "-c", KILLED, str(last), *map(str, line)]
+        run = subprocess.run(whole, cwd=shop, capture_output=True, check=False)
+        try:
+            found = [path.read_bytes() for path in coe.MoeModel(old.path).paths]
+        except coe.InputError:
+            states.add("none")
+        else:
+            assert found in (before, new)
+            states.add("old" if found == before else "new")
+        if run.returncode == 0:
+            break
+    assert states == {"old", "none", "new"}
+    assert found == new
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_writer_at_work_is_left_alone(tmp_path: Path) -> None:
     """What looks like a leftover may be another process's output."""
     out = tmp_path / "out.gguf"
@@ -228,6 +263,50 @@ def test_older_shards_are_not_mixed_with_new_ones(shop: Path, tmp_path: Path) ->
     coe.prune(shop / "parent.gguf", mask, tmp_path / "out.gguf")
     coe.prune(shop / "parent.gguf", mask, tmp_path / "out-2.gguf", split_max_bytes=4_000_000)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_two_writers_of_one_output(tmp_path: Path) -> None:
+    """Also in one process: each has its own file on the way, and who ends last is there."""
+    out = tmp_path / "out.gguf"
+    with atomic.replacing(out) as first:
+        first.write(b"first")
+        with atomic.replacing(out) as second:
+            second.write(b"second")
+        assert out.read_bytes() == b"second"
+    assert out.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has neither locks nor modes")
+def test_a_file_system_without_locks(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As network file systems are: nothing is taken for a leftover there."""
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    mask = coe.ExpertMask.load(shop / "mask.json")
+    somebodys = tmp_path / ".mask.json.1.coe-tmp"
+    somebodys.write_bytes(b"of another machine, perhaps")
+    mask.save(tmp_path / "mask.json")
+    assert coe.ExpertMask.load(tmp_path / "mask.json") == mask
+    assert somebodys.exists()
+    copy = shutil.copy(shop / "parent.gguf", tmp_path / "copy.gguf")
+    coe.zero_in_place(copy, mask)
+    assert coe.MoeModel(copy).surgery is not None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has neither locks nor modes")
+def test_who_may_read_an_output_stays_as_it_was(shop: Path, tmp_path: Path) -> None:
+    mask = coe.ExpertMask.load(shop / "mask.json")
+    mask.save(tmp_path / "mask.json")
+    usual = (tmp_path / "mask.json").stat().st_mode
+    (tmp_path / "usual").touch()
+    assert usual == (tmp_path / "usual").stat().st_mode
+    (tmp_path / "mask.json").chmod(0o600)
+    mask.save(tmp_path / "mask.json")
+    assert (tmp_path / "mask.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_link_to_an_output_stays_a_link(shop: Path, tmp_path: Path) -> None:

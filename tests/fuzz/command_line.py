@@ -16,6 +16,7 @@ import resource
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -172,12 +173,36 @@ class Outcome:
 
 def run_forked(line: list[str], directory: Path) -> Outcome:
     """A command in a fork of this process, which must have no threads of its own."""
+
+    def start(out: int, err: int) -> int:
+        child = os.fork()
+        if child == 0:
+            _run_command(line, directory, out, err)
+        return child
+
+    return _watch(start)
+
+
+def run_measured(line: list[str], directory: Path) -> Outcome:
+    """A command as a user runs it."""
+    whole = [sys.executable, "-m", "coe_native", *line]
+    processes = []
+
+    def start(out: int, err: int) -> int:
+        processes.append(subprocess.Popen(whole, cwd=directory, stdin=subprocess.DEVNULL, stdout=out, stderr=err))
+        return processes[0].pid
+
+    outcome = _watch(start)
+    processes[0].returncode = outcome.status  # it has been waited for
+    return outcome
+
+
+def _watch(start: Callable[[int, int], int]) -> Outcome:
+    """What becomes of a process that `start` starts, with these for its stdout and stderr."""
     reading, writing = os.pipe()
     reading_out, writing_out = os.pipe()
     started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _run_command(line, directory, writing_out, writing)
+    child = start(writing_out, writing)
     os.close(writing)
     os.close(writing_out)
     texts = {reading: b"", reading_out: b""}
