@@ -131,7 +131,7 @@ def test_an_interruption_leaves_a_usable_profile(tmp_path: Path, long_run: list[
     process.send_signal(number)
     asked = time.monotonic()
     status, said = finish(process)
-    assert time.monotonic() - asked < 1.5
+    assert time.monotonic() - asked < 5  # a second, on a machine that does nothing else
     assert status == (1 if number == signal.SIGINT else 128 + number)
     assert f"{checkpoint}: has what was counted so far; the same command with --resume goes on" in said
     assert not out.exists()
