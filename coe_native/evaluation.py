@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coe_native.corpus import Corpus, Tokens, tokenize
+from coe_native.batching import Tokens, tokenize
+from coe_native.corpus import Corpus
 from coe_native.errors import CoeError, InputError
 from coe_native.runtime import Model
 

@@ -10,21 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from coe_native.batching import Batch, Tokens, batches, packing_order, tokenize, windows
 from coe_native.checkpoint import Checkpoint, Position
-from coe_native.corpus import (
-    WHOLE,
-    Batch,
-    Bundle,
-    Corpus,
-    Shard,
-    Tokens,
-    batches,
-    bundles,
-    corpus_of,
-    packing_order,
-    tokenize,
-    windows,
-)
+from coe_native.corpus import WHOLE, Bundle, Corpus, Shard, bundles, corpus_of
 from coe_native.errors import InputError
 from coe_native.routing_profile import CorpusRecord, RoutingProfile
 from coe_native.runtime import Model, RouterCounts

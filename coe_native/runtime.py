@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native._native import core
+from coe_native.batching import Batch, Tokens, batches
 from coe_native.chat import ChatTemplate
 from coe_native.cores import available_cores
-from coe_native.corpus import Batch, Message, Tokens, batches
+from coe_native.corpus import Message
 from coe_native.errors import CoeError, InputError
 from coe_native.masking import ExpertMask, check_cut
 from coe_native.memory import advice_for_gpu, check_context

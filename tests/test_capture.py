@@ -12,7 +12,7 @@ from random_models import moe_layers, write_random_model
 from slow_capture import SlowCapture
 
 import coe_native as coe
-from coe_native import corpus
+from coe_native import batching, corpus
 from coe_native.profiler import Progress
 
 ModelFile = Callable[[str, str], Path]
@@ -128,10 +128,10 @@ def test_a_bad_document_at_the_end_is_found_at_the_start(
     """All text is tokenised while the first batches run; whatever goes wrong with it."""
     told = r"documents\[1000\]: has a token id outside"
 
-    def fail(document: corpus.Document, model: corpus.Tokenizer) -> corpus.Tokens:
+    def fail(document: corpus.Document, model: batching.Tokenizer) -> batching.Tokens:
         if document.place == "documents[1000]" and error is MemoryError:
             raise MemoryError(f"{document.place}: has a token id outside")
-        return corpus.tokenize(document, model)
+        return batching.tokenize(document, model)
 
     monkeypatch.setattr("coe_native.profiler.tokenize", fail)
     monkeypatch.setattr(corpus, "BUNDLE_SIZE", 100)

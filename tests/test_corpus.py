@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_native import corpus as corpus_module
-from coe_native.corpus import Message, Shard, batches, bundles, corpus_of, packing_order, read_corpus, windows
+from coe_native.batching import batches, packing_order, windows
+from coe_native.corpus import Message, Shard, bundles, corpus_of, read_corpus
 from coe_native.errors import InputError
 
 

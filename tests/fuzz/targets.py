@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 
 import coe_native as coe
+from coe_native.batching import Tokens, batches, tokenize, windows
 from coe_native.checkpoint import Checkpoint
 from coe_native.cli.inspect_command import facts_of
-from coe_native.corpus import Message, Shard, Tokens, batches, bundles, read_corpus, tokenize, windows
+from coe_native.corpus import Message, Shard, bundles, read_corpus
 from coe_native.gguf_file import GgufFile
 from coe_native.surgery_plan import Plan, plan_prune, plan_zero
 
