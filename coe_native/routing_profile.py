@@ -28,6 +28,8 @@ VERSION = 1
 _MOST_TOKENS = 2**45
 """More than anybody will run; sums over all experts of a layer stay exact below."""
 
+_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class CorpusRecord:
@@ -158,8 +160,9 @@ class RoutingProfile:
             raise InputError(f"a profile cannot be of {self.n_tokens} tokens")
         if (self.histograms < 0).any() or (self.histograms > self.n_tokens).any():
             raise InputError(f"no expert can be chosen less than 0 or more than {self.n_tokens} times at one rank")
-        if not np.isfinite(self.weight_sum).all():
-            raise InputError("a profile's weights must be finite")
+        # A router's weights are of type F32.
+        if not (np.abs(self.weight_sum) <= np.maximum(self.histograms, 1) * _LARGEST_WEIGHT).all():
+            raise InputError("a profile's weights must be finite, and no larger than a router's can be")
         if not (np.abs(self.weight_sum_rest) <= np.spacing(np.abs(self.weight_sum))).all():
             raise InputError(
                 "what rounding left out of a profile's weight sums must be less than their last digit"

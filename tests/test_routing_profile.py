@@ -49,6 +49,16 @@ def test_the_file_is_what_the_interface_says(tmp_path: Path) -> None:
         np.testing.assert_array_equal(weight_sum.data, profile.weight_sum[index])
 
 
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.7e308, 1.7e308])
+def test_weights_that_no_router_can_give_are_refused(weight: float) -> None:
+    """Two finite ones of 1.7e308 would add up to an infinite one."""
+    profile = make_profile(1)
+    weight_sum = profile.weight_sum.copy()
+    weight_sum[0, 0, 0] = weight
+    with pytest.raises(coe.InputError, match="must be finite, and no larger"):
+        replace(profile, weight_sum=weight_sum)
+
+
 def test_profiles_add_up() -> None:
     first, second = make_profile(1), make_profile(2)
     both = first + second

@@ -64,28 +64,32 @@ def test_killed_at_random_moments(shop: Path, tmp_path: Path, writer: str) -> No
     next run removes it."""
     before = {path: path.read_bytes() for path in shop.iterdir()}
     out = tmp_path / "out.gguf"
-    started = time.monotonic()
-    subprocess.run(line_of(writer, out), cwd=shop, check=True, capture_output=True)
-    took = time.monotonic() - started
+
+    def run() -> float:
+        started = time.monotonic()
+        subprocess.run(line_of(writer, out), cwd=shop, check=True, capture_output=True)
+        return time.monotonic() - started
+
+    run()
     new = out.read_bytes()
+    took = run()
     moments = random.Random(writer)
-    n_killed = n_left = 0
-    for _ in range(N_KILLS):
+    n_killed = 0
+    while n_killed < N_KILLS:
         out.write_bytes(b"old")
         with subprocess.Popen(
             line_of(writer, out), cwd=shop, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             time.sleep(moments.uniform(0.4, 1.0) * took)
             process.kill()
-        n_killed += process.returncode == -signal.SIGKILL
+        n_killed += process.returncode == -signal.SIGKILL  # and not too late
         assert out.read_bytes() in (b"old", new)
         left = [path for path in tmp_path.iterdir() if path != out]
-        n_left += len(left)
         assert all(path.name.startswith(".out.gguf.") and path.name.endswith(".coe-tmp") for path in left)
-        subprocess.run(line_of(writer, out), cwd=shop, check=True, capture_output=True)
+        # How fast the machine is may change meanwhile.
+        took = run()
         assert list(tmp_path.iterdir()) == [out]
         assert out.read_bytes() == new
-    assert n_killed >= N_KILLS // 2
     assert {path: path.read_bytes() for path in shop.iterdir()} == before
 
 
