@@ -300,6 +300,12 @@ class MoeModel:
             digest.update(self.surgery.digest.encode())
         return digest.hexdigest()
 
+    @property
+    def vocabulary_bytes(self) -> bytes:
+        """The metadata entry with the tokens' texts, as it is in the file; empty without one."""
+        key = "tokenizer.ggml.tokens"
+        return self.files[0].raw_entry(key) if key in self.files[0].keys else b""
+
     def context_bytes(self, n_ctx: int, n_batch: int = 512) -> int:
         """Bytes of keys and values for `n_ctx` tokens in F16, estimated from the metadata alone.
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,24 @@ _MOST_TOKENS = 1 << 22
 """Of a vocabulary; the largest have some 2^18."""
 
 _living: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """What a model expects in the places of a window from index `first` on: `logits`, float32
+    [n_tokens - first, n_vocab], and `normalisers`, float64 [n_tokens - first]: what to take from a place's logits
+    to have natural log-probabilities."""
+
+    window: Tokens
+    first: int
+    logits: NDArray[np.float32]
+    normalisers: NDArray[np.float64]
+
+    @property
+    def log_probabilities(self) -> NDArray[np.float64]:
+        """Of the window's own tokens, float64 [n_tokens - first]."""
+        tokens = self.window[self.first :]
+        return np.asarray(self.logits[np.arange(len(tokens)), tokens] - self.normalisers)
 
 
 class Model:
@@ -250,30 +269,71 @@ class Model:
         in the window, float64 [n_tokens - first]."""
         window = _as_window(tokens)
         values = [np.empty(0)]
+        for row, low, high in self._predictions(window, first):
+            with self._named():
+                values.append(self._session.log_probabilities(row, window[low + 1 : high + 1]))
+        return np.concatenate(values)
+
+    def distributions(self, tokens: Sequence[int] | Tokens, first: int = 1) -> Distributions:
+        """What the model expects in the places of one window from index `first` (1 or more) on."""
+        window = _as_window(tokens)
+        logits = [np.empty((0, self.n_vocab), np.float32)]
+        normalisers = [np.empty(0)]
+        for row, low, high in self._predictions(window, first):
+            with self._named():
+                logits.append(self._session.logits(row, high - low))
+                normalisers.append(self._session.normalisers(row, high - low))
+        return Distributions(window, first, np.concatenate(logits), np.concatenate(normalisers))
+
+    def compare(
+        self, reference: Distributions
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """What `log_probabilities` gives for the reference's window, and how far the model is from the reference,
+        which is another's, or this one's with another mask: KL(reference || model) in nats at each place, and
+        whether both find the same token likeliest. Three arrays [n_tokens - first]."""
+        window, first = reference.window, reference.first
+        values = [np.empty(0)]
+        kl = [np.empty(0)]
+        same_top = [np.empty(0, np.bool_)]
+        for row, low, high in self._predictions(window, first):
+            rows = slice(low - first + 1, high - first + 1)
+            with self._named():
+                values.append(self._session.log_probabilities(row, window[low + 1 : high + 1]))
+                divergence, same = self._session.divergences(
+                    row, reference.logits[rows], reference.normalisers[rows]
+                )
+            kl.append(divergence)
+            same_top.append(same)
+        return np.concatenate(values), np.concatenate(kl), np.concatenate(same_top)
+
+    def _predictions(self, window: Tokens, first: int) -> Iterator[tuple[int, int, int]]:
+        """Runs a window, and gives for each of its batches the row of the first output that predicts a token from
+        index `first` on, and the range of places in the window whose outputs do."""
         start = 0
-        for batch in self._decode_window(window):
+        for batch in self._decode_window(window, first - 1):
             end = start + len(batch.tokens)
             low, high = max(start, first - 1), min(end, len(window) - 1)
             if high > low:
-                with self._named():
-                    values.append(self._session.log_probabilities(low - start, window[low + 1 : high + 1]))
+                yield low - start, low, high
             start = end
-        return np.concatenate(values)
 
-    def _decode_window(self, tokens: Sequence[int] | Tokens) -> Iterator[Batch]:
+    def _decode_window(self, tokens: Sequence[int] | Tokens, first_output: int = 0) -> Iterator[Batch]:
         window = _as_window(tokens)
         if not 0 < len(window) <= self.n_ctx:
             raise InputError(f"a window has 1 to {self.n_ctx} tokens (n_ctx), not {len(window)}")
+        start = 0
         for batch in batches([window], self.n_batch, 1):
-            self.decode(batch)
+            self.decode(batch, max(0, first_output - start))
+            start += len(batch.tokens)
             yield batch
 
-    def decode(self, batch: Batch) -> None:
-        """Runs one batch. Raises CoeError where llama.cpp fails or a router is not seen as it must be."""
+    def decode(self, batch: Batch, first_output: int = 0) -> None:
+        """Runs one batch, with outputs from row `first_output` on; the last row has one always. Raises CoeError
+        where llama.cpp fails or a router is not seen as it must be."""
         if batch.n_begun:
             self._session.reset()
         with self._named():
-            self._session.decode(batch.tokens, batch.positions, batch.sequences)
+            self._session.decode(batch.tokens, batch.positions, batch.sequences, first_output)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:

@@ -117,6 +117,22 @@ std::vector<std::string> expert_patterns(int32_t n_cpu_moe) {
     return patterns;
 }
 
+// Whether the CPU has AMX, and llama.cpp a memory layout for it.
+bool has_amx() {
+    static const bool found = [] {
+        const ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+        const auto extra_buffers =
+            reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_reg_get_proc_address(
+                ggml_backend_dev_backend_reg(cpu), "ggml_backend_dev_get_extra_bufts"));
+        ggml_backend_buffer_type_t* kind = extra_buffers == nullptr ? nullptr : extra_buffers(cpu);
+        while (kind != nullptr && *kind != nullptr && std::string(ggml_backend_buft_name(*kind)) != "AMX") {
+            ++kind;
+        }
+        return kind != nullptr && *kind != nullptr;
+    }();
+    return found;
+}
+
 }  // namespace
 
 bool has_rpc() {
@@ -148,8 +164,14 @@ Session::Session(const std::string& path, const SessionOptions& options) : n_bat
 
     llama_model_params model_params = llama_model_default_params();
     model_params.n_gpu_layers = options.n_gpu_layers;
-    model_params.use_extra_bufts = options.repack;
+    // llama.cpp's code for AMX writes beyond its results where activations have three dimensions, which
+    // crashes on Gemma 4 (its issue 20824), and ends the process on latent attention.
+    model_params.use_extra_bufts = options.repack && !has_amx();
     model_params.load_mtp = options.mtp;
+    if (options.simulate) {
+        model_params.no_alloc = true;
+        model_params.load_mode = LLAMA_LOAD_MODE_NONE;
+    }
     std::vector<ggml_backend_dev_t> devices = find_devices(options.devices, options.rpc);
     if (!devices.empty()) {
         model_params.devices = devices.data();
@@ -265,7 +287,7 @@ void Session::find_what_routers_see() {
         return;
     }
     reset();
-    run({0, 0}, {0, 1}, {0, 0}, false);
+    run({0, 0}, {0, 1}, {0, 0}, 1);
     tap_->collect();
     const std::vector<uint64_t> seen = tap_->tokens_seen();
     router_sees_all_ = std::all_of(seen.begin(), seen.end(), [](uint64_t tokens) { return tokens == 2; });
@@ -286,7 +308,7 @@ void Session::reset() {
 }
 
 void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
-                     const std::vector<int32_t>& sequences) {
+                     const std::vector<int32_t>& sequences, size_t first_output) {
     const size_t n_tokens = tokens.size();
     if (n_tokens == 0 || n_tokens > static_cast<size_t>(n_batch_) || positions.size() != n_tokens ||
         sequences.size() != n_tokens) {
@@ -306,7 +328,7 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
     if (hooks_.mask.active()) {
         hooks_.mask.take_applications(masked_blocks_);
     }
-    run(tokens, positions, sequences, !(tap_ && router_sees_all_));
+    run(tokens, positions, sequences, tap_ ? (router_sees_all_ ? n_tokens : 0) : first_output);
     if (tap_) {
         tap_->end_batch(n_tokens);
     }
@@ -332,7 +354,7 @@ std::string Session::smaller_batch() const {
 }
 
 void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
-                  const std::vector<int32_t>& sequences, bool all_outputs) {
+                  const std::vector<int32_t>& sequences, size_t first_output) {
     const size_t n_tokens = tokens.size();
     // llama.cpp takes mutable pointers and leaves what they point to alone.
     std::vector<int32_t>& mutable_sequences = const_cast<std::vector<int32_t>&>(sequences);
@@ -341,8 +363,9 @@ void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>
         sequence_pointers_[i] = &mutable_sequences[i];
     }
     sequence_counts_.assign(n_tokens, 1);
-    outputs_.assign(n_tokens, all_outputs ? 1 : 0);
-    outputs_.back() = 1;
+    outputs_.assign(n_tokens, 0);
+    std::fill(outputs_.begin() + static_cast<std::ptrdiff_t>(std::min(first_output, n_tokens - 1)),
+              outputs_.end(), int8_t{1});
     const llama_batch batch = {
         static_cast<int32_t>(n_tokens),
         const_cast<int32_t*>(tokens.data()),
@@ -399,15 +422,6 @@ const float* Session::embeddings(int32_t i) {
 std::vector<std::string> Session::record_graph(bool on) {
     hooks_.records = on;
     return std::exchange(hooks_.graph, {});
-}
-
-double log_probability(const float* logits, int32_t n_vocab, int32_t token) {
-    const double largest = *std::max_element(logits, logits + n_vocab);
-    double sum = 0.0;
-    for (int32_t i = 0; i < n_vocab; ++i) {
-        sum += std::exp(logits[i] - largest);
-    }
-    return logits[token] - largest - std::log(sum);
 }
 
 }  // namespace coe

@@ -8,6 +8,7 @@
 
 #include "llama.h"
 #include "llama_log.h"
+#include "memory_use.h"
 #include "router_hooks.h"
 
 namespace coe {
@@ -24,6 +25,7 @@ struct SessionOptions {
     bool f32_kv = false;               // keys and values in F32 instead of F16
     bool mtp = false;                  // load the layers that predict further tokens, which no decode runs
     bool repack = true;                // weights may be copied to a layout that the CPU reads faster
+    bool simulate = false;             // allocate and read nothing: only memory() can be asked for then
 };
 
 // Whether llama.cpp can use other machines' devices.
@@ -68,13 +70,16 @@ class Session {
 
     // Forgets all sequences.
     void reset();
-    // Runs at most n_batch tokens with all outputs; arrays of one length. Throws std::runtime_error.
+    // Runs at most n_batch tokens; arrays of one length. Outputs are computed from row `first_output` on, and
+    // of the last row always. Throws std::runtime_error.
     void decode(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
-                const std::vector<int32_t>& sequences);
+                const std::vector<int32_t>& sequences, size_t first_output);
     // Whether the last decode's graph ended in logits.
     bool has_logits() const { return hooks_.logits_seen; }
     // Logits of row `i` of the last decode, [n_vocab].
     const float* logits(int32_t i);
+    int32_t n_threads() const { return llama_n_threads_batch(context_); }
+    std::vector<MemoryUse> memory() const { return memory_use(context_); }
 
     // Embeddings, from the next decode on: of row `i` of the last decode, [n_embd].
     void want_embeddings(bool on);
@@ -89,7 +94,7 @@ class Session {
     // What to do where memory was not enough for a batch, as the end of a message.
     std::string smaller_batch() const;
     void run(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
-             const std::vector<int32_t>& sequences, bool all_outputs);
+             const std::vector<int32_t>& sequences, size_t first_output);
 
     const LogLease lease_;
     llama_model* model_ = nullptr;
@@ -104,8 +109,5 @@ class Session {
     std::vector<int32_t> sequence_counts_;
     std::vector<int8_t> outputs_;
 };
-
-// The natural logarithm of the probability that softmax of `logits` gives `token`, in double precision.
-double log_probability(const float* logits, int32_t n_vocab, int32_t token);
 
 }  // namespace coe

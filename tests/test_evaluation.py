@@ -64,7 +64,8 @@ def test_log_probabilities_start_where_asked(model_file: ModelFile, documents: l
     with coe.Model(model_file("olmoe", "F32"), n_ctx=128, n_batch=50, n_threads=1) as model:
         whole = model.log_probabilities(documents[4])
         for first in (1, 2, 49, 50, 51, 52, 96):
-            np.testing.assert_array_equal(model.log_probabilities(documents[4], first), whole[first - 1 :])
+            # Not to the last bit: llama.cpp multiplies a matrix with one row in another order than with many.
+            np.testing.assert_allclose(model.log_probabilities(documents[4], first), whole[first - 1 :], rtol=1e-5)
     assert whole.shape == (96,)
 
 

@@ -2,6 +2,7 @@
 
 #include "bindings.h"
 #include "crash.h"
+#include "distributions.h"
 
 namespace py = pybind11;
 
@@ -40,17 +41,81 @@ py::array_t<float> rows_of(Session& session, Row row_of, int32_t width, int32_t 
     return rows;
 }
 
+// Pointers to logits of `count` rows of the last decode.
+std::vector<const float*> logits_of(Session& session, int32_t first, size_t count) {
+    std::vector<const float*> rows;
+    for (size_t i = 0; i < count; ++i) {
+        rows.push_back(session.logits(first + static_cast<int32_t>(i)));
+    }
+    return rows;
+}
+
 py::array_t<double> log_probabilities(Session& session, int32_t first, const Tokens& targets) {
     const std::vector<int32_t> wanted = to_vector(targets);
     std::vector<double> values(wanted.size());
     {
         const py::gil_scoped_release release;
-        for (size_t i = 0; i < wanted.size(); ++i) {
-            values[i] = log_probability(session.logits(first + static_cast<int32_t>(i)), session.n_vocab(),
-                                        wanted[i]);
-        }
+        const std::vector<const float*> rows = logits_of(session, first, wanted.size());
+        parallel_for(rows.size(), session.n_threads(),
+                     [&](size_t i) { values[i] = log_probability(rows[i], session.n_vocab(), wanted[i]); });
     }
     return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+// What to take from the logits of each of `count` rows to have log-probabilities.
+py::array_t<double> normalisers(Session& session, int32_t first, size_t count) {
+    py::array_t<double> values(static_cast<py::ssize_t>(count));
+    double* out = values.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        const std::vector<const float*> rows = logits_of(session, first, count);
+        parallel_for(count, session.n_threads(),
+                     [&](size_t i) { out[i] = log_sum_exp(rows[i], session.n_vocab()); });
+    }
+    return values;
+}
+
+// KL divergence of each row from the reference's, and whether both find the same token likeliest.
+py::tuple divergences(Session& session, int32_t first,
+                      const py::array_t<float, py::array::c_style>& reference,
+                      const py::array_t<double, py::array::c_style>& reference_normalisers) {
+    if (reference.ndim() != 2 || reference.shape(1) != session.n_vocab() ||
+        reference_normalisers.size() != reference.shape(0)) {
+        throw std::invalid_argument("the reference has another vocabulary");
+    }
+    const auto count = static_cast<size_t>(reference.shape(0));
+    const auto width = static_cast<size_t>(session.n_vocab());
+    py::array_t<double> kl(static_cast<py::ssize_t>(count));
+    py::array_t<bool> same_top(static_cast<py::ssize_t>(count));
+    const float* theirs = reference.data();
+    const double* their_normalisers = reference_normalisers.data();
+    double* kl_out = kl.mutable_data();
+    bool* same_out = same_top.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        const std::vector<const float*> rows = logits_of(session, first, count);
+        parallel_for(count, session.n_threads(), [&](size_t i) {
+            const Divergence found =
+                divergence(theirs + i * width, their_normalisers[i], rows[i], session.n_vocab());
+            kl_out[i] = found.kl;
+            same_out[i] = found.same_top;
+        });
+    }
+    return py::make_tuple(kl, same_top);
+}
+
+std::vector<py::dict> memory(const Session& session) {
+    std::vector<py::dict> uses;
+    for (const MemoryUse& use : session.memory()) {
+        py::dict fields;
+        fields["buffer"] = use.buffer;
+        fields["on_host"] = use.on_host;
+        fields["weights"] = use.weights;
+        fields["context"] = use.context;
+        fields["compute"] = use.compute;
+        uses.push_back(fields);
+    }
+    return uses;
 }
 
 }  // namespace
@@ -64,15 +129,16 @@ void register_session(py::module_& module) {
         .def(py::init([](const std::string& path, int32_t n_ctx, int32_t n_batch, int32_t n_seq_max,
                          int32_t n_threads, int32_t n_gpu_layers, int32_t n_cpu_moe,
                          const std::vector<std::string>& devices, const std::vector<std::string>& rpc,
-                         bool f32_kv, bool mtp, bool repack) {
+                         bool f32_kv, bool mtp, bool repack, bool simulate) {
                  const SessionOptions options{n_ctx,   n_batch, n_seq_max, n_threads, n_gpu_layers, n_cpu_moe,
-                                              devices, rpc,     f32_kv,    mtp,       repack};
+                                              devices, rpc,     f32_kv,    mtp,       repack,       simulate};
                  const py::gil_scoped_release release;
                  return std::make_unique<Session>(path, options);
              }),
              py::arg("path"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_seq_max"),
              py::arg("n_threads"), py::arg("n_gpu_layers"), py::arg("n_cpu_moe"), py::arg("devices"),
-             py::arg("rpc"), py::arg("f32_kv"), py::arg("mtp"), py::arg("repack"))
+             py::arg("rpc"), py::arg("f32_kv"), py::arg("mtp"), py::arg("repack"),
+             py::arg("simulate") = false)
         .def_property_readonly("n_batch", &Session::n_batch)
         .def_property_readonly("n_vocab", &Session::n_vocab)
         .def_property_readonly("has_tokenizer", &Session::has_tokenizer)
@@ -104,14 +170,15 @@ void register_session(py::module_& module) {
         .def("reset", &Session::reset, ReleaseGil())
         .def(
             "decode",
-            [](Session& session, const Tokens& tokens, const Tokens& positions, const Tokens& sequences) {
+            [](Session& session, const Tokens& tokens, const Tokens& positions, const Tokens& sequences,
+               size_t first_output) {
                 const std::vector<int32_t> t = to_vector(tokens);
                 const std::vector<int32_t> p = to_vector(positions);
                 const std::vector<int32_t> s = to_vector(sequences);
                 const py::gil_scoped_release release;
-                session.decode(t, p, s);
+                session.decode(t, p, s, first_output);
             },
-            py::arg("tokens"), py::arg("positions"), py::arg("sequences"))
+            py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("first_output"))
         .def_property_readonly("has_memory", &Session::has_memory)
         .def_property_readonly("has_logits", &Session::has_logits)
         .def(
@@ -128,7 +195,10 @@ void register_session(py::module_& module) {
             },
             py::arg("first"), py::arg("count"))
         .def("record_graph", &Session::record_graph, py::arg("on"))
-        .def("log_probabilities", &log_probabilities, py::arg("first"), py::arg("targets"));
+        .def("log_probabilities", &log_probabilities, py::arg("first"), py::arg("targets"))
+        .def("normalisers", &normalisers, py::arg("first"), py::arg("count"))
+        .def("divergences", &divergences, py::arg("first"), py::arg("reference"), py::arg("normalisers"))
+        .def("memory", &memory);
 }
 
 }  // namespace coe::bindings

@@ -60,7 +60,7 @@ Counts profile(const Model& model) {
             positions.push_back(i);
         }
         session.reset();
-        session.decode(tokens, positions, std::vector<int32_t>(tokens.size(), 0));
+        session.decode(tokens, positions, std::vector<int32_t>(tokens.size(), 0), 0);
     }
     counts.histograms = session.tap()->stats().histograms();
     counts.weight_sum = session.tap()->stats().weight_sum();
