@@ -82,7 +82,7 @@ def main(vocabulary: Path, directory: Path) -> None:
     for check in verified["checks"]:
         print(f"{'ok' if check['passed'] else 'FAILED'} {check['name']}: {check['detail']}")
     for name, found in (("parent", facts), (f"keep {KEEP}", smaller)):
-        context = found["context"]["bytes"]
+        context = found["memory"]["context"]
         print(
             f"{name:<8} {found['bytes'] / 1e9:6.2f} GB = {found['bytes'] / 2**30:6.2f} GiB on disk, of which",
             end=" ",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import reprlib
@@ -193,6 +194,16 @@ class MoeModel:
             )
         if self._count("expert_group_count") >= keep:
             raise InputError(f"{self.path}: llama.cpp wants more experts than groups of them; keep more")
+
+    @property
+    def possible_keeps(self) -> list[int]:
+        """All numbers of experts that the model can be cut to, ascending; its own is the last."""
+        possible = []
+        for keep in range(1, self.n_experts + 1):
+            with contextlib.suppress(InputError):
+                self.check_cut(keep)
+                possible.append(keep)
+        return possible
 
     def in_mtp_block(self, tensor: Tensor) -> bool:
         """Whether a tensor belongs to a layer that predicts further tokens."""

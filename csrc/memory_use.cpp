@@ -17,11 +17,24 @@ LLAMA_API llama_memory_breakdown llama_get_memory_breakdown(const struct llama_c
 
 namespace coe {
 
+namespace {
+
+bool is_of_gpu(ggml_backend_buffer_type_t kind) {
+    const ggml_backend_dev_t device = ggml_backend_buft_get_device(kind);
+    if (device == nullptr || ggml_backend_buft_is_host(kind)) {
+        return false;
+    }
+    const auto type = ggml_backend_dev_type(device);
+    return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+}
+
+}  // namespace
+
 std::vector<MemoryUse> memory_use(const llama_context* context) {
     std::vector<MemoryUse> uses;
     for (const auto& [kind, bytes] : llama_get_memory_breakdown(context)) {
-        uses.push_back({ggml_backend_buft_name(kind), ggml_backend_buft_is_host(kind), bytes.model,
-                        bytes.context, bytes.compute});
+        uses.push_back(
+            {ggml_backend_buft_name(kind), is_of_gpu(kind), bytes.model, bytes.context, bytes.compute});
     }
     return uses;
 }

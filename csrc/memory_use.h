@@ -11,7 +11,7 @@ namespace coe {
 
 struct MemoryUse {
     std::string buffer;  // llama.cpp's name for the kind of memory
-    bool on_host;        // in the machine's own memory
+    bool on_gpu;         // else in the machine's own memory
     size_t weights;      // bytes
     size_t context;      // bytes of keys, values and states
     size_t compute;      // bytes of what a batch is computed in

@@ -117,8 +117,15 @@ std::vector<std::string> expert_patterns(int32_t n_cpu_moe) {
     return patterns;
 }
 
-// Whether the CPU has AMX, and llama.cpp a memory layout for it.
+}  // namespace
+
+bool has_rpc() {
+    start_backends();
+    return ggml_backend_reg_by_name("RPC") != nullptr;
+}
+
 bool has_amx() {
+    start_backends();
     static const bool found = [] {
         const ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
         const auto extra_buffers =
@@ -131,13 +138,6 @@ bool has_amx() {
         return kind != nullptr && *kind != nullptr;
     }();
     return found;
-}
-
-}  // namespace
-
-bool has_rpc() {
-    start_backends();
-    return ggml_backend_reg_by_name("RPC") != nullptr;
 }
 
 size_t free_gpu_memory() {
@@ -199,6 +199,7 @@ Session::Session(const std::string& path, const SessionOptions& options) : n_bat
     params.n_threads = options.n_threads;
     params.n_threads_batch = options.n_threads;
     params.kv_unified = true;
+    params.swa_full = false;  // layers with a sliding window keep no more than that: nothing here goes back
     if (options.f32_kv) {
         params.type_k = params.type_v = GGML_TYPE_F32;
         // Flash attention would round keys and values to F16 all the same.

@@ -30,6 +30,8 @@ struct SessionOptions {
 
 // Whether llama.cpp can use other machines' devices.
 bool has_rpc();
+// Whether the CPU has AMX, and llama.cpp a memory layout for it.
+bool has_amx();
 // Bytes that this machine's GPUs have free; 0 without any.
 size_t free_gpu_memory();
 // How many devices an rpc-server offers. llama.cpp ends the process where nothing answers as such a server

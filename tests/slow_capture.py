@@ -15,6 +15,8 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from coe_native._native import core
+
 
 class Tensor(ctypes.Structure):
     """ggml_tensor of the pinned release."""
@@ -47,9 +49,9 @@ class SlowCapture:
         self._seen: set[tuple[str, int]] = set()
         self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._see)
         llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(
-            str(path).encode(), llama_cpp.llama_model_default_params()
-        )
+        model_params = llama_cpp.llama_model_default_params()
+        model_params.use_extra_bufts = not core.has_amx()  # as in csrc/session.cpp, which says why
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
         params.cb_eval = self._callback

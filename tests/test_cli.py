@@ -147,7 +147,7 @@ def test_help_is_quick() -> None:
 
 @one_family
 def test_inspect_tells_what_the_file_holds(made: Made) -> None:
-    reports = {name: report("inspect", path, "--ctx", 100) for name, path in made.files.items()}
+    reports = {name: report("inspect", path, "--ctx", 1024) for name, path in made.files.items()}
     for name, path in made.files.items():
         shown = reports[name]
         assert shown["bytes"] == path.stat().st_size
@@ -157,7 +157,8 @@ def test_inspect_tells_what_the_file_holds(made: Made) -> None:
         assert shown["expert_bytes"] == sum(kind["bytes"] for kind in shown["expert_tensors"]) == expected
     assert len({shown["fingerprint"] for shown in reports.values()}) == 1, "of one model, however quantised"
     layers, heads, size, keys_and_values, f16 = 3, 2, 64, 2, 2
-    assert shown["context"] == {"tokens": 100, "bytes": 100 * layers * heads * size * keys_and_values * f16}
+    assert shown["memory"]["context"] == 1024 * layers * heads * size * keys_and_values * f16
+    assert shown["memory"]["weights"] == pytest.approx(shown["bytes"], rel=0.1)
     text = ok("inspect", made.files["F32"]).out
     assert shown["architecture"] in text
     assert "experts in a layer  16" in text

@@ -22,6 +22,7 @@ COMMANDS = {
     "zero": "Zero the dropped experts' weights, for study.",
     "verify": "Check a written model against its parent and mask.",
     "eval": "Measure perplexity on held-out text, live-masked if you like.",
+    "sweep": "Judge live masks of many sizes: how small can it be?",
     "compare": "Show how far two masks overlap, beside chance.",
     "specialise": "Profile, mask, prune, verify and evaluate in one go.",
     "demo": "Specialise the model that comes with the package.",

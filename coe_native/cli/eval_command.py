@@ -44,7 +44,7 @@ def command(
     import contextlib
 
     from coe_native.corpus import read_corpus
-    from coe_native.evaluation import evaluate
+    from coe_native.evaluation import evaluate, evaluate_masks
     from coe_native.masking import ExpertMask
 
     read = [read_corpus(path, field) for path in texts]
@@ -52,10 +52,13 @@ def command(
     mask = None if mask_path is None else ExpertMask.load(mask_path)
     with contextlib.ExitStack() as stack:
         loaded = stack.enter_context(open_model(model, **options))
-        if mask is not None:
-            loaded.apply(mask)
-        other = None if reference is None else stack.enter_context(open_model(reference, **options))
-        results = [evaluate(loaded, text, reference=other) for text in read]
+        if mask is not None and reference is not None and _same_file(reference, model):
+            results = [evaluate_masks(loaded, text, [mask])[1][0] for text in read]  # one load is enough
+        else:
+            if mask is not None:
+                loaded.apply(mask)
+            other = None if reference is None else stack.enter_context(open_model(reference, **options))
+            results = [evaluate(loaded, text, reference=other) for text in read]
     if as_json:
         mask_name = None if mask_path is None else str(mask_path)
         print_json({"model": str(model), "mask": mask_name, "texts": [asdict(result) for result in results]})
@@ -63,7 +66,11 @@ def command(
     columns = ["text", "tokens scored", "perplexity", "+/-"]
     rows = [[r.text, str(r.n_scored), f"{r.perplexity:.4f}", f"{r.error:.4f}"] for r in results]
     if reference is not None:
-        columns += ["KL divergence", "same top token"]
+        columns += ["KL divergence", "+/-", "same top token"]
         for row, result in zip(rows, results, strict=True):
-            row += [f"{result.kl_divergence:.6f}", f"{result.top1_agreement:.2%}"]
+            row += [f"{result.kl_divergence:.6f}", f"{result.kl_error:.6f}", f"{result.top1_agreement:.2%}"]
     print_table("", columns, rows)
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return first.exists() and second.exists() and first.samefile(second)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from coe_native.cli.shared import COUNT, FILE, Command, gigabytes, json_option, print_json, print_table
-from coe_native.errors import printable
+from coe_native.cli.keeping import fit_option, fitting, has_fused_topk, placement, slower_on_cuda
+from coe_native.cli.shared import (
+    COUNT,
+    FILE,
+    Command,
+    gibibytes,
+    gigabytes,
+    json_option,
+    placement_options,
+    print_json,
+    print_table,
+)
+from coe_native.errors import InputError, printable
 
 if TYPE_CHECKING:
     from coe_native.moe_model import MoeModel
@@ -19,19 +31,35 @@ if TYPE_CHECKING:
 @click.command(name="inspect", cls=Command)
 @click.argument("model", type=FILE)
 @click.option("--keep", type=int, help="Also show the size of a specialist with so many experts a layer.")
-@click.option("--ctx", type=COUNT, help="Also show the memory of a context of so many tokens.")
+@fit_option
+@click.option("--ctx", type=COUNT, help="Also show what is needed to run it with a context of so many tokens.")
+@placement_options
 @json_option
-def command(model: Path, keep: int | None, ctx: int | None, as_json: bool) -> None:
-    """Show what MODEL's header says of its experts. Nothing is loaded."""
+def command(
+    model: Path, keep: int | None, fit_bytes: int | None, ctx: int | None, as_json: bool, **options: Any
+) -> None:
+    """Show what MODEL's header says of its experts, and what it and specialists of it need. No weight is loaded.
+
+    Memory is by llama.cpp's own accounts: of the GPUs where there are any, else of the machine.
+    """
+    from coe_native.fitting import memory_of
     from coe_native.moe_model import MoeModel
 
+    if keep is not None and fit_bytes is not None:
+        raise InputError("--keep says how many experts stay, and --fit asks for it: give one of them")
     moe = MoeModel(model)
     facts = facts_of(moe)
+    n_ctx = 8192 if ctx is None else ctx
+    if fit_bytes is not None:
+        keep = fitting({"fit_bytes": fit_bytes, **options}, moe, n_ctx).keep
     if keep is not None:
         moe.check_cut(keep)
         facts["specialist"] = {"keep": keep, "bytes": moe.specialist_bytes(keep)}
-    if ctx is not None:
-        facts["context"] = {"tokens": ctx, "bytes": moe.context_bytes(ctx)}
+    if ctx is not None or fit_bytes is not None:
+        place = placement(options, n_ctx)
+        facts["memory"] = {"ctx": n_ctx, **asdict(memory_of(moe, moe.n_experts, place))}
+        if keep is not None:
+            facts["specialist"]["memory"] = asdict(memory_of(moe, keep, place))
     if as_json:
         print_json(facts)
     else:
@@ -73,7 +101,7 @@ def facts_of(moe: MoeModel) -> dict[str, Any]:
             }
             for (kind, type_name), tensors in sorted(kinds.items())
         ],
-        "fused_topk": _fused_topk(moe.n_experts),
+        "fused_topk": has_fused_topk(moe.n_experts),
         "mask": _mask(moe),
     }
 
@@ -85,11 +113,6 @@ def _mask(moe: MoeModel) -> dict[str, Any]:
     more = {key: moe.metadata(f"coe.mask.{key}") for key in ("parent_fingerprint", "parent_expert_count", "mtp")}
     short = {key: value for key, value in more.items() if isinstance(value, int | str) and len(str(value)) < 100}
     return {**short, **msgspec.to_builtins(moe.surgery)}
-
-
-def _fused_topk(n_experts: int) -> bool:
-    """Whether llama.cpp's CUDA backend has its fused top-k kernel for so many experts."""
-    return n_experts in (288, 576) or (n_experts <= 512 and n_experts & (n_experts - 1) == 0)
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -113,13 +136,16 @@ def _print(facts: dict[str, Any]) -> None:
         done = facts["mask"]
         how = " in place" * done["in_place"]
         rows.append(["made by coe-native", f"{done['mode']}{how}, keep {done['keep']}"])
+    if "memory" in facts:
+        n_ctx = facts["memory"]["ctx"]
+        rows.append([f"memory, {n_ctx} tokens", _memory(facts["memory"])])
     if "specialist" in facts:
         specialist = facts["specialist"]
         rows.append([f"specialist, keep {specialist['keep']}", gigabytes(specialist["bytes"])])
-        if _fused_topk(facts["experts"]) and not _fused_topk(specialist["keep"]):
-            rows.append(["", "no fused top-k kernel on CUDA for this many experts: a power of two keeps it"])
-    if "context" in facts:
-        rows.append([f"context, {facts['context']['tokens']} tokens", gigabytes(facts["context"]["bytes"])])
+        if "memory" in specialist:
+            rows.append([f"memory, {n_ctx} tokens", _memory(specialist["memory"])])
+        if slower := slower_on_cuda(facts["experts"], specialist["keep"]):
+            rows.append(["", slower])
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:<{width}}  {printable(value)}")
@@ -138,6 +164,13 @@ def _print(facts: dict[str, Any]) -> None:
             for t in facts["expert_tensors"]
         ],
     )
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    parts = (memory["weights"], memory["context"], memory["compute"])
+    weights, context, compute = map(gibibytes, parts)
+    where = " of GPU memory" * memory["on_gpu"]
+    return f"{gibibytes(sum(parts))}{where}: weights {weights}, context {context}, compute {compute}"
 
 
 def _chosen(facts: dict[str, Any]) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
+from coe_native.cli.keeping import ctx_option, mask_arguments, mask_options
 from coe_native.cli.shared import (
     FILE,
     Command,
     force_option,
     json_option,
-    mask_arguments,
-    mask_options,
+    placement_options,
     print_json,
     say,
 )
@@ -22,18 +22,27 @@ from coe_native.cli.shared import (
 @click.command(name="mask", cls=Command)
 @click.argument("profile", type=FILE)
 @mask_options
+@click.option("--model", type=FILE, help="The model, or another quantisation of it, whose experts --fit counts.")
+@ctx_option
+@placement_options
 @click.option("-o", "--output", type=FILE, required=True, help="Mask file to write.")
 @force_option
 @json_option
-def command(profile: Path, output: Path, force: bool, as_json: bool, **options: Any) -> None:
+def command(
+    profile: Path, model: Path | None, ctx: int, output: Path, force: bool, as_json: bool, **options: Any
+) -> None:
     """Choose the experts to keep by PROFILE, in three passes: scores, structural experts, reasoning."""
     from coe_native.atomic import check_target
-    from coe_native.masking import build_mask
+    from coe_native.masking import build_mask, check_cut
+    from coe_native.moe_model import MoeModel
     from coe_native.routing_profile import RoutingProfile
 
-    reasoning = options["reasoning"]
-    check_target(output, force=force, inputs=(profile,) if reasoning is None else (profile, reasoning))
-    mask = build_mask(RoutingProfile.load(profile), **mask_arguments(**options))
+    inputs = tuple(path for path in (profile, options["reasoning"], model) if path is not None)
+    check_target(output, force=force, inputs=inputs)
+    moe = None if model is None else MoeModel(model)
+    mask = build_mask(RoutingProfile.load(profile), **mask_arguments(options, moe, ctx))
+    if moe is not None:
+        check_cut(mask, moe)
     mask.save(output, force=force)
     swaps = {stage: sum(swap.stage == stage for swap in mask.swaps) for stage in (2, 3)}
     if as_json:
@@ -50,7 +59,7 @@ def command(profile: Path, output: Path, force: bool, as_json: bool, **options: 
         )
     else:
         notes = [f"{swaps[2]} structural swaps"]
-        if reasoning is not None:
+        if options["reasoning"] is not None:
             notes.append(f"{swaps[3]} reasoning swaps")
         if mask.unplaced:
             notes.append(f"{len(mask.unplaced)} structural experts found no other to replace")

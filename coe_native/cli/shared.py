@@ -75,32 +75,29 @@ corpus_option = click.option(
 )
 
 
-class _Size(click.ParamType[int]):
-    """A number of bytes, or of thousands of them: 300M, 2G. A megabyte is the least: a forgotten unit would make a
-    file of each tensor."""
+class Size(click.ParamType[int]):
+    """A number of bytes: 300M and 2GB are in powers of ten, 12GiB and 700MiB of two. A megabyte is the least: a
+    forgotten unit would mean next to nothing."""
 
     name = "size"
-    units: ClassVar = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+    units: ClassVar = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([1-9]\d{0,8})([KMG]?)", str(value))
-        size = int(match[1]) * self.units[match[2]] if match else 0
-        if size < self.units["M"]:
-            self.fail(f"{value!r} is no size of at least 1M; write it like 300M or 2G", param, ctx)
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMGT]?)(i?)B?", str(value), re.ASCII)
+        size = int(float(match[1]) * (1024 if match[3] else 1000) ** self.units[match[2]]) if match else 0
+        if size < 10**6:
+            self.fail(f"{value!r} is no size of at least 1M; write it like 300M, 2G or 12GiB", param, ctx)
         return size
 
 
 split_option = click.option(
     "--split-max-size",
     "split_max_bytes",
-    type=_Size(),
+    type=Size(),
     help="Write files of at most this size (300M, 2G), or of one larger tensor, named NAME-00001-of-0000N.gguf.",
 )
 
-_MODEL_OPTIONS = (
-    click.option("--ctx", type=COUNT, default=512, show_default=True, help="Tokens of the longest window."),
-    click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once."),
-    click.option("--threads", type=THREADS, help="CPU threads; all cores if not given."),
+_PLACEMENT_OPTIONS = (
     click.option(
         "--gpu-layers", type=click.IntRange(-1, _INT32), default=-1, help="Layers on the GPU; all if not given."
     ),
@@ -112,40 +109,20 @@ _MODEL_OPTIONS = (
         help="Keep the experts of the first N blocks in host memory.",
     ),
     click.option("--device", multiple=True, help="llama.cpp device to use (repeatable)."),
+)
+
+_MODEL_OPTIONS = (
+    click.option("--ctx", type=COUNT, default=512, show_default=True, help="Tokens of the longest window."),
+    click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once."),
+    click.option("--threads", type=THREADS, help="CPU threads; all cores if not given."),
+    *_PLACEMENT_OPTIONS,
     click.option(
         "--rpc", multiple=True, metavar="HOST:PORT", help="llama.cpp rpc-server whose devices to use (repeatable)."
     ),
 )
 
-_MASK_OPTIONS = (
-    click.option("--keep", type=int, required=True, help="Experts to keep in each layer."),
-    method_option,
-    click.option(
-        "--structural-rank",
-        default=2.0,
-        show_default=True,
-        help="Structural experts have a mean rank below this (0: always first).",
-    ),
-    click.option(
-        "--structural-min",
-        type=click.IntRange(0),
-        default=10,
-        show_default=True,
-        help="Structural experts were chosen at least so often.",
-    ),
-    click.option("--no-structural", is_flag=True, help="Leave out the structural pass."),
-    click.option("--reasoning", type=FILE, help="Profile of reasoning text, for the third pass."),
-    click.option(
-        "--reasoning-swaps",
-        type=click.IntRange(0),
-        default=3,
-        show_default=True,
-        help="Most swaps a layer in that pass.",
-    ),
-)
 
-
-def _together(options: Sequence[Callable[[Function], Function]]) -> Callable[[Function], Function]:
+def together(options: Sequence[Callable[[Function], Function]]) -> Callable[[Function], Function]:
     def decorate(command: Function) -> Function:
         for option in reversed(options):
             command = option(command)
@@ -154,8 +131,8 @@ def _together(options: Sequence[Callable[[Function], Function]]) -> Callable[[Fu
     return decorate
 
 
-model_options = _together(_MODEL_OPTIONS)
-mask_options = _together(_MASK_OPTIONS)
+model_options = together(_MODEL_OPTIONS)
+placement_options = together(_PLACEMENT_OPTIONS)
 
 
 def open_model(
@@ -185,30 +162,6 @@ def open_model(
         devices=device,
         rpc=rpc,
     )
-
-
-def mask_arguments(
-    *,
-    keep: int,
-    method: str,
-    structural_rank: float,
-    structural_min: int,
-    no_structural: bool,
-    reasoning: Path | None,
-    reasoning_swaps: int,
-) -> dict[str, Any]:
-    """Arguments of `build_mask` by the values of `mask_options`."""
-    from coe_native.routing_profile import RoutingProfile
-
-    return {
-        "keep": keep,
-        "method": method,
-        "structural": not no_structural,
-        "structural_rank": structural_rank,
-        "structural_min": structural_min,
-        "reasoning": None if reasoning is None else RoutingProfile.load(reasoning),
-        "reasoning_swaps": reasoning_swaps,
-    }
 
 
 def say(message: str) -> None:
@@ -254,6 +207,11 @@ def gigabytes(n_bytes: int) -> str:
         if n_bytes >= size:
             return f"{n_bytes / size:.2f} {unit}"
     return f"{n_bytes} B"
+
+
+def gibibytes(n_bytes: int) -> str:
+    """Bytes of memory as people read them, in powers of two."""
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def size_of(model: MoeModel) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from coe_native.cli.keeping import MASK_NAMES, mask_arguments, mask_options
 from coe_native.cli.shared import (
+    COUNT,
     FILE,
     Command,
     corpus_option,
@@ -16,24 +18,12 @@ from coe_native.cli.shared import (
     force_option,
     gigabytes,
     json_option,
-    mask_arguments,
-    mask_options,
     model_options,
     open_model,
     print_table,
     say,
     say_skipped,
     step_progress,
-)
-
-_MASK_NAMES = (
-    "keep",
-    "method",
-    "structural_rank",
-    "structural_min",
-    "no_structural",
-    "reasoning",
-    "reasoning_swaps",
 )
 
 
@@ -43,6 +33,13 @@ _MASK_NAMES = (
 @click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")
 @click.option("--text", "texts", multiple=True, type=FILE, help="Held-out text; the corpus itself if not given.")
 @mask_options
+@click.option(
+    "--fit-ctx",
+    type=COUNT,
+    default=8192,
+    show_default=True,
+    help="Tokens of the context that is to fit too, with --fit.",
+)
 @field_option
 @model_options
 @force_option
@@ -52,6 +49,7 @@ def command(
     corpora: tuple[Path, ...],
     output: Path,
     texts: tuple[Path, ...],
+    fit_ctx: int,
     field: str | None,
     force: bool,
     as_json: bool,
@@ -65,10 +63,12 @@ def command(
     from coe_native.surgery_plan import SAFETY_NOTICE
 
     reasoning = () if options["reasoning"] is None else (options["reasoning"],)
-    arguments = mask_arguments(**{name: options.pop(name) for name in _MASK_NAMES})
     inputs = (*corpora, *texts, *reasoning)
     moe = MoeModel(model)
     check_outputs(output, force=force, inputs=(*moe.paths, *inputs))
+    arguments = mask_arguments(options, moe, fit_ctx)
+    for name in MASK_NAMES:
+        del options[name]
     moe.check_cut(arguments["keep"])
     read = [read_corpus(path, field) for path in corpora]
     say_skipped(read)

@@ -109,7 +109,7 @@ std::vector<py::dict> memory(const Session& session) {
     for (const MemoryUse& use : session.memory()) {
         py::dict fields;
         fields["buffer"] = use.buffer;
-        fields["on_host"] = use.on_host;
+        fields["on_gpu"] = use.on_gpu;
         fields["weights"] = use.weights;
         fields["context"] = use.context;
         fields["compute"] = use.compute;
@@ -123,6 +123,7 @@ std::vector<py::dict> memory(const Session& session) {
 void register_session(py::module_& module) {
     module.def("report_crashes", &report_crashes, py::arg("prefix"));
     module.def("has_rpc", &has_rpc);
+    module.def("has_amx", &has_amx);
     module.def("free_gpu_memory", &free_gpu_memory);
     module.def("count_rpc_devices", &count_rpc_devices, py::arg("endpoint"), ReleaseGil());
     py::class_<Session>(module, "Session")
@@ -178,7 +179,7 @@ void register_session(py::module_& module) {
                 const py::gil_scoped_release release;
                 session.decode(t, p, s, first_output);
             },
-            py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("first_output"))
+            py::arg("tokens"), py::arg("positions"), py::arg("sequences"), py::arg("first_output") = 0)
         .def_property_readonly("has_memory", &Session::has_memory)
         .def_property_readonly("has_logits", &Session::has_logits)
         .def(

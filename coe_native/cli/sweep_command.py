@@ -1,0 +1,195 @@
+"""``coe-native sweep``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coe_native.cli.keeping import PASS_NAMES, pass_arguments, pass_options, slower_on_cuda
+from coe_native.cli.shared import (
+    FILE,
+    Command,
+    field_option,
+    force_option,
+    gigabytes,
+    json_option,
+    model_options,
+    open_model,
+    print_json,
+    print_table,
+    say,
+    say_skipped,
+    token_progress,
+)
+from coe_native.errors import InputError
+from coe_native.scoring import METHODS
+
+if TYPE_CHECKING:
+    from coe_native.sweep import Sweep
+
+
+class _Text(click.ParamType[tuple[str, Path]]):
+    """``NAME=PATH``, or a path alone, which is its own name."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        name, equals, path = str(value).partition("=")
+        if not equals:
+            return str(value), Path(value)
+        if not name or not path:
+            self.fail(f"{value!r} is no text; write it like own=held-out.txt", param, ctx)
+        return name, Path(path)
+
+
+class _Keeps(click.ParamType[tuple[int, ...]]):
+    """Numbers of experts: ``16,32,48``."""
+
+    name = "keeps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", str(value), re.ASCII):
+            self.fail(f"{value!r} is no list of numbers; write it like 16,32,48", param, ctx)
+        return tuple(map(int, str(value).split(",")))
+
+
+class _Share(click.ParamType[float]):
+    """``1.5%``, or the same as 0.015."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)(%?)", str(value), re.ASCII)
+        if match is None:
+            self.fail(f"{value!r} is no share; write it like 5%", param, ctx)
+        return float(match[1]) / (100 if match[2] else 1)
+
+
+@click.command(name="sweep", cls=Command)
+@click.argument("model", type=FILE)
+@click.option("--profile", type=FILE, required=True, help="Profile to make the masks from.")
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    required=True,
+    type=_Text(),
+    metavar="NAME=PATH",
+    help="Held-out text (repeatable). The first is what the specialist is for.",
+)
+@click.option("--keep", "keeps", type=_Keeps(), metavar="N,N,…", help="Experts to keep; if not given, sixteenths.")
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice(METHODS),
+    multiple=True,
+    default=("utility",),
+    show_default=True,
+    help="How experts are scored (repeatable).",
+)
+@click.option(
+    "--max-loss",
+    type=_Share(),
+    default="5%",
+    show_default=True,
+    help="Show the smallest keep with which the first text's perplexity rises by no more.",
+)
+@pass_options
+@click.option("-o", "--output", type=FILE, help="JSON file to write, for `report --sweep`.")
+@click.option("--plot", type=FILE, help="HTML page with a plot to write.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print everything as CSV.")
+@field_option
+@model_options
+@force_option
+@json_option
+def command(
+    model: Path,
+    profile: Path,
+    texts: tuple[tuple[str, Path], ...],
+    keeps: tuple[int, ...] | None,
+    methods: tuple[str, ...],
+    max_loss: float,
+    output: Path | None,
+    plot: Path | None,
+    as_csv: bool,
+    field: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Judge MODEL under masks of many sizes, and show how small a specialist can be. No model is written.
+
+    MODEL is loaded once and masked live: perplexity, KL divergence to the unmasked model and agreement with it.
+    """
+    from coe_native.atomic import check_target
+    from coe_native.corpus import read_corpus
+    from coe_native.moe_model import MoeModel
+    from coe_native.routing_profile import RoutingProfile
+    from coe_native.sweep import default_keeps, sweep
+
+    if len({name for name, _ in texts}) < len(texts):
+        raise InputError("--text: two texts have one name; give each its own: own=… other=…")
+    inputs = (*MoeModel(model).paths, profile, *(path for _, path in texts))
+    for path in (output, plot):
+        if path is not None:
+            check_target(path, force=force, inputs=inputs)
+    mask_options = pass_arguments({name: options.pop(name) for name in PASS_NAMES})
+    routing = RoutingProfile.load(profile)
+    read = {name: read_corpus(path, field) for name, path in texts}
+    say_skipped(list(read.values()))
+    with open_model(model, **options) as parent, token_progress("judging") as progress:
+        found = sweep(
+            parent,
+            routing,
+            read,
+            keeps=default_keeps(parent.moe) if keeps is None else keeps,
+            methods=methods,
+            progress=progress,
+            **mask_options,
+        )
+    if output is not None:
+        found.save(output, force=force)
+    best = {method: found.smallest(method, max_loss) for method in found.methods}
+    if as_json:
+        smallest = {method: None if point is None else point.keep for method, point in best.items()}
+        print_json({**found.as_json(), "max_loss": max_loss, "smallest": smallest})
+        return
+    if as_csv:
+        click.echo(found.as_csv(), nl=False)
+        return
+    _print(found)
+    text = found.parent[0].text
+    for method, point in best.items():
+        if point is None:
+            say(f"{method}: every keep that was tried costs more than {max_loss:.1%} perplexity on {text}")
+            continue
+        loss, sizes = found.losses(point)[0], f"{gigabytes(point.n_bytes)} instead of {gigabytes(found.n_bytes)}"
+        say(
+            f"{method}: keep {point.keep} is the smallest within {max_loss:.1%}: "
+            f"{loss:+.1%} perplexity on {text}, {sizes}"
+        )
+        if slower := slower_on_cuda(found.n_experts, point.keep):
+            say(slower)
+
+
+def _print(found: Sweep) -> None:
+    columns = ["method", "keep", "size"]
+    for parent in found.parent:
+        columns += [parent.text, "loss", "KL", "same top"]
+    rows = [["parent", str(found.n_experts), gigabytes(found.n_bytes)]]
+    for parent in found.parent:
+        rows[0] += [f"{parent.perplexity:.3f}", "", "", ""]
+    for point in found.points:
+        row = [point.method, str(point.keep), gigabytes(point.n_bytes)]
+        for result, loss in zip(point.evaluations, found.losses(point), strict=True):
+            row += [
+                f"{result.perplexity:.3f}",
+                f"{loss:+.1%}",
+                f"{result.kl_divergence:.4f}",
+                f"{result.top1_agreement:.1%}",
+            ]
+        rows.append(row)
+    print_table("Perplexity of the live-masked parent, and its distance to the unmasked one", columns, rows)
