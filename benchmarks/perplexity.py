@@ -2,9 +2,9 @@
 
     python -m benchmarks.perplexity DIRECTORY --llama-cpp PATH/TO/llama.cpp/build/bin
 
-Takes the demo's model and texts: for each text the parent's perplexity, and a specialist's (of half the experts) with its
-KL divergence to the parent and top-1 agreement. llama-perplexity keeps its reference rounded to 16 bits in a file;
-`--no-repack` makes it use the layout that coe-native uses where the CPU has AMX.
+Takes the demo's model and texts: for each text the parent's perplexity, and a specialist's (of half the experts)
+with its KL divergence to the parent and top-1 agreement. llama-perplexity keeps its reference rounded to 16 bits in
+a file; `--no-repack` makes it use the layout that coe-native uses where the CPU has AMX.
 """
 
 from __future__ import annotations

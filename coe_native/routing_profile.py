@@ -23,7 +23,8 @@ Weights = NDArray[np.float64]
 
 FORMAT = "routing-profile"
 MOST_SHARDS = 10_000
-VERSION = 1
+VERSION = 2
+"""Version 2 has profiles whose weights or ranks are not known; all others are written as version 1."""
 
 _MOST_TOKENS = 2**45
 """More than anybody will run; sums over all experts of a layer stay exact below."""
@@ -126,6 +127,10 @@ class RoutingProfile:
     those of RouterShape. In every layer each rank holds ``n_tokens`` choices, but for the last ranks of a layer
     that chooses fewer experts than others, which hold none; anything else raises InputError.
 
+    Other tools may count choices alone. Where they know no weights, `has_weights` is false, and `weight_sum` zero.
+    Where they know no ranks, `n_chosen` is the largest number of experts that a layer chooses for a token, and the
+    histograms have one rank for all of a layer's choices.
+
     `weight_sum_rest`, of the same shape: what rounding to double left out of `weight_sum` (nothing, if not given).
     Together they are the exact sum, so that profiles can be added in any order.
     """
@@ -143,6 +148,8 @@ class RoutingProfile:
     place: str = "the profile"
     """Where it was read from, for messages about it."""
     weight_sum_rest: Weights = field(default_factory=lambda: np.zeros(()), repr=False)
+    has_weights: bool = True
+    n_chosen: int | None = None
 
     def __post_init__(self) -> None:
         shape = self.histograms.shape
@@ -159,7 +166,9 @@ class RoutingProfile:
         if not 0 <= self.n_tokens <= _MOST_TOKENS:
             raise InputError(f"a profile cannot be of {self.n_tokens} tokens")
         if (self.histograms < 0).any() or (self.histograms > self.n_tokens).any():
-            raise InputError(f"no expert can be chosen less than 0 or more than {self.n_tokens} times at one rank")
+            raise InputError(f"no expert can be chosen less than 0 or more than {self.n_tokens} times")
+        if not self.has_weights and self.weight_sum.any():
+            raise InputError("a profile without weights cannot have a sum of them")
         # A router's weights are of type F32.
         if not (np.abs(self.weight_sum) <= np.maximum(self.histograms, 1) * _LARGEST_WEIGHT).all():
             raise InputError("a profile's weights must be finite, and no larger than a router's can be")
@@ -170,7 +179,16 @@ class RoutingProfile:
         if self.n_groups < 1 or self.n_experts % self.n_groups or not 0 < self.n_groups_used <= self.n_groups:
             raise InputError(f"a profile of {self.n_experts} experts cannot have {self.n_groups} groups")
         totals = self.histograms.sum(axis=1)
-        expected = self.n_tokens * (np.arange(self.top_k) < self.layer_top_k[:, np.newaxis])
+        if self.n_chosen is None:
+            expected = self.n_tokens * (np.arange(self.top_k) < self.layer_top_k[:, np.newaxis])
+        else:
+            expected = self.n_tokens * self.layer_top_k[:, np.newaxis]
+            if (
+                shape[2] != 1
+                or not 0 < self.n_chosen <= self.n_experts
+                or (self.layer_top_k > self.n_chosen).any()
+            ):
+                raise InputError(f"a profile without ranks cannot choose {self.n_chosen} experts for a token")
         if (totals != expected).any() or (self.n_tokens and (self.layer_top_k == 0).any()):
             raise InputError(
                 f"a profile of {self.n_tokens} tokens needs {self.n_tokens} choices at each rank of each layer, "
@@ -183,11 +201,18 @@ class RoutingProfile:
 
     @property
     def top_k(self) -> int:
-        return int(self.histograms.shape[2])
+        return int(self.histograms.shape[2]) if self.n_chosen is None else self.n_chosen
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether it knows the ranks of choices."""
+        return self.n_chosen is None
 
     @property
     def layer_top_k(self) -> NDArray[np.int64]:
         """Experts that each layer chooses for a token, [layer]."""
+        if self.n_chosen is not None:
+            return cast("NDArray[np.int64]", self.counts.sum(axis=1) // max(self.n_tokens, 1))
         return cast("NDArray[np.int64]", np.count_nonzero(self.histograms.any(axis=1), axis=1))
 
     @property
@@ -201,9 +226,12 @@ class RoutingProfile:
 
     @property
     def mean_rank(self) -> NDArray[np.float64]:
-        """``sum(r * hist) / sum(hist)``, [layer, expert]; infinite for an expert that was never chosen."""
+        """``sum(r * hist) / sum(hist)``, [layer, expert]; infinite for an expert that was never chosen, and for all
+        where ranks are not known."""
+        ranks = np.full(self.histograms.shape[:2], np.inf)
+        if not self.has_ranks:
+            return ranks
         weighted = self.histograms @ np.arange(self.top_k)
-        ranks = np.full(weighted.shape, np.inf)
         np.divide(weighted, self.counts, out=ranks, where=self.counts > 0)
         return ranks
 
@@ -213,6 +241,7 @@ class RoutingProfile:
             ("layers", self.layers, other.layers),
             ("numbers of experts", self.histograms.shape, other.histograms.shape),
             ("groups of experts", self.router_shape, other.router_shape),
+            ("kinds of counts", (self.has_weights, self.has_ranks), (other.has_weights, other.has_ranks)),
             ("router weights", self.fingerprint, other.fingerprint),
         ):
             if mine != theirs:
@@ -250,10 +279,13 @@ class RoutingProfile:
             writer = GGUFWriter(file.name, self.architecture, use_temp_file=False)
             writer.add_type(FORMAT)
             writer.add_name(self.model_name)
-            writer.add_uint32("coe.profile.version", VERSION)
+            writer.add_uint32("coe.profile.version", 1 if self.has_ranks and self.has_weights else VERSION)
             writer.add_string("coe.profile.fingerprint", self.fingerprint)
             writer.add_uint32("coe.profile.expert_count", self.n_experts)
             writer.add_uint32("coe.profile.expert_used_count", self.top_k)
+            for what, known in (("weights", self.has_weights), ("ranks", self.has_ranks)):
+                if not known:
+                    writer.add_bool(f"coe.profile.has_{what}", False)
             writer.add_array("coe.profile.layer_expert_used_count", self.layer_top_k.tolist())
             writer.add_uint32("coe.profile.expert_group_count", self.n_groups)
             writer.add_uint32("coe.profile.expert_group_used_count", self.n_groups_used)
@@ -285,10 +317,10 @@ class RoutingProfile:
             histograms = _cube(file, "histogram", layers, np.int64)
             # Other programs that write profiles may know nothing of it.
             has_rest = any(tensor.name.endswith(".router.weight_sum_rest") for tensor in file.tensors)
-            chosen = file.get("coe.profile.layer_expert_used_count")
-            if chosen is not None and chosen != np.count_nonzero(histograms.any(axis=1), axis=1).tolist():
-                raise InputError("its layers choose other numbers of experts than its metadata say")
-            return cls(
+            has_weights, has_ranks = (
+                version < 2 or file.get(f"coe.profile.has_{what}") is not False for what in ("weights", "ranks")
+            )
+            profile = cls(
                 _text(file, "general.architecture"),
                 _text(file, "general.name", ""),  # the writer leaves empty texts out
                 _text(file, "coe.profile.fingerprint"),
@@ -301,7 +333,13 @@ class RoutingProfile:
                 _number(file, "coe.profile.expert_group_used_count", 1),
                 str(path),
                 _cube(file, "weight_sum_rest", layers, np.float64) if has_rest else np.zeros(()),
+                has_weights,
+                None if has_ranks else _number(file, "coe.profile.expert_used_count"),
             )
+            chosen = file.get("coe.profile.layer_expert_used_count")
+            if chosen is not None and chosen != profile.layer_top_k.tolist():
+                raise InputError("its layers choose other numbers of experts than its metadata say")
+            return profile
         except InputError as error:
             raise InputError(f"{path}: is a damaged profile: {error}; make it again") from error
 

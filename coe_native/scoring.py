@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +12,29 @@ from coe_native.errors import InputError
 from coe_native.routing_profile import RoutingProfile
 
 Scores = NDArray[np.float64]
-_METHODS: dict[str, Callable[[RoutingProfile], Scores]] = {}
+Formula = Callable[[RoutingProfile], Scores]
 
 
-def _method(name: str) -> Callable[[Callable[[RoutingProfile], Scores]], Callable[[RoutingProfile], Scores]]:
-    def register(function: Callable[[RoutingProfile], Scores]) -> Callable[[RoutingProfile], Scores]:
-        _METHODS[name] = function
-        return function
+class _Method(NamedTuple):
+    """A formula, and whether it needs the choices' weights, or their ranks."""
+
+    formula: Formula
+    weights: bool
+    ranks: bool
+
+
+_METHODS: dict[str, _Method] = {}
+
+
+def _method(name: str, *, weights: bool = False, ranks: bool = False) -> Callable[[Formula], Formula]:
+    def register(formula: Formula) -> Formula:
+        _METHODS[name] = _Method(formula, weights, ranks)
+        return formula
 
     return register
 
 
-@_method("utility")
+@_method("utility", weights=True)
 def utility(profile: RoutingProfile) -> Scores:
     """``sum over r of histograms/N * weight_sum/max(histograms, 1)``: how often an expert is chosen at a
     rank, times the mean weight that it then has. Equal to ``sum over r of weight_sum / N``."""
@@ -31,7 +43,7 @@ def utility(profile: RoutingProfile) -> Scores:
     return np.asarray((frequency * mean_weight).sum(axis=2))
 
 
-@_method("rank-weighted")
+@_method("rank-weighted", ranks=True)
 def rank_weighted(profile: RoutingProfile) -> Scores:
     """``sum over r of (k - r) / (k (k + 1) / 2) * histograms``, with the layer's own k: choices weighted by
     rank, 8/36 … 1/36 for k = 8, as the published Qwen3.5 specialists used it."""
@@ -52,10 +64,18 @@ METHODS = tuple(_METHODS)
 def score(profile: RoutingProfile, method: str = "utility") -> Scores:
     """Scores of all experts by a method of METHODS, float64 [layer, expert]; higher is more needed.
 
-    Raises InputError for an unknown method and for a profile without tokens.
+    Raises InputError for an unknown method, for a profile without tokens, and for one that does not know what the
+    method needs.
     """
     if method not in _METHODS:
         raise InputError(f"there is no scoring method {method!r}; choose one of {', '.join(METHODS)}")
     if profile.n_tokens == 0:
         raise InputError("the profile has seen no tokens, so there is nothing to score")
-    return _METHODS[method](profile)
+    wanted = _METHODS[method]
+    for needed, known, what in (
+        (wanted.weights, profile.has_weights, "weights"),
+        (wanted.ranks, profile.has_ranks, "ranks"),
+    ):
+        if needed and not known:
+            raise InputError(f"{profile.place}: counts choices without their {what}; use --method frequency")
+    return wanted.formula(profile)
