@@ -3,8 +3,8 @@
     python -m benchmarks.perplexity DIRECTORY --llama-cpp PATH/TO/llama.cpp/build/bin
 
 Takes the demo's model and texts: for each text the parent's perplexity, and a specialist's (of half the experts)
-with its KL divergence to the parent and top-1 agreement. llama-perplexity keeps its reference rounded to 16 bits in
-a file; `--no-repack` makes it use the layout that coe-native uses where the CPU has AMX.
+with its KL divergence to the parent and top-1 agreement. llama-perplexity keeps its reference in a file, rounded
+to 16 bits; `--no-repack` makes it use the layout that coe-native uses where the CPU has AMX.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from coe_native._native import core
 CONTEXTS = (512, 1024)
 
 
-def theirs(tool: Path, model: Path, text: Path, n_ctx: int, *more: object) -> str:
-    """What llama-perplexity prints."""
+def theirs(tool: Path, last: str, model: Path, text: Path, n_ctx: int, *more: object) -> str:
+    """What llama-perplexity prints, up to a line with `last`: now and then it ends before it has printed that."""
     layout = ["--no-repack"] if core.has_amx() else []
     line = [str(tool), "-m", model, "-f", text, "-c", n_ctx, "-t", 2, *layout, *more]
-    run = subprocess.run(list(map(str, line)), capture_output=True, text=True, check=True)
+    for _ in range(5):
+        run = subprocess.run(list(map(str, line)), capture_output=True, text=True, check=True)
+        if last in run.stdout + run.stderr:
+            break
     return run.stdout + run.stderr
 
 
@@ -61,8 +64,10 @@ def main(directory: Path, llama_cpp: Path) -> None:
             at = ("--text", text, "--ctx", n_ctx, "--batch", 512)
             parent = ours("eval", demo.MODEL, *at)["texts"][0]
             cut = ours("eval", specialist, *at, "--reference", demo.MODEL)["texts"][0]
-            said = theirs(tool, demo.MODEL, text, n_ctx, "--kl-divergence-base", base)
-            of_cut = theirs(tool, specialist, text, n_ctx, "--kl-divergence-base", base, "--kl-divergence")
+            said = theirs(tool, "Final estimate", demo.MODEL, text, n_ctx, "--kl-divergence-base", base)
+            of_cut = theirs(
+                tool, "Same top p", specialist, text, n_ctx, "--kl-divergence-base", base, "--kl-divergence"
+            )
             for figure, our_value, their_value in (
                 ("parent PPL", parent["perplexity"], number(r"Final estimate: PPL = ([\d.]+)", said)),
                 ("specialist PPL", cut["perplexity"], number(r"Mean PPL\(Q\) *: *([\d.]+)", of_cut)),

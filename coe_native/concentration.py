@@ -24,9 +24,9 @@ def routed_shares(profile: RoutingProfile) -> Shares:
 
 @dataclass(frozen=True)
 class Concentration:
-    """One layer. `entropy`: of the shares, as a share of the most there can be, ``-sum(p log p) / log(n)``: 1 where
-    all experts get the same, 0 where one gets all (Shannon, 1948). `gini`: 0 where all get the same, ``1 - 1/n`` where
-    one gets all (Gini, 1912). `experts_for_80`: the fewest experts that get 80 % of the weight together."""
+    """One layer. `entropy`: ``-sum(p log p) / log(n)`` over the experts' shares p, 1 where all get the same and 0
+    where one gets all (Shannon, 1948). `gini`: 0 where all get the same, ``1 - 1/n`` where one gets all (Gini,
+    1912). `experts_for_80`: the fewest experts that get 80 % of the weight together."""
 
     layer: int
     entropy: float

@@ -178,16 +178,15 @@ class RoutingProfile:
             )
         if self.n_groups < 1 or self.n_experts % self.n_groups or not 0 < self.n_groups_used <= self.n_groups:
             raise InputError(f"a profile of {self.n_experts} experts cannot have {self.n_groups} groups")
+        self._check_totals()
+
+    def _check_totals(self) -> None:
         totals = self.histograms.sum(axis=1)
         if self.n_chosen is None:
             expected = self.n_tokens * (np.arange(self.top_k) < self.layer_top_k[:, np.newaxis])
         else:
             expected = self.n_tokens * self.layer_top_k[:, np.newaxis]
-            if (
-                shape[2] != 1
-                or not 0 < self.n_chosen <= self.n_experts
-                or (self.layer_top_k > self.n_chosen).any()
-            ):
+            if totals.shape[1] != 1 or not self.layer_top_k.max() <= self.n_chosen <= self.n_experts:
                 raise InputError(f"a profile without ranks cannot choose {self.n_chosen} experts for a token")
         if (totals != expected).any() or (self.n_tokens and (self.layer_top_k == 0).any()):
             raise InputError(
@@ -202,6 +201,12 @@ class RoutingProfile:
     @property
     def top_k(self) -> int:
         return int(self.histograms.shape[2]) if self.n_chosen is None else self.n_chosen
+
+    @property
+    def half(self) -> int:
+        """Half the experts, as many in each group."""
+        half = self.n_experts // 2
+        return half - half % self.n_groups
 
     @property
     def has_ranks(self) -> bool:
@@ -226,8 +231,8 @@ class RoutingProfile:
 
     @property
     def mean_rank(self) -> NDArray[np.float64]:
-        """``sum(r * hist) / sum(hist)``, [layer, expert]; infinite for an expert that was never chosen, and for all
-        where ranks are not known."""
+        """``sum(r * hist) / sum(hist)``, [layer, expert]; infinite for an expert that was never chosen, and for
+        all where ranks are not known."""
         ranks = np.full(self.histograms.shape[:2], np.inf)
         if not self.has_ranks:
             return ranks

@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "Measure perplexity on held-out text, live-masked if you like.",
     "sweep": "Judge live masks of many sizes: how small can it be?",
     "compare": "Show how far two masks overlap, beside chance.",
+    "report": "Show profiles, masks and a sweep on a page of pictures.",
     "specialise": "Profile, mask, prune, verify and evaluate in one go.",
     "demo": "Specialise the model that comes with the package.",
 }

@@ -63,6 +63,5 @@ def _load(path: Path, keep: int | None, method: str) -> ExpertMask:
     if not begins_like_gguf(path):
         return ExpertMask.load(path)
     profile = RoutingProfile.load(path)
-    half = profile.n_experts // 2
-    mask = build_mask(profile, half - half % profile.n_groups if keep is None else keep, method=method)
+    mask = build_mask(profile, profile.half if keep is None else keep, method=method)
     return replace(mask, place=str(path))

@@ -14,13 +14,13 @@ from coe_native.cli.shared import (
     THREADS,
     Command,
     force_option,
-    gigabytes,
     json_option,
     print_json,
     print_table,
     say,
     step_progress,
 )
+from coe_native.units import gigabytes
 
 if TYPE_CHECKING:
     from coe_native.demo import Demo

@@ -15,14 +15,13 @@ from coe_native.cli.shared import (
     COUNT,
     FILE,
     Command,
-    gibibytes,
-    gigabytes,
     json_option,
     placement_options,
     print_json,
     print_table,
 )
 from coe_native.errors import InputError, printable
+from coe_native.units import gibibytes, gigabytes
 
 if TYPE_CHECKING:
     from coe_native.moe_model import MoeModel

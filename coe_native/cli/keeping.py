@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coe_native.cli.shared import COUNT, FILE, Size, gibibytes, method_option, say, together
+from coe_native.cli.shared import COUNT, FILE, Size, method_option, say, together
 from coe_native.errors import InputError
+from coe_native.units import gibibytes
 
 if TYPE_CHECKING:
     from coe_native.fitting import Fit, Memory, Placement

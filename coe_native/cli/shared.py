@@ -17,6 +17,7 @@ from rich.text import Text
 
 from coe_native.errors import InputError, printable
 from coe_native.scoring import METHODS
+from coe_native.units import gigabytes
 
 if TYPE_CHECKING:
     from coe_native.corpus import Corpus
@@ -164,6 +165,15 @@ def open_model(
     )
 
 
+@contextlib.contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Imports packages that not everybody has: those of one of our extras."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(f"this needs {error.name}: pip install 'coe-native[{name}]'") from error
+
+
 def say(message: str) -> None:
     """A message to standard error."""
     click.echo(printable(message), err=True)
@@ -199,19 +209,6 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     # A pipe has no width to fold for.
     console = _Console() if sys.stdout.isatty() else _Console(width=10_000)
     console.print(table)
-
-
-def gigabytes(n_bytes: int) -> str:
-    """Bytes as people read them, in powers of ten."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.2f} {unit}"
-    return f"{n_bytes} B"
-
-
-def gibibytes(n_bytes: int) -> str:
-    """Bytes of memory as people read them, in powers of two."""
-    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def size_of(model: MoeModel) -> str:

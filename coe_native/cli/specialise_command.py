@@ -16,7 +16,6 @@ from coe_native.cli.shared import (
     corpus_option,
     field_option,
     force_option,
-    gigabytes,
     json_option,
     model_options,
     open_model,
@@ -25,6 +24,7 @@ from coe_native.cli.shared import (
     say_skipped,
     step_progress,
 )
+from coe_native.units import gigabytes
 
 
 @click.command(name="specialise", cls=Command)

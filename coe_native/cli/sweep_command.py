@@ -14,9 +14,9 @@ from coe_native.cli.shared import (
     Command,
     field_option,
     force_option,
-    gigabytes,
     json_option,
     model_options,
+    needs_extra,
     open_model,
     print_json,
     print_table,
@@ -26,6 +26,7 @@ from coe_native.cli.shared import (
 )
 from coe_native.errors import InputError
 from coe_native.scoring import METHODS
+from coe_native.units import gigabytes
 
 if TYPE_CHECKING:
     from coe_native.sweep import Sweep
@@ -136,6 +137,9 @@ def command(
     for path in (output, plot):
         if path is not None:
             check_target(path, force=force, inputs=inputs)
+    if plot is not None:
+        with needs_extra("report"):
+            from coe_native.report.page import sweep_page
     mask_options = pass_arguments({name: options.pop(name) for name in PASS_NAMES})
     routing = RoutingProfile.load(profile)
     read = {name: read_corpus(path, field) for name, path in texts}
@@ -152,6 +156,8 @@ def command(
         )
     if output is not None:
         found.save(output, force=force)
+    if plot is not None:
+        sweep_page(plot, found)
     best = {method: found.smallest(method, max_loss) for method in found.methods}
     if as_json:
         smallest = {method: None if point is None else point.keep for method, point in best.items()}

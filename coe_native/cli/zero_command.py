@@ -12,13 +12,13 @@ from coe_native.cli.shared import (
     Command,
     byte_progress,
     force_option,
-    gigabytes,
     json_option,
     mask_option,
     print_json,
     say,
 )
 from coe_native.errors import InputError
+from coe_native.units import gigabytes
 
 _STUDY = "The router can still choose a zeroed expert: this is for study. `prune` makes what you want to use."
 

@@ -1,0 +1,223 @@
+"""Figures of profiles, masks and sweeps, for plotly."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from coe_native.comparison import compare
+from coe_native.concentration import concentration, coverage
+from coe_native.masking import ExpertMask
+from coe_native.routing_profile import RoutingProfile
+from coe_native.scoring import score
+from coe_native.sweep import Sweep
+
+_GRID = "rgba(128,128,128,0.25)"
+_SCALE = "Viridis"
+
+
+class Picture(NamedTuple):
+    """A figure and what it shows."""
+
+    title: str
+    figure: go.Figure
+
+
+def _figure(x: str, y: str, height: int = 340) -> go.Figure:
+    """An empty figure whose colours suit a light page and a dark one: the page's style colours its texts."""
+    figure = go.Figure()
+    figure.update_layout(
+        height=height,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0},
+        font={"family": "system-ui, sans-serif", "size": 12},
+    )
+    figure.update_xaxes(title=x, gridcolor=_GRID, zerolinecolor=_GRID, automargin=True)
+    figure.update_yaxes(title=y, gridcolor=_GRID, zerolinecolor=_GRID, automargin=True)
+    return figure
+
+
+def _height(n_layers: int) -> int:
+    """Of a heat map with a row for each layer, in pixels."""
+    return 140 + max(160, 14 * n_layers)
+
+
+def _heat_map(title: str, values: NDArray[np.float64], layers: Sequence[int], unit: str) -> Picture:
+    """Layers from top to bottom, experts from left to right."""
+    figure = _figure("expert", "layer", height=_height(len(layers)))
+    figure.add_heatmap(
+        z=values,
+        y=[str(layer) for layer in layers],
+        colorscale=_SCALE,
+        colorbar={"thickness": 12, "title": {"text": unit, "side": "right"}},
+        hovertemplate=f"layer %{{y}}, expert %{{x}}: %{{z:.4g}} {unit}<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    figure.update_xaxes(showgrid=False)
+    return Picture(title, figure)
+
+
+def score_map(profile: RoutingProfile, method: str) -> Picture:
+    """Scores of all experts, each layer's as shares of its highest: layers differ in how many experts share the
+    weight."""
+    scores = score(profile, method)
+    highest = scores.max(axis=1, keepdims=True)
+    shares = np.divide(scores, highest, out=np.zeros_like(scores), where=highest > 0)
+    return _heat_map(f"Scores by {method}", shares, profile.layers, "of the layer's highest")
+
+
+def rank_map(profile: RoutingProfile) -> Picture:
+    """Mean ranks; experts that were never chosen have none."""
+    ranks = np.where(np.isfinite(profile.mean_rank), profile.mean_rank, np.nan)
+    return _heat_map("Mean rank, 0 is first (blank: never chosen)", ranks, profile.layers, "rank")
+
+
+def coverage_curves(profile: RoutingProfile) -> Picture:
+    """Share of the routed weight that the best experts get together, against their number."""
+    curves = coverage(profile)
+    what = "weight" if profile.has_weights else "choices"
+    figure = _figure("experts kept in each layer", f"share of {what}")
+    x = np.arange(1, profile.n_experts + 1)
+    for layer, curve in zip(profile.layers, curves, strict=True):
+        figure.add_scatter(
+            x=x,
+            y=curve,
+            mode="lines",
+            line={"width": 1, "color": "rgba(128,128,128,0.5)"},
+            showlegend=False,
+            hovertemplate=f"layer {layer}, keep %{{x}}: %{{y:.1%}}<extra></extra>",
+        )
+    figure.add_scatter(
+        x=x,
+        y=curves.mean(axis=0),
+        mode="lines",
+        name="all layers",
+        line={"width": 3, "color": "#2a9d8f"},
+        hovertemplate="all layers, keep %{x}: %{y:.1%}<extra></extra>",
+    )
+    figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
+    return Picture(f"Share of routed {what} that the best experts get", figure)
+
+
+def concentration_lines(profiles: Mapping[str, RoutingProfile]) -> list[Picture]:
+    """Entropy, Gini coefficient and experts for 80 % of the weight, by layer, of each profile."""
+    titles = {
+        "entropy": "Entropy of routing, as a share of the most possible",
+        "gini": "Gini coefficient of routing",
+        "experts_for_80": "Experts that get 80 % together",
+    }
+    figures = []
+    for measure, title in titles.items():
+        figure = _figure("layer", "")
+        for name, profile in profiles.items():
+            values = [getattr(layer, measure) for layer in concentration(profile)]
+            figure.add_scatter(
+                x=list(profile.layers), y=values, mode="lines+markers", name=html.escape(name), showlegend=True
+            )
+        figure.update_yaxes(rangemode="tozero")
+        figures.append(Picture(title, figure))
+    return figures
+
+
+def mask_map(mask: ExpertMask) -> Picture:
+    """Which experts a mask keeps, and by which pass those came in that the scores alone would not have kept."""
+    layers = sorted(mask.kept)
+    values = np.zeros((len(layers), mask.n_experts))
+    came_in = {(swap.layer, swap.incoming): swap.stage for swap in mask.swaps}
+    for row, layer in enumerate(layers):
+        for expert in mask.kept[layer]:
+            values[row, expert] = came_in.get((layer, expert), 1)
+    figure = _figure("expert", "layer", height=_height(len(layers)))
+    colours = ("rgba(128,128,128,0.15)", "#2a9d8f", "#e9c46a", "#e76f51")
+    stages = ("dropped", "by score", "structural", "for reasoning")
+    steps = [(edge, colour) for i, colour in enumerate(colours) for edge in (i / 4, (i + 1) / 4)]
+    figure.add_heatmap(
+        z=values,
+        y=[str(layer) for layer in layers],
+        zmin=-0.5,
+        zmax=3.5,
+        colorscale=steps,
+        colorbar={"thickness": 12, "tickvals": [0, 1, 2, 3], "ticktext": stages},
+        customdata=np.array(stages)[values.astype(int)],
+        hovertemplate="layer %{y}, expert %{x}: %{customdata}<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    figure.update_xaxes(showgrid=False)
+    return Picture(f"Kept experts: {mask.keep} of {mask.n_experts}", figure)
+
+
+def overlap_map(masks: Mapping[str, ExpertMask]) -> Picture:
+    """Shared experts of each pair of masks, as a share of what the smaller keeps."""
+    names = [html.escape(name) for name in masks]
+    values = [[_shared(first, second) for second in masks.values()] for first in masks.values()]
+    figure = _figure("", "", height=160 + 60 * len(masks))
+    figure.add_heatmap(
+        z=values,
+        x=names,
+        y=names,
+        zmin=0,
+        zmax=1,
+        colorscale=_SCALE,
+        texttemplate="%{z:.0%}",
+        colorbar={"thickness": 12, "tickformat": ".0%"},
+        hovertemplate="%{x} and %{y} share %{z:.1%}<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_xaxes(type="category")
+    return Picture("Experts shared by two masks", figure)
+
+
+def _shared(first: ExpertMask, second: ExpertMask) -> float:
+    overlaps = compare(first, second)
+    return sum(overlap.shared for overlap in overlaps) / (len(overlaps) * min(first.keep, second.keep))
+
+
+def overlap_lines(masks: Mapping[str, ExpertMask]) -> Picture:
+    """Shared experts of each pair of masks by layer, beside what chance would share."""
+    figure = _figure("layer", "experts")
+    names = list(masks)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    for first, second in pairs:
+        overlaps = compare(masks[first], masks[second])
+        x = [overlap.layer for overlap in overlaps]
+        pair = html.escape(f"{first} and {second}")
+        figure.add_scatter(x=x, y=[o.shared for o in overlaps], mode="lines+markers", name=pair)
+    figure.add_scatter(
+        x=x,
+        y=[overlap.by_chance for overlap in overlaps],
+        mode="lines",
+        name="by chance",
+        line={"dash": "dash", "color": "rgba(128,128,128,0.9)"},
+    )
+    figure.update_yaxes(rangemode="tozero")
+    return Picture("Shared experts by layer, and by chance", figure)
+
+
+def sweep_lines(sweep: Sweep) -> list[Picture]:
+    """Rise of perplexity, and KL divergence, against the number of experts kept, for each text and method."""
+    loss, divergence = (_figure("experts kept in each layer", unit) for unit in ("rise", "nats"))
+    for method in sweep.methods:
+        points = [point for point in sweep.points if point.method == method]
+        for index, parent in enumerate(sweep.parent):
+            name = html.escape(f"{parent.text}, {method}" if len(sweep.methods) > 1 else parent.text)
+            keeps = [point.keep for point in points]
+            loss.add_scatter(
+                x=keeps, y=[sweep.losses(point)[index] for point in points], mode="lines+markers", name=name
+            )
+            of_text = [point.evaluations[index].kl_divergence for point in points]
+            divergence.add_scatter(x=keeps, y=of_text, mode="lines+markers", name=name)
+    loss.update_yaxes(tickformat="+.0%", rangemode="tozero")
+    divergence.update_yaxes(rangemode="tozero")
+    for figure in (loss, divergence):
+        figure.update_layout(showlegend=True)
+    return [
+        Picture("Rise of perplexity over the parent's", loss),
+        Picture("KL divergence to the parent", divergence),
+    ]
