@@ -11,9 +11,11 @@ from coe_native.atomic import check_target, clear_leftovers
 from coe_native.errors import InputError
 from coe_native.gguf_file import GgufFile
 from coe_native.routing_profile import RoutingProfile
+from coe_native.stability import Stability
 
 _PREFIX = "coe.checkpoint."
 _PREFIX_OF_RUN = "coe.checkpoint.run."
+_LOOKS = "coe.checkpoint.looks"
 
 _ANEW = "begin anew with --force and without --resume"
 
@@ -58,9 +60,9 @@ class Checkpoint:
                 f"{self.path}: is of a run that was interrupted; go on from it with --resume, or {_ANEW}"
             )
 
-    def begin(self, run: Run) -> tuple[Position, RoutingProfile | None]:
-        """Where to start, and what has been counted before that. Raises InputError for the checkpoint of another
-        run, saying what differs."""
+    def begin(self, run: Run, until: Stability | None = None) -> tuple[Position, RoutingProfile | None]:
+        """Where to start, and what has been counted before that; `until` takes over what it had seen. Raises
+        InputError for the checkpoint of another run, saying what differs."""
         self._run = run
         if not self._resume or not self.path.exists():
             return Position(), None
@@ -74,22 +76,30 @@ class Checkpoint:
             if found != value:
                 values = f" ({found}, not {value})" if len(f"{found}{value}") < 40 else ""
                 raise InputError(f"{self.path}: is of a run with another {name}{values}; use the same, or {_ANEW}")
+        if until is not None:
+            try:
+                until.restore(str(file.get(_LOOKS, "[]")), profile)
+            except InputError as error:
+                raise InputError(f"{self.path}: is damaged ({error}); {_ANEW}") from error
         return position, profile
 
     def beyond_the_end(self) -> InputError:
         """What is wrong with a checkpoint whose position, or whose corpora, the run does not have."""
         return InputError(f"{self.path}: is damaged: it goes beyond the run's end; {_ANEW}")
 
-    def offer(self, position: Position, profile: Callable[[], RoutingProfile]) -> None:
+    def offer(
+        self, position: Position, profile: Callable[[], RoutingProfile], until: Stability | None = None
+    ) -> None:
         """Saves, if the last time is long enough ago."""
         if time.monotonic() - self._saved >= self._every:
-            self.save(position, profile())
+            self.save(position, profile(), until)
 
-    def save(self, position: Position, profile: RoutingProfile) -> None:
+    def save(self, position: Position, profile: RoutingProfile, until: Stability | None = None) -> None:
         """Replaces the file, whole or not at all."""
         where = {_PREFIX + part: number for part, number in position._asdict().items()}
         which = {_PREFIX_OF_RUN + name: value for name, value in self._run.items()}
-        profile.save(self.path, more=where | which)
+        looks = {} if until is None else {_LOOKS: until.state()}
+        profile.save(self.path, more=where | which | looks)
         self._saved = time.monotonic()
 
     def remove(self) -> None:

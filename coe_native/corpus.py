@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import reprlib
 import sys
 import warnings
@@ -325,20 +326,26 @@ class Bundle:
 
 WHOLE = Shard()
 
+SHUFFLED_BUNDLE_SIZE = 2**14
+"""Of bundles in random order, which are small, for within a bundle documents are run by length."""
 
-def bundles(corpora: Sequence[Corpus], shard: Shard = WHOLE) -> list[Bundle]:
-    """One shard of all documents, in order. Bundles end as soon as they have BUNDLE_SIZE, and are dealt to the
-    shards in turn."""
+
+def bundles(corpora: Sequence[Corpus], shard: Shard = WHOLE, *, shuffled: bool = False) -> list[Bundle]:
+    """One shard of all documents, in order, or `shuffled`, always in the same way. Bundles end as soon as they
+    have BUNDLE_SIZE, and are dealt to the shards in turn."""
+    documents = [(index, document) for index, corpus in enumerate(corpora) for document in corpus.documents]
+    if shuffled:
+        random.Random(0).shuffle(documents)
+    enough = SHUFFLED_BUNDLE_SIZE if shuffled else BUNDLE_SIZE
     made: list[Bundle] = []
     waiting: list[tuple[int, Document]] = []
     size = 0
-    for index, corpus in enumerate(corpora):
-        for document in corpus.documents:
-            waiting.append((index, document))
-            size += document.size
-            if size >= BUNDLE_SIZE:
-                made.append(Bundle(tuple(waiting)))
-                waiting, size = [], 0
+    for index, document in documents:
+        waiting.append((index, document))
+        size += document.size
+        if size >= enough:
+            made.append(Bundle(tuple(waiting)))
+            waiting, size = [], 0
     if waiting:
         made.append(Bundle(tuple(waiting)))
     return made[shard.index - 1 :: shard.count]

@@ -16,6 +16,7 @@ from coe_native.corpus import WHOLE, Bundle, Corpus, Shard, bundles, corpus_of
 from coe_native.errors import InputError
 from coe_native.routing_profile import CorpusRecord, RoutingProfile
 from coe_native.runtime import Model, RouterCounts
+from coe_native.stability import Stability
 
 DOCUMENTS_AT_ONCE = 16
 """Windows that may share a batch; more would cost recurrent models memory for each."""
@@ -60,6 +61,7 @@ def profile_corpora(
     *,
     shard: Shard = WHOLE,
     checkpoint: Checkpoint | None = None,
+    until: Stability | None = None,
     skip_bad: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> RoutingProfile:
@@ -67,41 +69,45 @@ def profile_corpora(
     profiles of all shards equal that of the whole, to the last bit on one kind of machine. A live mask stays in
     force.
 
+    With `until`, documents run in random order (the same each time), and no more of them than it takes until the
+    mask has stopped changing, which is for `until` to say afterwards.
+
     With a `checkpoint`, a run that was interrupted goes on, and ends with the profile that it would have had; an
     exception leaves a checkpoint behind, KeyboardInterrupt too. `skip_bad`: documents that the model can't
     tokenise are left out, and it is told of each, in another thread. `progress` is called after each batch.
     Raises InputError where there are no tokens at all; a shard of few documents may have none. Raises CoeError
     where the model's file has been changed meanwhile.
     """
-    work = bundles(corpora, shard)
+    if until is not None and shard.count > 1:
+        raise InputError("a shard is all of its documents: it cannot end when the mask is stable (--until-stable)")
+    work = bundles(corpora, shard, shuffled=until is not None)
     counted = _Counted(model, corpora, shard, len(work))
-    start = counted.go_on(checkpoint) if checkpoint is not None else Position()
+    start = counted.go_on(checkpoint, until) if checkpoint is not None else Position()
     cutter = _Cutter(model, work[start.bundle :], skip_bad)
     model.watch_routers()
     try:
         counted.note(start)
         with contextlib.closing(cutter.ahead()) as cut:
-            started, ran, skipped = time.monotonic(), 0, 0
-            for number, parts in enumerate(cut, start.bundle):
-                position = Position(number)
-                for position, begun, batch in _batches(model, number, parts):
-                    if position < start:
-                        skipped += len(batch.tokens)
-                        continue
-                    if checkpoint is not None and begun:
-                        counted.note(position)
-                        if position > start:
-                            checkpoint.offer(position, counted.profile)
-                    model.decode(batch)
-                    counted.begun(begun)
-                    ran += len(batch.tokens)
-                    progress(Progress(ran, cutter.total() - skipped, time.monotonic() - started))
-                if checkpoint is not None and position < start:
+            started, ran = time.monotonic(), 0
+            for position, begun, batch in _batches(model, cut, start.bundle):
+                if position < start:
+                    cutter.skip(batch)
+                    continue
+                if checkpoint is not None and ran == 0 and start.batch > 0 and position != start:
                     raise checkpoint.beyond_the_end()
-        counted.note(Position(len(work)))
+                if begun and _pause(counted, position, checkpoint if position > start else None, until):
+                    break
+                model.decode(batch)
+                counted.begun(begun)
+                ran += len(batch.tokens)
+                progress(Progress(ran, cutter.total(), time.monotonic() - started))
+            else:
+                if checkpoint is not None and ran == 0 and start.batch > 0:
+                    raise checkpoint.beyond_the_end()
+                counted.note(Position(len(work)))
     except BaseException:
         if checkpoint is not None and counted.position > start:
-            checkpoint.save(counted.position, counted.profile())
+            checkpoint.save(counted.position, counted.profile(), until)
         raise
     finally:
         model.unwatch_routers()
@@ -110,6 +116,19 @@ def profile_corpora(
         raise InputError("the corpus has no tokens; give files with text in them")
     model.moe.check_unchanged()
     return profile
+
+
+def _pause(counted: _Counted, position: Position, checkpoint: Checkpoint | None, until: Stability | None) -> bool:
+    """Before a batch: whether the run is at its end, because the mask is stable; else it is a time for a
+    checkpoint."""
+    counted.note(position)
+    if until is not None and until.due(counted.n_tokens):
+        until.look(counted.profile())
+        if until.stable:
+            return True
+    if checkpoint is not None:
+        checkpoint.offer(position, counted.profile, until)
+    return False
 
 
 @dataclass(frozen=True)
@@ -122,14 +141,16 @@ class _Window:
 
 
 def _batches(
-    model: Model, bundle: int, parts: Sequence[_Window]
+    model: Model, cut: Iterable[Sequence[_Window]], first: int
 ) -> Iterator[tuple[Position, Sequence[_Window], Batch]]:
-    """The batches of one bundle, each with its position and the windows that begin in it."""
-    at = 0
-    of_bundle = batches((part.tokens for part in parts), model.n_batch, model.n_sequences)
-    for number, batch in enumerate(of_bundle):
-        yield Position(bundle, number), parts[at : at + batch.n_begun], batch
-        at += batch.n_begun
+    """The batches of all bundles, the first of which has the number `first`, each with its position and the
+    windows that begin in it."""
+    for bundle, parts in enumerate(cut, first):
+        at = 0
+        of_bundle = batches((part.tokens for part in parts), model.n_batch, model.n_sequences)
+        for number, batch in enumerate(of_bundle):
+            yield Position(bundle, number), parts[at : at + batch.n_begun], batch
+            at += batch.n_begun
 
 
 class _Counted:
@@ -149,7 +170,7 @@ class _Counted:
         self._before: RoutingProfile | None = None
         self._noted: tuple[Position, RouterCounts, tuple[CorpusRecord, ...]]
 
-    def go_on(self, checkpoint: Checkpoint) -> Position:
+    def go_on(self, checkpoint: Checkpoint, until: Stability | None) -> Position:
         """Takes over what a checkpoint has, and says where to begin."""
         model = self._model
         position, self._before = checkpoint.begin(
@@ -161,7 +182,9 @@ class _Counted:
                 "ctx": model.n_ctx,
                 "batch": model.n_batch,
                 "sequences": model.n_sequences,
-            }
+                "until-stable": "no" if until is None else until.run,
+            },
+            until,
         )
         if self._before is not None:
             if len(self._before.corpora) != len(self._records) or position.bundle > self._n_bundles:
@@ -183,6 +206,11 @@ class _Counted:
     @property
     def position(self) -> Position:
         return self._noted[0]
+
+    @property
+    def n_tokens(self) -> int:
+        """Of everything that was run before the last note."""
+        return sum(record.tokens for record in self._noted[2])
 
     def profile(self) -> RoutingProfile:
         """The profile of everything that was run before the last note."""
@@ -216,14 +244,19 @@ class _Cutter:
         self._size = sum(bundle.size for bundle in work)
         self._size_cut = 0
         self._tokens_cut = 0
+        self._tokens_skipped = 0
         self._error: Exception | None = None
 
+    def skip(self, batch: Batch) -> None:
+        """Leaves a batch out of the total: it was run before."""
+        self._tokens_skipped += len(batch.tokens)
+
     def total(self) -> int:
-        """Tokens of all bundles, as far as is known. Raises what is wrong with a document that is still to come:
-        nobody should wait hours to be told."""
+        """Tokens of all bundles that are to be run, as far as is known. Raises what is wrong with a document that
+        is still to come: nobody should wait hours to be told."""
         if self._error is not None:
             raise self._error
-        return round(self._tokens_cut * self._size / max(self._size_cut, 1))
+        return round(self._tokens_cut * self._size / max(self._size_cut, 1)) - self._tokens_skipped
 
     def ahead(self) -> Generator[list[_Window], None, None]:
         """The windows of each bundle."""

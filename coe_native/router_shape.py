@@ -28,6 +28,11 @@ class RouterShape:
     def group_size(self) -> int:
         return self.n_experts // self.n_groups
 
+    @property
+    def half(self) -> int:
+        """Half the experts, as many in each group."""
+        return self.n_experts // 2 // self.n_groups * self.n_groups
+
     def groups(self) -> list[range]:
         """The experts of each group."""
         return [range(start, start + self.group_size) for start in range(0, self.n_experts, self.group_size)]

@@ -203,12 +203,6 @@ class RoutingProfile:
         return int(self.histograms.shape[2]) if self.n_chosen is None else self.n_chosen
 
     @property
-    def half(self) -> int:
-        """Half the experts, as many in each group."""
-        half = self.n_experts // 2
-        return half - half % self.n_groups
-
-    @property
     def has_ranks(self) -> bool:
         """Whether it knows the ranks of choices."""
         return self.n_chosen is None

@@ -138,12 +138,12 @@ def test_a_profile_without_weights_or_ranks_has_a_page(tmp_path: Path) -> None:
         has_weights=False,
         n_chosen=profile.top_k,
     )
-    report(tmp_path / "page.html", {"bare": bare}, keep=bare.half, method="frequency")
+    report(tmp_path / "page.html", {"bare": bare}, keep=bare.router_shape.half, method="frequency")
     text = (tmp_path / "page.html").read_text()
     assert "share of choices" in text
     assert "Mean rank" not in text
     with pytest.raises(coe.InputError, match="choices without their weights"):
-        report(tmp_path / "page.html", {"bare": bare}, keep=bare.half)
+        report(tmp_path / "page.html", {"bare": bare}, keep=bare.router_shape.half)
 
 
 def test_a_sweep_alone_has_a_page(tmp_path: Path) -> None:

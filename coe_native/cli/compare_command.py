@@ -63,5 +63,5 @@ def _load(path: Path, keep: int | None, method: str) -> ExpertMask:
     if not begins_like_gguf(path):
         return ExpertMask.load(path)
     profile = RoutingProfile.load(path)
-    mask = build_mask(profile, profile.half if keep is None else keep, method=method)
+    mask = build_mask(profile, profile.router_shape.half if keep is None else keep, method=method)
     return replace(mask, place=str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from coe_native.cli.shared import (
     field_option,
     force_option,
     json_option,
+    method_option,
     model_options,
     open_model,
     print_json,
+    print_table,
     say,
     say_skipped,
     token_progress,
@@ -25,6 +28,7 @@ from coe_native.cli.shared import (
 
 if TYPE_CHECKING:
     from coe_native.corpus import Shard
+    from coe_native.stability import Stability
 
 
 class _Shard(click.ParamType["Shard"]):
@@ -62,6 +66,15 @@ class _Shard(click.ParamType["Shard"]):
 )
 @click.option("--skip-bad", is_flag=True, help="Leave out documents that cannot be read or tokenised, and say so.")
 @click.option("--resume", is_flag=True, help="Go on from OUTPUT.checkpoint, if it is there.")
+@click.option(
+    "--until-stable",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="End when the mask of --keep experts has stopped changing: when it agrees so far (0.99) with those at a "
+    "half and at three quarters of the text. Documents run in random order then.",
+)
+@click.option("--keep", type=int, help="Experts that the mask for --until-stable keeps; half if not given.")
+@method_option
 @model_options
 @force_option
 @json_option
@@ -74,6 +87,9 @@ def command(
     checkpoint_every: float,
     resume: bool,
     skip_bad: bool,
+    until_stable: float | None,
+    keep: int | None,
+    method: str,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -85,10 +101,20 @@ def command(
     from coe_native.errors import InputError
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import DOCUMENTS_AT_ONCE, Progress, profile_corpora
+    from coe_native.stability import Stability
 
-    inputs = (*MoeModel(model).paths, *corpora)
+    moe = MoeModel(model)
+    inputs = (*moe.paths, *corpora)
     check_target(output, force=force, inputs=inputs)
     checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
+    until = None
+    if until_stable is not None:
+        shape = moe.router_shape
+        keep = shape.half if keep is None else keep
+        shape.check_keep(keep)
+        until = Stability(until_stable, {"keep": keep, "method": method})
+    elif keep is not None:
+        raise InputError("--keep goes with --until-stable: a profile is of all experts")
     read = [read_corpus(path, field, skip_bad=skip_bad) for path in corpora]
     say_skipped(read)
     bad: list[str] = []
@@ -117,6 +143,7 @@ def command(
                 read,
                 shard=shard or WHOLE,
                 checkpoint=checkpoint,
+                until=until,
                 skip_bad=leave_out if skip_bad else None,
                 progress=follow,
             )
@@ -127,6 +154,8 @@ def command(
     profile.save(output, force=force)
     checkpoint.remove()
     rate = last.tokens / last.seconds if last.seconds else 0.0
+    if until is not None:
+        _say_stable(until)
     if as_json:
         print_json(
             {
@@ -141,6 +170,8 @@ def command(
                 "experts": profile.n_experts,
                 "top_k": profile.top_k,
                 "tokens_per_second": round(rate, 1),
+                "stable": None if until is None else until.stable,
+                "agreement": [] if until is None else [asdict(agreement) for agreement in until.curve],
             }
         )
     else:
@@ -148,4 +179,23 @@ def command(
         say(
             f"{output}: {profile.n_tokens} tokens of {sum(corpus.documents for corpus in profile.corpora)} "
             f"documents through {len(profile.layers)} MoE layers, {rate:,.0f} tokens/s{part}"
+        )
+
+
+def _say_stable(until: Stability) -> None:
+    """How the mask came to rest, or that it has not."""
+    shares = ("quarter", "half", "three_quarters")
+    rows = [
+        [
+            f"{look.tokens:,}",
+            *("" if (share := getattr(look, name)) is None else f"{share:.3f}" for name in shares),
+        ]
+        for look in until.curve
+    ]
+    columns = ["tokens", "a quarter", "half", "three quarters"]
+    print_table("agreement of the mask with those at parts of its tokens", columns, rows, to_stderr=True)
+    if not until.stable:
+        say(
+            f"the corpus ended before the mask was stable (agreement of {until.threshold:g}): more text of its "
+            "kind would still change it"
         )

@@ -52,7 +52,7 @@ def command(
     report(
         output,
         dict(zip(_names(profiles), loaded, strict=True)),
-        keep=loaded[0].half if keep is None else keep,
+        keep=loaded[0].router_shape.half if keep is None else keep,
         masks=dict(zip(_names(mask_paths), map(ExpertMask.load, mask_paths), strict=True)),
         sweep=None if sweep_path is None else Sweep.load(sweep_path),
         method=method,

@@ -197,7 +197,9 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, to_stderr: bool = False
+) -> None:
     """An aligned table to standard output: the first column to the left, the others to the right."""
     table = Table(pad_edge=False, box=None)
     for index, column in enumerate(columns):
@@ -205,9 +207,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*(Text(printable(text)) for text in row))  # as it is: a file's name may look like markup
     if title:
-        click.echo(title)
+        click.echo(title, err=to_stderr)
     # A pipe has no width to fold for.
-    console = _Console() if sys.stdout.isatty() else _Console(width=10_000)
+    terminal = (sys.stderr if to_stderr else sys.stdout).isatty()
+    console = _Console(stderr=to_stderr, width=None if terminal else 10_000)
     console.print(table)
 
 

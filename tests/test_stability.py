@@ -1,0 +1,174 @@
+"""Whether a corpus is large enough: agreement of masks, where a run ends, and that it ends there when resumed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import coe_native as coe
+from coe_native import corpus as corpus_module
+from coe_native import stability as stability_module
+from coe_native.checkpoint import Checkpoint
+from coe_native.corpus import bundles, corpus_of
+from coe_native.profiler import Progress
+from coe_native.stability import Stability
+
+ModelFile = Callable[[str, str], Path]
+KEEP = {"keep": 8}
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks and bundles for texts of some hundred tokens."""
+    monkeypatch.setattr(stability_module, "FIRST", 200)
+    monkeypatch.setattr(corpus_module, "SHUFFLED_BUNDLE_SIZE", 800)
+
+
+@pytest.fixture
+def many() -> list[list[int]]:
+    generator = np.random.default_rng(4)
+    return [generator.integers(0, 256, length).tolist() for length in generator.integers(10, 90, 80)]
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("family", ["qwen3moe", "deepseek2"])
+def test_a_run_ends_where_the_mask_agrees_with_itself(
+    model_file: ModelFile, many: list[list[int]], family: str
+) -> None:
+    """Brute force: the run again, up to each look, and the masks of what it had counted."""
+    with coe.Model(model_file(family, "F32"), n_ctx=64, n_batch=64, n_threads=1) as model:
+        until = Stability(0.8, KEEP)
+        profile = coe.profile_corpora(model, [corpus_of(many)], until=until)
+        assert until.stable
+        assert profile.n_tokens == until.curve[-1].tokens < sum(map(len, many))
+        everything = Stability(1.0, KEEP)
+        everything.threshold = 1.1  # no agreement is enough
+        coe.profile_corpora(model, [corpus_of(many)], until=everything)
+    assert not everything.stable
+    assert everything.curve[: len(until.curve)] == until.curve
+    masks = [
+        {block: set(kept) for block, kept in coe.build_mask(partial, **KEEP).kept.items()}
+        for partial in _profiles_up_to([look.tokens for look in everything.curve], model_file(family, "F32"), many)
+    ]
+    for i, look in enumerate(everything.curve):
+        for back, found in ((8, look.quarter), (4, look.half), (2, look.three_quarters)):
+            if i < back:
+                assert found is None
+                continue
+            jaccards = [
+                len(masks[i][block] & masks[i - back][block]) / len(masks[i][block] | masks[i - back][block])
+                for block in masks[i]
+            ]
+            assert found == pytest.approx(sum(jaccards) / len(jaccards))
+    ends = [
+        look
+        for look in everything.curve
+        if look.half is not None and look.three_quarters is not None and min(look.half, look.three_quarters) >= 0.8
+    ]
+    assert ends[0] == until.curve[-1], "not before, and not later"
+
+
+def _profiles_up_to(tokens: list[int], path: Path, many: list[list[int]]) -> list[coe.RoutingProfile]:
+    """Profiles of the first so many tokens, in the order of such a run."""
+    with coe.Model(path, n_ctx=64, n_batch=64, n_threads=1) as model:
+        order = []
+        for bundle in bundles([corpus_of(many)], shuffled=True):
+            windows = [
+                content[at : at + 64]
+                for _, document in bundle.documents
+                for content in [list(document.content)]
+                for at in range(0, len(content), 64)
+            ]
+            # Within a bundle the longest come first, into the first batch with room: one to a batch here.
+            order += sorted(windows, key=len, reverse=True)
+        made = []
+        for wanted in tokens:
+            first: list[list[int]] = []
+            while sum(map(len, first)) < wanted:
+                first.append(order[len(first)])  # type: ignore[arg-type]
+            assert sum(map(len, first)) == wanted
+            made.append(coe.profile(model, first))
+        return made
+
+
+def test_looks_are_four_to_a_doubling() -> None:
+    until = Stability(0.9, KEEP)
+    seen = []
+    for tokens in range(0, 70_000, 512):
+        if until.due(tokens):
+            seen.append(tokens)
+            until._add(tokens, np.ones((1, 8), np.bool_))
+    assert seen[:9] == [4096, 5120, 6144, 7168, 8192, 10240, 12288, 14336, 16384]
+    assert until.curve[8] == replace(until.curve[8], quarter=1.0, half=1.0, three_quarters=1.0)
+    assert seen[8] // 2 == seen[4]
+    assert seen[8] * 3 // 4 == seen[6]
+
+
+@pytest.mark.usefixtures("short")
+def test_after_any_interruptions_it_ends_at_the_same_place(
+    tmp_path: Path, model_file: ModelFile, many: list[list[int]]
+) -> None:
+    corpora = [corpus_of(many[:30], "first"), corpus_of(many[30:], "second")]
+    out = tmp_path / "p.gguf"
+    with coe.Model(model_file("qwen3moe", "Q4_K_M"), n_ctx=64, n_batch=64, n_threads=1) as model:
+        straight = Stability(0.85, KEEP)
+        whole = coe.profile_corpora(model, corpora, until=straight)
+        assert straight.stable
+        n_interruptions = 0
+        while True:
+            checkpoint = Checkpoint(out, every=0 if n_interruptions % 2 else 1e9, resume=True)
+            most = random.Random(n_interruptions).randint(1, 6)
+            ran = []
+
+            def interrupt(progress: Progress, most: int = most, ran: list[int] = ran) -> None:
+                ran.append(progress.tokens)
+                if len(ran) == most:
+                    raise KeyboardInterrupt
+
+            until = Stability(0.85, KEEP)
+            try:
+                profile = coe.profile_corpora(
+                    model, corpora, until=until, checkpoint=checkpoint, progress=interrupt
+                )
+                break
+            except KeyboardInterrupt:
+                n_interruptions += 1
+        assert n_interruptions > 5
+        assert until.curve == straight.curve
+        np.testing.assert_array_equal(profile.histograms, whole.histograms)
+        assert profile.corpora == whole.corpora
+        with pytest.raises(coe.InputError, match="another until-stable"):
+            coe.profile_corpora(
+                model, corpora, until=Stability(0.9, KEEP), checkpoint=Checkpoint(out, resume=True)
+            )
+
+
+def test_every_document_runs_once_in_any_order(many: list[list[int]]) -> None:
+    corpora = [corpus_of(many[:50], "a"), corpus_of(many[50:], "b")]
+    shuffled = [pair for bundle in bundles(corpora, shuffled=True) for pair in bundle.documents]
+    in_order = [pair for bundle in bundles(corpora) for pair in bundle.documents]
+    assert shuffled != in_order
+    assert sorted(shuffled, key=repr) == sorted(in_order, key=repr)
+    assert shuffled == [pair for bundle in bundles(corpora, shuffled=True) for pair in bundle.documents]
+
+
+def test_what_cannot_be_is_refused(model_file: ModelFile, many: list[list[int]]) -> None:
+    with pytest.raises(coe.InputError, match="agree by a share"):
+        Stability(0.0, KEEP)
+    with (
+        coe.Model(model_file("olmoe", "F32"), n_ctx=64, n_threads=1) as model,
+        pytest.raises(coe.InputError, match="a shard is all of its documents"),
+    ):
+        coe.profile_corpora(model, [corpus_of(many)], shard=coe.Shard(1, 2), until=Stability(0.9, KEEP))
+
+
+@pytest.mark.parametrize("state", ["", "{}", '[[1, "!"]]', '[[1, "AAAA"]]', '[[1000000, "////////"]]', "[[1]]"])
+def test_a_damaged_state_is_refused(profile_of: Callable[..., coe.RoutingProfile], state: str) -> None:
+    until = Stability(0.9, KEEP)
+    with pytest.raises(coe.InputError):
+        until.restore(state, profile_of("qwen3moe"))
