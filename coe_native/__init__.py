@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from coe_native.comparison import Overlap, compare
     from coe_native.corpus import Corpus, Shard, read_corpus
     from coe_native.errors import CoeError, InputError
-    from coe_native.evaluation import Evaluation, evaluate
+    from coe_native.evaluation import Evaluation, evaluate, evaluate_masks
+    from coe_native.fitting import Fit, Memory, Placement, fit, memory_of
     from coe_native.masking import ExpertMask, build_mask
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import profile, profile_corpora
     from coe_native.routing_profile import RoutingProfile, merge
     from coe_native.runtime import Model
     from coe_native.scoring import METHODS, score
+    from coe_native.stability import Agreement, Stability
     from coe_native.surgery import prune, zero, zero_in_place
+    from coe_native.sweeping import Sweep, SweepPoint, sweep
     from coe_native.verification import Check, verify
 
 _HOME = {
@@ -37,6 +40,12 @@ _HOME = {
     "InputError": "errors",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
+    "evaluate_masks": "evaluation",
+    "Fit": "fitting",
+    "Memory": "fitting",
+    "Placement": "fitting",
+    "fit": "fitting",
+    "memory_of": "fitting",
     "ExpertMask": "masking",
     "build_mask": "masking",
     "MoeModel": "moe_model",
@@ -47,36 +56,52 @@ _HOME = {
     "Model": "runtime",
     "METHODS": "scoring",
     "score": "scoring",
+    "Agreement": "stability",
+    "Stability": "stability",
     "prune": "surgery",
     "zero": "surgery",
     "zero_in_place": "surgery",
+    "Sweep": "sweeping",
+    "SweepPoint": "sweeping",
+    "sweep": "sweeping",
     "Check": "verification",
     "verify": "verification",
 }
 
 __all__ = [
     "METHODS",
+    "Agreement",
     "Check",
     "CoeError",
     "Corpus",
     "Evaluation",
     "ExpertMask",
+    "Fit",
     "InputError",
+    "Memory",
     "Model",
     "MoeModel",
     "Overlap",
+    "Placement",
     "RoutingProfile",
     "Shard",
+    "Stability",
+    "Sweep",
+    "SweepPoint",
     "__version__",
     "build_mask",
     "compare",
     "evaluate",
+    "evaluate_masks",
+    "fit",
+    "memory_of",
     "merge",
     "profile",
     "profile_corpora",
     "prune",
     "read_corpus",
     "score",
+    "sweep",
     "verify",
     "zero",
     "zero_in_place",

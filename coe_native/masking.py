@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from coe_native import typed_json
 from coe_native._native import core
@@ -19,8 +20,8 @@ from coe_native.errors import InputError
 from coe_native.gguf_file import read_exactly
 from coe_native.moe_model import MoeModel
 from coe_native.router_shape import MOST_EXPERTS
-from coe_native.routing_profile import RoutingProfile
-from coe_native.scoring import score
+from coe_native.routing_profile import UNKNOWN, RoutingProfile
+from coe_native.scoring import COMBINATIONS, Scores, score
 
 FORMAT = "coe-native.expert-mask"
 VERSION = 1
@@ -66,6 +67,11 @@ class ExpertMask:
                 raise InputError(f"a mask must keep {self.keep} different experts in block {block}, ascending")
             if experts[0] < 0 or experts[-1] >= self.n_experts:
                 raise InputError(f"a mask keeps an expert outside 0 to {self.n_experts - 1} in block {block}")
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether it says of which model it is. What other tools have made may not."""
+        return self.fingerprint != UNKNOWN
 
     @property
     def digest(self) -> str:
@@ -212,11 +218,37 @@ class _Layer:
                 return
 
 
+@dataclass(frozen=True)
+class _Evidence:
+    """What the passes go by, all [layer, expert]: scores, mean ranks, and which experts are structural."""
+
+    scores: Scores
+    mean_rank: Scores
+    structural: NDArray[np.bool_]
+
+
+def _evidence(
+    profiles: Sequence[RoutingProfile], method: str, combine: str, structural_rank: float, structural_min: int
+) -> _Evidence:
+    """Of one profile, or of several domains: then the scores of each are shares of its layers' sums first, so that
+    no domain counts more for having more text, and added up, or the largest is taken, so that an expert stays when
+    any domain needs it. What is structural in one domain is so in all."""
+    ranks = np.array([profile.mean_rank for profile in profiles])
+    often = np.array([profile.counts >= max(structural_min, 1) for profile in profiles])
+    structural = ((ranks < structural_rank) & often).any(axis=0)
+    scores = [score(profile, method) for profile in profiles]
+    if len(profiles) == 1:
+        return _Evidence(scores[0], ranks[0], structural)
+    shares = np.array([of_one / of_one.sum(axis=1, keepdims=True) for of_one in scores])
+    return _Evidence(shares.sum(axis=0) if combine == "sum" else shares.max(axis=0), ranks.min(axis=0), structural)
+
+
 def build_mask(
-    profile: RoutingProfile,
+    profile: RoutingProfile | Sequence[RoutingProfile],
     keep: int,
     *,
     method: str = "utility",
+    combine: str = "sum",
     structural: bool = True,
     structural_rank: float = 2.0,
     structural_min: int = 10,
@@ -231,30 +263,37 @@ def build_mask(
     3. With a `reasoning` profile: up to `reasoning_swaps` experts a layer that score higher there come in for
        the non-structural ones with the lowest domain score.
 
+    Several profiles are of several domains that one specialist is for: their scores are normalised, each layer's
+    to a sum of 1, and combined by ``sum`` or ``max``; what is structural in any of them is so for the mask.
+
     Where experts lie in groups (RouterShape), each group keeps as many, and swaps stay within a group.
 
     A pure function of its arguments. Raises InputError where llama.cpp could not run `keep` experts (see
     `RouterShape.check_keep`), or where the two profiles are of different models.
     """
-    shape = profile.router_shape
+    profiles = [profile] if isinstance(profile, RoutingProfile) else list(profile)
+    if not profiles or combine not in COMBINATIONS:
+        raise InputError(f"a mask needs profiles, combined by {' or '.join(COMBINATIONS)}, not {combine!r}")
+    first = profiles[0]
+    shape = first.router_shape
     shape.check_keep(keep)
     if not 0 <= structural_rank < float("inf"):
         raise InputError(f"the structural rank must be a number from 0 on, not {structural_rank}")
-    if reasoning is not None and (
-        reasoning.fingerprint != profile.fingerprint or reasoning.layers != profile.layers
-    ):
-        raise InputError(f"{reasoning.place}: is of another model; profile this one on reasoning text")
-    scores = score(profile, method)
+    for other in (*profiles, *(() if reasoning is None else (reasoning,))):
+        if (other.fingerprint, other.layers, other.router_shape) != (first.fingerprint, first.layers, shape):
+            raise InputError(
+                f"{other.place}: is of another model than {first.place}; profile that one on this text"
+            )
+    evidence = _evidence(profiles, method, combine, structural_rank, structural_min)
     reasoning_scores = None if reasoning is None else score(reasoning, method)
-    is_structural = (profile.mean_rank < structural_rank) & (profile.counts >= max(structural_min, 1))
     layers = []
-    for index, block in enumerate(profile.layers):
+    for index, block in enumerate(first.layers):
         layer = _Layer(
             block,
-            scores[index].tolist(),
-            profile.mean_rank[index].tolist(),
-            set(np.flatnonzero(is_structural[index]).tolist()) if structural else set(),
-            set(shape.best(scores[index], keep)),
+            evidence.scores[index].tolist(),
+            evidence.mean_rank[index].tolist(),
+            set(np.flatnonzero(evidence.structural[index]).tolist()) if structural else set(),
+            set(shape.best(evidence.scores[index], keep)),
             shape.groups(),
         )
         layer.whitelist_structural()
@@ -262,17 +301,18 @@ def build_mask(
             layer.arbitrate_reasoning(reasoning_scores[index].tolist(), reasoning_swaps)
         layers.append(layer)
     return ExpertMask(
-        profile.architecture,
-        profile.fingerprint,
-        profile.n_experts,
+        first.architecture,
+        first.fingerprint,
+        first.n_experts,
         keep,
         {layer.block: tuple(sorted(layer.kept)) for layer in layers},
         tuple(swap for layer in layers for swap in layer.swaps),
         tuple(pair for layer in layers for pair in layer.unplaced),
         {
-            "model": profile.model_name,
-            "tokens": profile.n_tokens,
-            "corpora": [corpus.as_json() for corpus in profile.corpora],
+            "model": first.model_name,
+            "tokens": sum(domain.n_tokens for domain in profiles),
+            "corpora": [corpus.as_json() for domain in profiles for corpus in domain.corpora],
+            **({"domains": len(profiles), "combine": combine} if len(profiles) > 1 else {}),
             "method": method,
             "structural": structural,
             "structural_rank": structural_rank,
@@ -286,7 +326,7 @@ def build_mask(
 def check_mask(mask: ExpertMask, model: MoeModel) -> None:
     """Raises InputError, saying what differs, unless `mask` was made for `model`."""
     for what, theirs, ours in (
-        ("architecture", mask.architecture, model.architecture),
+        ("architecture", mask.architecture, model.architecture if mask.is_tied else UNKNOWN),
         ("number of experts", mask.n_experts, model.n_experts),
         ("list of MoE layers", sorted(mask.kept), model.blocks),
     ):
@@ -295,7 +335,7 @@ def check_mask(mask: ExpertMask, model: MoeModel) -> None:
                 f"{mask.place}: was made for another model than {model.path}: its {what} differs "
                 f"({theirs}, not {ours}); profile this model and make its own mask"
             )
-    if mask.fingerprint != model.fingerprint:
+    if mask.is_tied and mask.fingerprint != model.fingerprint:
         raise InputError(
             f"{mask.place}: was made for another model than {model.path}: its routers have other weights; "
             "profile this model and make its own mask"

@@ -26,6 +26,9 @@ MOST_SHARDS = 10_000
 VERSION = 2
 """Version 2 has profiles whose weights or ranks are not known; all others are written as version 1."""
 
+UNKNOWN = "unknown"
+"""Architecture and fingerprint of what other tools have counted, where nobody has said of which model."""
+
 _MOST_TOKENS = 2**45
 """More than anybody will run; sums over all experts of a layer stay exact below."""
 

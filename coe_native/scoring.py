@@ -59,6 +59,8 @@ def frequency(profile: RoutingProfile) -> Scores:
 
 
 METHODS = tuple(_METHODS)
+COMBINATIONS = ("sum", "max")
+"""How the scores of several domains become one."""
 
 
 def score(profile: RoutingProfile, method: str = "utility") -> Scores:

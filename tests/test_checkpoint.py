@@ -217,11 +217,13 @@ def test_a_position_beyond_the_end_is_refused(
     with coe.Model(model_file("olmoe", "F32"), n_batch=64, n_ctx=64, n_threads=1) as model:
 
         class TooFar(Checkpoint):
-            def save(self, position: Position, profile: coe.RoutingProfile) -> None:
+            def save(
+                self, position: Position, profile: coe.RoutingProfile, until: coe.Stability | None = None
+            ) -> None:
                 if beyond == "corpora":
                     profile = replace(profile, corpora=profile.corpora * 2)
                 further = {"bundles": Position(position.bundle + 2, 0), "batches": Position(position.bundle, 1000)}
-                super().save(further.get(beyond, position), profile)
+                super().save(further.get(beyond, position), profile, until)
 
         coe.profile_corpora(model, [text], checkpoint=TooFar(out, every=0))
         with pytest.raises(coe.InputError, match="beyond the run's end"):

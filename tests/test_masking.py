@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,44 @@ def test_compare_counts_overlap_beside_chance() -> None:
     assert (second.layer, second.jaccard) == (2, pytest.approx(1 / 3))
     with pytest.raises(coe.InputError, match="of another model"):
         coe.compare(mask((0, 1, 2, 3)), coe.ExpertMask("test", "", 8, 1, {0: (1,)}))
+
+
+@pytest.mark.parametrize("method", coe.METHODS)
+@pytest.mark.parametrize("combine", ["sum", "max"])
+def test_several_domains_share_a_mask(method: str, combine: str) -> None:
+    """Brute force: shares of each layer's scores, added up or the largest; structural in one is structural in all."""
+    domains = [make_profile(seed, n_tokens=n_tokens) for seed, n_tokens in ((1, 200), (2, 5000))]
+    mask = coe.build_mask(domains, 4, method=method, combine=combine, structural=False)
+    scores = [coe.score(domain, method) for domain in domains]
+    for index, block in enumerate(domains[0].layers):
+        shares = [of_one[index] / of_one[index].sum() for of_one in scores]
+        both = shares[0] + shares[1] if combine == "sum" else np.maximum(*shares)
+        assert set(mask.kept[block]) == set(sorted(range(len(both)), key=lambda e: (-both[e], e))[:4])
+    assert mask.provenance["domains"] == 2
+    assert mask.provenance["combine"] == combine
+    alone = coe.build_mask(domains[0], 4, method=method)
+    assert coe.build_mask(domains[:1], 4, method=method, combine=combine).kept == alone.kept
+
+
+def test_an_expert_stays_when_any_domain_needs_it() -> None:
+    """One domain uses expert 0 alone, and the other the rest: only the largest keeps it at any rate."""
+    n_experts = 8
+    narrow, wide = np.zeros((1, n_experts, 1), np.int64), np.zeros((1, n_experts, 1), np.int64)
+    narrow[0, 7, 0] = 100
+    wide[0, :7, 0] = [40, 30, 10, 5, 5, 5, 5]
+    profiles = [
+        coe.RoutingProfile("a", "m", "0" * 64, (0,), 100, counts, counts.astype(float))
+        for counts in (narrow, wide)
+    ]
+    assert coe.build_mask(profiles, 2, combine="max", structural=False).kept[0] == (0, 7)
+    seldom = replace_counts(profiles[0], [[60], [0], [0], [0], [0], [0], [20], [20]])
+    assert coe.build_mask([seldom, profiles[1]], 3, combine="sum", structural=False).kept[0] == (0, 1, 6)
+    with pytest.raises(coe.InputError, match="combined by sum or max"):
+        coe.build_mask(profiles, 2, combine="mean")
+    with pytest.raises(coe.InputError, match="is of another model"):
+        coe.build_mask([profiles[0], make_profile(1)], 2)
+
+
+def replace_counts(profile: coe.RoutingProfile, counts: list[list[int]]) -> coe.RoutingProfile:
+    made = np.array([counts], np.int64)
+    return replace(profile, histograms=made, weight_sum=made.astype(float))

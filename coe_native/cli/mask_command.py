@@ -17,10 +17,18 @@ from coe_native.cli.shared import (
     print_json,
     say,
 )
+from coe_native.errors import InputError
+from coe_native.scoring import COMBINATIONS
+from coe_native.units import counted
 
 
 @click.command(name="mask", cls=Command)
-@click.argument("profile", type=FILE)
+@click.argument("profiles", type=FILE, nargs=-1, required=True)
+@click.option(
+    "--combine",
+    type=click.Choice(COMBINATIONS),
+    help="Several PROFILES, of one domain each: add their normalised scores up, or take the largest.",
+)
 @mask_options
 @click.option("--model", type=FILE, help="The model, or another quantisation of it, whose experts --fit counts.")
 @ctx_option
@@ -29,18 +37,28 @@ from coe_native.cli.shared import (
 @force_option
 @json_option
 def command(
-    profile: Path, model: Path | None, ctx: int, output: Path, force: bool, as_json: bool, **options: Any
+    profiles: tuple[Path, ...],
+    combine: str | None,
+    model: Path | None,
+    ctx: int,
+    output: Path,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Choose the experts to keep by PROFILE, in three passes: scores, structural experts, reasoning."""
+    """Choose the experts to keep by PROFILES, in three passes: scores, structural experts, reasoning."""
     from coe_native.atomic import check_target
     from coe_native.masking import build_mask, check_cut
     from coe_native.moe_model import MoeModel
     from coe_native.routing_profile import RoutingProfile
 
-    inputs = tuple(path for path in (profile, options["reasoning"], model) if path is not None)
+    inputs = tuple(path for path in (*profiles, options["reasoning"], model) if path is not None)
     check_target(output, force=force, inputs=inputs)
     moe = None if model is None else MoeModel(model)
-    mask = build_mask(RoutingProfile.load(profile), **mask_arguments(options, moe, ctx))
+    if (len(profiles) > 1) != (combine is not None):
+        raise InputError("several profiles go with --combine sum or --combine max, and one alone goes without")
+    loaded = [RoutingProfile.load(profile) for profile in profiles]
+    mask = build_mask(loaded, combine=combine or "sum", **mask_arguments(options, moe, ctx))
     if moe is not None:
         check_cut(mask, moe)
     mask.save(output, force=force)
@@ -58,10 +76,10 @@ def command(
             }
         )
     else:
-        notes = [f"{swaps[2]} structural swaps"]
+        notes = [counted(swaps[2], "structural swap")]
         if options["reasoning"] is not None:
-            notes.append(f"{swaps[3]} reasoning swaps")
+            notes.append(counted(swaps[3], "reasoning swap"))
         if mask.unplaced:
-            notes.append(f"{len(mask.unplaced)} structural experts found no other to replace")
-        kept = f"keeps {mask.keep} of {mask.n_experts} experts in {len(mask.kept)} layers"
+            notes.append(f"{counted(len(mask.unplaced), 'structural expert')} found no other to replace")
+        kept = f"keeps {mask.keep} of {mask.n_experts} experts in {counted(len(mask.kept), 'layer')}"
         say(f"{output}: {kept}; {', '.join(notes)}")

@@ -42,7 +42,7 @@ def command(
     from coe_native.atomic import check_target
     from coe_native.masking import ExpertMask
     from coe_native.routing_profile import RoutingProfile
-    from coe_native.sweep import Sweep
+    from coe_native.sweeping import Sweep
 
     inputs = (*profiles, *mask_paths, *(() if sweep_path is None else (sweep_path,)))
     check_target(output, force=force, inputs=inputs)

@@ -29,7 +29,7 @@ from coe_native.scoring import METHODS
 from coe_native.units import gigabytes
 
 if TYPE_CHECKING:
-    from coe_native.sweep import Sweep
+    from coe_native.sweeping import Sweep
 
 
 class _Text(click.ParamType[tuple[str, Path]]):
@@ -129,7 +129,7 @@ def command(
     from coe_native.corpus import read_corpus
     from coe_native.moe_model import MoeModel
     from coe_native.routing_profile import RoutingProfile
-    from coe_native.sweep import default_keeps, sweep
+    from coe_native.sweeping import default_keeps, sweep
 
     if len({name for name, _ in texts}) < len(texts):
         raise InputError("--text: two texts have one name; give each its own: own=… other=…")

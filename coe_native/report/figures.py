@@ -15,7 +15,7 @@ from coe_native.concentration import concentration, coverage
 from coe_native.masking import ExpertMask
 from coe_native.routing_profile import RoutingProfile
 from coe_native.scoring import score
-from coe_native.sweep import Sweep
+from coe_native.sweeping import Sweep
 
 _GRID = "rgba(128,128,128,0.25)"
 _SCALE = "Viridis"

@@ -20,7 +20,7 @@ from coe_native.masking import ExpertMask, build_mask
 from coe_native.report import figures
 from coe_native.routing_profile import RoutingProfile
 from coe_native.surgery_plan import SAFETY_NOTICE
-from coe_native.sweep import Sweep
+from coe_native.sweeping import Sweep
 from coe_native.units import gigabytes
 
 MOST_SWAPS = 300
