@@ -47,6 +47,8 @@ class Document:
 
     place: str
     content: str | tuple[Message, ...] | tuple[int, ...]
+    label: str = ""
+    """What it says in the column that a corpus is divided by."""
 
     @property
     def size(self) -> int:
@@ -74,17 +76,28 @@ class Corpus:
         return digest.hexdigest()
 
 
-def read_corpus(path: str | Path, field: str | None = None, *, skip_bad: bool = False) -> Corpus:
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a record are read: that of the text, if it is named, and the one to divide by."""
+
+    text: str | None = None
+    label: str | None = None
+
+
+def read_corpus(
+    path: str | Path, field: str | None = None, *, label: str | None = None, skip_bad: bool = False
+) -> Corpus:
     """All documents of a file, of a directory (its files in order of their names, but hidden ones and those that
-    are no UTF-8 text), or of standard input (``-``, one text). `field` names the text
-    column of ``.jsonl`` and ``.parquet`` files. `skip_bad`: leaves out documents that can't be read.
+    are no UTF-8 text), or of standard input (``-``, one text). `field` names the text column of ``.jsonl`` and
+    ``.parquet`` files, `label` one that goes with each document. `skip_bad`: leaves out documents that can't be
+    read.
 
     Raises InputError, naming the place, where something can't be read or there is no document.
     """
     skipped: list[Path] = []
     documents: list[Document] = []
     bad: list[str] = []
-    for document in _read_stdin() if str(path) == "-" else _read_path(Path(path), field, skipped):
+    for document in _read_stdin() if str(path) == "-" else _read_path(Path(path), Columns(field, label), skipped):
         if isinstance(document, Document):
             documents.append(document)
         elif skip_bad:
@@ -119,7 +132,16 @@ def _found(place: str, content: Callable[[], Any]) -> Found:
         return error
 
 
-def _read_path(path: Path, field: str | None, skipped: list[Path]) -> Iterator[Found]:
+def _of_record(record: Callable[[], dict[str, Any]], columns: Columns, place: str) -> Found:
+    try:
+        read = record()
+        content = _content(read, columns.text, place)
+        return Document(place, content, "" if columns.label is None else _label(read, columns.label, place))
+    except InputError as error:
+        return error
+
+
+def _read_path(path: Path, columns: Columns, skipped: list[Path]) -> Iterator[Found]:
     readers = {".jsonl": _read_jsonl, ".npy": _read_npy, ".parquet": _read_parquet}
     if path.is_dir():
         for entry in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
@@ -129,10 +151,10 @@ def _read_path(path: Path, field: str | None, skipped: list[Path]) -> Iterator[F
             if hidden or not _looks_like_text(entry):
                 skipped.append(entry)
             else:
-                yield from _read_path(entry, field, skipped)
+                yield from _read_path(entry, columns, skipped)
         return
     try:
-        yield from readers.get(path.suffix.lower(), _read_text)(path, field)
+        yield from readers.get(path.suffix.lower(), _read_text)(path, columns)
     except OSError as error:
         yield InputError(f"{path}: cannot be read: {error.strerror or error}")
 
@@ -167,7 +189,7 @@ def _read_stdin() -> Iterator[Found]:
     yield _found("standard input", lambda: _decoded(sys.stdin.buffer.read(), "standard input"))
 
 
-def _read_text(path: Path, field: str | None) -> Iterator[Found]:  # noqa: ARG001
+def _read_text(path: Path, columns: Columns) -> Iterator[Found]:  # noqa: ARG001
     with path.open("rb") as file:
         start = file.read(1 << 16)
         # Nobody should wait for a file of gigabytes to be read that was named by mistake.
@@ -175,12 +197,12 @@ def _read_text(path: Path, field: str | None) -> Iterator[Found]:  # noqa: ARG00
         yield _found(str(path), lambda: _decoded(start + rest, str(path)))
 
 
-def _read_jsonl(path: Path, field: str | None) -> Iterator[Found]:
+def _read_jsonl(path: Path, columns: Columns) -> Iterator[Found]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             place = f"{path}:{number}"
             if line.strip():
-                yield _found(place, lambda line=line, place=place: _content(_record(line, place), field, place))  # type: ignore[misc]
+                yield _of_record(lambda line=line, place=place: _record(line, place), columns, place)  # type: ignore[misc]
 
 
 def _record(line: bytes, place: str) -> dict[str, Any]:
@@ -195,7 +217,7 @@ def _record(line: bytes, place: str) -> dict[str, Any]:
     return record
 
 
-def _read_parquet(path: Path, field: str | None) -> Iterator[Found]:
+def _read_parquet(path: Path, columns: Columns) -> Iterator[Found]:
     try:
         import pyarrow.lib
         import pyarrow.parquet
@@ -206,20 +228,21 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[Found]:
         parquet = pyarrow.parquet.ParquetFile(path)
         there = parquet.schema_arrow.names
         # Others may hold what Python has no values for.
-        columns = [name for name in there if name in (_COLUMNS if field is None else (field,))]
-        if not columns:
-            yield _no_text(str(path), field, there)
+        texts = [name for name in there if name in (_COLUMNS if columns.text is None else (columns.text,))]
+        if not texts:
+            yield _no_text(str(path), columns.text, there)
             return
-        for batch in parquet.iter_batches(batch_size=1024, columns=columns):
+        wanted = [name for name in there if name in texts or name == columns.label]
+        for batch in parquet.iter_batches(batch_size=1024, columns=wanted):
             for record in batch.to_pylist():
                 row += 1
                 place = f"{path}:{row}"
-                yield _found(place, lambda record=record, place=place: _content(record, field, place))  # type: ignore[misc]
+                yield _of_record(lambda record=record: record, columns, place)  # type: ignore[misc]
     except (pyarrow.lib.ArrowException, ValueError, OverflowError) as error:  # ValueError: text that is no UTF-8
         yield InputError(f"{path}: is no readable parquet file ({error}); write it anew")
 
 
-def _read_npy(path: Path, field: str | None) -> Iterator[Found]:  # noqa: ARG001
+def _read_npy(path: Path, columns: Columns) -> Iterator[Found]:  # noqa: ARG001
     try:
         array = _read_array(path)
     except InputError as error:
@@ -254,6 +277,14 @@ def _read_array(path: Path) -> NDArray[Any]:
         values = np.frombuffer(file.read(n_bytes), dtype)
     # Rows without tokens may be claimed by the billion.
     return values.reshape(shape, order="F" if by_columns else "C") if n_bytes else np.empty(0, dtype)
+
+
+def _label(record: dict[str, Any], column: str, place: str) -> str:
+    value = record.get(column)
+    if not isinstance(value, str | int | float):
+        there = ", ".join(reprlib.repr(name).strip("'") for name in list(record)[:20])
+        raise InputError(f"{place}: has no text or number in column {column!r} to divide by (it has {there})")
+    return str(value)
 
 
 def _content(record: dict[str, Any], field: str | None, place: str) -> Any:

@@ -64,7 +64,8 @@ class Model:
     come before this machine's. `f32_kv`: keys and values in F32, not F16, where
     rounding matters more than memory. `repack`: lets llama.cpp keep copies of quantised weights in a layout
     that its CPU code reads faster; without, weights stay in the file's pages. `mtp`: loads the layers that
-    predict further tokens too, though nothing here runs them.
+    predict further tokens too, though nothing here runs them. `tokenizer_only`: reads no weights, to
+    tokenize and render conversations without waiting for them.
 
     Not to be used from two threads at once. Raises InputError for a file that can't be read, has no experts,
     or that llama.cpp refuses.
@@ -85,6 +86,7 @@ class Model:
         f32_kv: bool = False,
         repack: bool = True,
         mtp: bool = False,
+        tokenizer_only: bool = False,
     ) -> None:
         if n_ctx < 1 or n_batch < 1 or n_sequences < 1:
             raise InputError("the context, the batch and the number of sequences must be at least 1")
@@ -124,6 +126,7 @@ class Model:
                 f32_kv=f32_kv,
                 repack=repack,
                 mtp=mtp,
+                simulate=tokenizer_only,
             )
         except RuntimeError as error:
             advice = advice_for_gpu(self.moe, gpu_memory, n_ctx) if gpu_memory and "alloc" in str(error) else ""

@@ -157,7 +157,8 @@ size_t count_rpc_devices(const std::string& endpoint) {
     return rpc_devices(endpoint).size();
 }
 
-Session::Session(const std::string& path, const SessionOptions& options) : n_batch_(options.n_batch) {
+Session::Session(const std::string& path, const SessionOptions& options)
+    : n_batch_(options.n_batch), simulated_(options.simulate) {
     const LogCapture log;
     start_backends();
     set_crash_subject(path);
@@ -311,6 +312,9 @@ void Session::reset() {
 void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
                      const std::vector<int32_t>& sequences, size_t first_output) {
     const size_t n_tokens = tokens.size();
+    if (simulated_) {
+        throw std::logic_error("a simulated model has no weights to compute with");
+    }
     if (n_tokens == 0 || n_tokens > static_cast<size_t>(n_batch_) || positions.size() != n_tokens ||
         sequences.size() != n_tokens) {
         throw std::invalid_argument("a batch holds 1 to " + std::to_string(n_batch_) +

@@ -25,7 +25,8 @@ struct SessionOptions {
     bool f32_kv = false;               // keys and values in F32 instead of F16
     bool mtp = false;                  // load the layers that predict further tokens, which no decode runs
     bool repack = true;                // weights may be copied to a layout that the CPU reads faster
-    bool simulate = false;             // allocate and read nothing: only memory() can be asked for then
+    bool simulate =
+        false;  // allocate and read no weights: it tokenizes, and tells memory(), but runs nothing
 };
 
 // Whether llama.cpp can use other machines' devices.
@@ -106,6 +107,7 @@ class Session {
     std::unique_ptr<RouterTap> tap_;
     std::vector<int> masked_blocks_;
     int32_t n_batch_ = 0;
+    const bool simulated_;
     std::vector<llama_seq_id*> sequence_pointers_;
     bool router_sees_all_ = false;  // while counting: also tokens whose output nobody asks for
     std::vector<int32_t> sequence_counts_;

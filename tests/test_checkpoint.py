@@ -77,7 +77,14 @@ def test_after_any_interruptions_the_profile_is_that_of_one_run(
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     line = [str(COMMAND), *map(str, arguments)]
-    return subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        line,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # What runs in the background of a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def finish(process: subprocess.Popen[str], seconds: float | None = None) -> tuple[int, str]:

@@ -123,7 +123,7 @@ def _many_lists(shop: Path) -> list[str]:
     for number, entry in enumerate(entries):
         source = append_entry(source, shop / f"large{number}.gguf", entry)
     source.rename(shop / "large.gguf")
-    return ["inspect", "large.gguf", "--ctx", "4096"]
+    return ["profile", "large.gguf", "-c", "tokens.npy", "-o", "out.gguf"]
 
 
 def _large_key(shop: Path) -> list[str]:

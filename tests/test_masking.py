@@ -290,7 +290,7 @@ def test_compare_counts_overlap_beside_chance() -> None:
 @pytest.mark.parametrize("method", coe.METHODS)
 @pytest.mark.parametrize("combine", ["sum", "max"])
 def test_several_domains_share_a_mask(method: str, combine: str) -> None:
-    """Brute force: shares of each layer's scores, added up or the largest; structural in one is structural in all."""
+    """Brute force: shares of each layer's scores, added up or the largest."""
     domains = [make_profile(seed, n_tokens=n_tokens) for seed, n_tokens in ((1, 200), (2, 5000))]
     mask = coe.build_mask(domains, 4, method=method, combine=combine, structural=False)
     scores = [coe.score(domain, method) for domain in domains]

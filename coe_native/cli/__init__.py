@@ -25,6 +25,7 @@ COMMANDS = {
     "sweep": "Judge live masks of many sizes: how small can it be?",
     "compare": "Show how far two masks overlap, beside chance.",
     "report": "Show profiles, masks and a sweep on a page of pictures.",
+    "corpus": "Look at text, and draw samples from it.",
     "import": "Take over counts and masks of other tools.",
     "specialise": "Profile, mask, prune, verify and evaluate in one go.",
     "demo": "Specialise the model that comes with the package.",

@@ -1,0 +1,167 @@
+"""Samples: as many of each stratum as asked for, the same each time, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import coe_native as coe
+from coe_native import demo
+from coe_native.corpus import Corpus, Document, Message, corpus_of, read_corpus
+from coe_native.sampling import _shared_out, jaccard, lines, near_duplicates, sample, shingles, stats
+
+WORDS = [f"word{i}" for i in range(5000)]
+
+
+def text(seed: int, n_words: int = 120) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=n_words))
+
+
+def changed(original: str, n_words: int, seed: int = 0) -> str:
+    """The same with so many words in a row replaced."""
+    words = original.split()
+    at = random.Random(seed).randrange(len(words) - n_words)
+    return " ".join([*words[:at], *(f"new{i}" for i in range(n_words)), *words[at + n_words :]])
+
+
+def documents_of(texts: list[str], label: str = "") -> list[Document]:
+    return [Document(f"t[{i}]", content, label) for i, content in enumerate(texts)]
+
+
+def test_near_duplicates_are_found_and_others_left() -> None:
+    originals = [text(i) for i in range(40)]
+    texts = [
+        *originals,
+        *(changed(original, 3, i) for i, original in enumerate(originals)),
+        *map(text, range(90, 99)),
+    ]
+    found = near_duplicates(documents_of(texts), 0.8)
+    assert found[:40] == [None] * 40
+    assert found[40:80] == list(range(40))
+    assert found[80:] == [None] * 9
+    far = near_duplicates(documents_of([text(1), changed(text(1), 40)]), 0.8)
+    assert far == [None, None]
+    assert near_duplicates(documents_of(["The  same, words!", "the same words"]), 1.0) == [None, 0]
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+@settings(deadline=None)
+def test_what_is_called_a_duplicate_is_one(first: int, n_words: int, threshold: float) -> None:
+    pair = documents_of([text(first), changed(text(first), n_words)])
+    alike = jaccard(*(shingles(str(document.content)) for document in pair))
+    found = near_duplicates(pair, threshold)[1]
+    if found is not None:
+        assert alike >= threshold
+    elif threshold >= 0.5:
+        assert alike < min(1.0, threshold + 0.15), "MinHash misses few"
+
+
+SIZES = st.dictionaries(
+    st.text(max_size=2), st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=6
+)
+
+
+@given(st.integers(0, 400), SIZES)
+def test_shares_are_fair_and_within_their_bounds(size: int, strata: dict[str, tuple[int, int]]) -> None:
+    sizes = {name: n for name, (n, _) in strata.items()}
+    most = {name: min(n, cap) for name, (n, cap) in strata.items()}
+    shares = _shared_out(size, sizes, most)
+    assert sum(shares.values()) == min(size, sum(most.values()))
+    assert all(0 <= shares[name] <= most[name] for name in sizes)
+    if most == sizes and size <= sum(sizes.values()):
+        exact = {name: size * n / sum(sizes.values()) for name, n in sizes.items()}
+        assert all(abs(shares[name] - exact[name]) < 1 for name in sizes)
+
+
+def test_a_sample_has_so_many_of_each_stratum() -> None:
+    labels = {"law": 30, "maths": 60, "art": 3}
+    documents = [
+        document
+        for offset, (label, n) in enumerate(labels.items())
+        for document in documents_of([text(1000 * offset + i) for i in range(n)], label)
+    ]
+    corpus = Corpus("questions", tuple(documents))
+    drawn = sample([corpus], cap=5)
+    assert Counter(document.label for document in drawn) == {"law": 5, "maths": 5, "art": 3}
+    assert drawn == sample([corpus], cap=5)
+    assert drawn != sample([corpus], cap=5, seed=1)
+    shared = sample([corpus], size=31)
+    assert Counter(document.label for document in shared) == {"law": 10, "maths": 20, "art": 1}
+    assert len({document.content for document in shared}) == 31
+    assert Counter(d.label for d in sample([corpus], size=40, cap=15)) == {"law": 15, "maths": 15, "art": 3}
+    with pytest.raises(coe.InputError, match="--size in all, or --cap"):
+        sample([corpus])
+
+
+def test_no_document_is_drawn_twice_in_other_words() -> None:
+    texts = [text(i) for i in range(20)]
+    corpora = [corpus_of(texts, "a"), corpus_of([changed(original, 2) for original in texts], "b")]
+    assert len(sample(corpora, cap=100)) == 20
+    assert len(sample(corpora, cap=100, threshold=None)) == 40
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_sample_is_read_back_as_the_same_corpus(tmp_path: Path, suffix: str) -> None:
+    rows = [{"question": text(i), "category": f"c{i % 3}", "year": 2000 + i % 2} for i in range(12)]
+    path = tmp_path / f"questions.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    for column, values in (("category", {"c0", "c1", "c2"}), ("year", {"2000", "2001"})):
+        drawn = sample([read_corpus(path, label=column)], cap=2)
+        assert {document.label for document in drawn} == values
+        out = tmp_path / "sample.jsonl"
+        out.write_bytes(b"".join(lines(drawn, column)))
+        again = read_corpus(out, label=column)
+        assert [(d.content, d.label) for d in again.documents] == [(d.content, d.label) for d in drawn]
+    with pytest.raises(coe.InputError, match=rf"questions\.{suffix}:1: has no text or number in column 'subject'"):
+        read_corpus(path, label="subject")
+
+
+def test_conversations_and_tokens_stay_what_they_are(tmp_path: Path) -> None:
+    documents = [
+        Document("a", (Message("user", "Hello"), Message("assistant", "Good day"))),
+        Document("b", (1, 2, 3)),
+        Document("c", "text \ud800"),
+    ]
+    out = tmp_path / "sample.jsonl"
+    out.write_bytes(b"".join(lines(documents, None)))
+    assert [document.content for document in read_corpus(out).documents] == [d.content for d in documents]
+
+
+def test_stats_count_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in (text(1), text(1), text(2))))
+    (tmp_path / "b.txt").write_text(changed(text(1), 2))
+    corpora = [read_corpus(tmp_path / name) for name in ("a.jsonl", "b.txt")]
+    with coe.Model(demo.MODEL, n_ctx=32, tokenizer_only=True) as model:
+        first, second = stats(corpora, model)
+        n_tokens = [[len(model.tokenize(str(d.content))) for d in corpus.documents] for corpus in corpora]
+        with pytest.raises(coe.CoeError, match="no weights to compute with"):
+            model.logits([1, 2])
+    assert (first.documents, first.duplicates, first.near_duplicates) == (3, 1, 0)
+    assert (second.documents, second.duplicates, second.near_duplicates) == (1, 0, 1)
+    assert [first.tokens, second.tokens] == [sum(of_corpus) for of_corpus in n_tokens]
+    assert first.characters == sum(len(str(document.content)) for document in corpora[0].documents)
+    assert stats(corpora)[0].tokens is None
+
+
+def test_tokens_are_those_of_the_loaded_model(model_file: Callable[[str, str], Path]) -> None:
+    with coe.Model(demo.MODEL, n_ctx=32) as whole, coe.Model(demo.MODEL, n_ctx=32, tokenizer_only=True) as bare:
+        for document in demo.corpus("cpp", "test").documents:
+            assert whole.tokenize(str(document.content)).tolist() == bare.tokenize(str(document.content)).tolist()
+    with (
+        coe.Model(model_file("olmoe", "F32"), n_ctx=32, tokenizer_only=True) as model,
+        pytest.raises(coe.InputError, match="has no tokenizer"),
+    ):
+        model.tokenize("text")
