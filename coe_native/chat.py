@@ -7,6 +7,7 @@ of its own, with little of both. They talk in lines of JSON.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -22,6 +23,18 @@ _MOST_MEMORY = 1 << 29
 _LONGEST_ERROR = 500
 
 
+_NO_THINKING = {"enable_thinking": False, "thinking": False}
+"""What templates call it: the first Qwen, Gemma, GLM and others, the second DeepSeek."""
+
+_OPEN = re.compile(r"<(think\b[^<>]*)>\s*\Z")
+
+
+def close_thinking(prompt: str) -> str:
+    """A prompt at whose end a template has opened a thinking block whatever it was told, with the block closed."""
+    opened = _OPEN.search(prompt)
+    return prompt if opened is None else f"{prompt.rstrip()}\n</{opened[1]}>\n\n"
+
+
 class ChatTemplate:
     """A template with its own texts for BOS and EOS. `close` ends its process."""
 
@@ -30,15 +43,16 @@ class ChatTemplate:
         self._process: subprocess.Popen[str] | None = None
         self._given_up = ""
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """A conversation as text. Raises InputError where the template refuses it, or does not come to an end,
-        and from then on."""
+    def render(self, messages: list[dict[str, str]], *, reply: bool = False) -> str:
+        """A conversation as text; with `reply`, up to where the answer to it begins, behind a closed thinking
+        block where the template has one. Raises InputError where the template refuses it, or does not come to an
+        end, and from then on."""
         if self._given_up:
             raise InputError(self._given_up)
         if self._process is None:
             self._process = _start()
             self._ask(self._made_of, 60.0)  # everything is imported first
-        return str(self._ask({"messages": messages}, SECONDS))
+        return str(self._ask({"messages": messages, "reply": reply}, SECONDS))
 
     def _ask(self, question: dict[str, Any], seconds: float) -> Any:
         process = self._process
@@ -97,7 +111,10 @@ def serve() -> None:
                 formatter = Jinja2ChatFormatter(**question, add_generation_prompt=False)
                 said = {"text": ""}
             else:
-                text = formatter(messages=question["messages"]).prompt
+                formatter.add_generation_prompt = question["reply"]
+                text = formatter(messages=question["messages"], **_NO_THINKING).prompt
+                if question["reply"]:
+                    text = close_thinking(text)
                 if len(text) > (1 << 20) + 4 * len(line):
                     raise ValueError(f"it made {len(text)} characters of {len(line)}")
                 said = {"text": text}

@@ -191,14 +191,42 @@ class Model:
         bos = self._session.bos_token
         return bos if bos >= 0 else None
 
-    def render_chat(self, messages: tuple[Message, ...]) -> str:
-        """A conversation as text, by the chat template that the model carries. Raises InputError without one."""
+    def token_text(self, token: int) -> bytes:
+        """The bytes that a token stands for; none for a control token. They may be a part of a character."""
+        with self._named():
+            return self._session.token_text(token)
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends a text or a turn."""
+        return self._session.ends(token)
+
+    def draw(self, sampler: core.Sampler) -> int:
+        """The token that a sampler draws after the last decode."""
+        with self._named():
+            return sampler.next(self._session)
+
+    def go_on(self, token: int, position: int) -> None:
+        """Runs one more token of the sequence that runs."""
+        one = np.array([token], np.int32)
+        self.decode(Batch(one, np.array([position], np.int32), np.zeros(1, np.int32), 0))
+
+    def render_chat(self, messages: tuple[Message, ...], *, reply: bool = False) -> str:
+        """A conversation as text, by the chat template that the model carries; with `reply`, up to where the model
+        is to answer, with its thinking closed. Raises InputError without a template."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
         template = self._chat_template
         try:
-            return template.render(turns)
+            return template.render(turns, reply=reply)
         except InputError as error:
             raise InputError(f"{self.moe.path}: its chat template refused a conversation ({error})") from error
+
+    @property
+    def reply_prefill(self) -> str:
+        """What a prompt for a raw API must end with for the model to answer without thinking: how its template
+        begins an answer, with the thinking block closed. Raises InputError without a template."""
+        question = (Message("user", "Hello"),)
+        asked, answered = (self.render_chat(question, reply=reply) for reply in (False, True))
+        return answered[len(asked) :] if answered.startswith(asked) else answered.rpartition("Hello")[2]
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:

@@ -117,7 +117,7 @@ def sample(
 ) -> list[Document]:
     """Documents drawn at random from each stratum (documents of one label; without labels, of one corpus), the
     same with the same `seed`: at most `cap` of each, and `size` in all, shared out in proportion to what the
-    strata have. With `threshold`, no two are near duplicates. In the order of the strata, and in each of the corpora.
+    strata have. With `threshold`, no two are near duplicates. In the order of strata, and in each of the corpora.
 
     Raises InputError where neither `size` nor `cap` says how many.
     """

@@ -249,6 +249,23 @@ std::string Session::chat_template() const {
     return text == nullptr ? "" : text;
 }
 
+std::string Session::token_text(int32_t token) const {
+    if (token < 0 || token >= n_vocab()) {
+        throw std::invalid_argument("token " + std::to_string(token) + " is outside the vocabulary of " +
+                                    std::to_string(n_vocab()));
+    }
+    std::string text(64, '\0');
+    int32_t length =
+        llama_token_to_piece(vocab_, token, text.data(), static_cast<int32_t>(text.size()), 0, false);
+    if (length < 0) {
+        text.resize(static_cast<size_t>(-length));
+        length =
+            llama_token_to_piece(vocab_, token, text.data(), static_cast<int32_t>(text.size()), 0, false);
+    }
+    text.resize(static_cast<size_t>(std::max(length, 0)));
+    return text;
+}
+
 std::vector<int32_t> Session::tokenize(const std::string& text, bool parse_special) const {
     if (text.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max()) - 8) {
         throw std::invalid_argument("a text of " + std::to_string(text.size()) +
@@ -409,6 +426,11 @@ const float* Session::logits(int32_t i) {
         throw std::runtime_error("llama.cpp kept no logits for row " + std::to_string(i));
     }
     return row;
+}
+
+int32_t Session::sample(llama_sampler* chain) {
+    logits(-1);  // says what is wrong where there are none
+    return llama_sampler_sample(chain, context_, -1);
 }
 
 void Session::want_embeddings(bool on) {

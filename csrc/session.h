@@ -57,6 +57,9 @@ class Session {
     int32_t bos_token() const;
     int32_t eos_token() const;
     std::string chat_template() const;
+    // The bytes that a token stands for, none for a control token; whether it ends a text or a turn.
+    std::string token_text(int32_t token) const;
+    bool ends(int32_t token) const { return llama_vocab_is_eog(vocab_, token); }
     // Without BOS and EOS; special tokens are not parsed out of the text unless asked for.
     std::vector<int32_t> tokenize(const std::string& text, bool parse_special) const;
 
@@ -81,6 +84,8 @@ class Session {
     bool has_logits() const { return hooks_.logits_seen; }
     // Logits of row `i` of the last decode, [n_vocab].
     const float* logits(int32_t i);
+    // The token that a chain of llama.cpp's samplers draws from the last decode's last row, which it accepts.
+    int32_t sample(llama_sampler* chain);
     int32_t n_threads() const { return llama_n_threads_batch(context_); }
     std::vector<MemoryUse> memory() const { return memory_use(context_); }
 

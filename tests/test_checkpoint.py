@@ -83,7 +83,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         text=True,
         # What runs in the background of a shell ignores Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
 
 

@@ -3,6 +3,7 @@
 #include "bindings.h"
 #include "crash.h"
 #include "distributions.h"
+#include "sampler.h"
 
 namespace py = pybind11;
 
@@ -199,7 +200,20 @@ void register_session(py::module_& module) {
         .def("log_probabilities", &log_probabilities, py::arg("first"), py::arg("targets"))
         .def("normalisers", &normalisers, py::arg("first"), py::arg("count"))
         .def("divergences", &divergences, py::arg("first"), py::arg("reference"), py::arg("normalisers"))
-        .def("memory", &memory);
+        .def("memory", &memory)
+        .def("token_text", [](const Session& s, int32_t token) { return py::bytes(s.token_text(token)); })
+        .def("ends", &Session::ends, py::arg("token"));
+    py::class_<Sampler>(module, "Sampler")
+        .def(py::init([](int32_t n_vocab, float temperature, int32_t top_k, float top_p, float min_p,
+                         float repeat_penalty, int32_t repeat_last_n, uint32_t seed) {
+                 return std::make_unique<Sampler>(
+                     n_vocab,
+                     SamplingOptions{temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed});
+             }),
+             py::arg("n_vocab"), py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
+             py::arg("min_p"), py::arg("repeat_penalty"), py::arg("repeat_last_n"), py::arg("seed"))
+        .def("accept", [](Sampler& sampler, const Tokens& tokens) { sampler.accept(to_vector(tokens)); })
+        .def("next", &Sampler::next, py::arg("session"), ReleaseGil());
 }
 
 }  // namespace coe::bindings

@@ -128,7 +128,7 @@ class _Bytes:
     def tokenize(self, text: str, *, parse_special: bool = False) -> Tokens:  # noqa: ARG002
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
-    def render_chat(self, messages: tuple[Message, ...]) -> str:
+    def render_chat(self, messages: tuple[Message, ...], *, reply: bool = False) -> str:  # noqa: ARG002
         return "".join(message.role + message.content for message in messages)
 
 
