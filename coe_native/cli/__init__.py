@@ -26,6 +26,8 @@ COMMANDS = {
     "compare": "Show how far two masks overlap, beside chance.",
     "report": "Show profiles, masks and a sweep on a page of pictures.",
     "corpus": "Look at text, and draw samples from it.",
+    "humaneval": "Let a model solve programming problems.",
+    "modelfile": "Print how to use a model: Modelfile and prefill.",
     "import": "Take over counts and masks of other tools.",
     "specialise": "Profile, mask, prune, verify and evaluate in one go.",
     "demo": "Specialise the model that comes with the package.",

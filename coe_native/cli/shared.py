@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -21,6 +21,7 @@ from coe_native.units import gigabytes
 
 if TYPE_CHECKING:
     from coe_native.corpus import Corpus
+    from coe_native.humaneval import Attempt
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import Progress
     from coe_native.runtime import Model
@@ -112,15 +113,25 @@ _PLACEMENT_OPTIONS = (
     click.option("--device", multiple=True, help="llama.cpp device to use (repeatable)."),
 )
 
-_MODEL_OPTIONS = (
-    click.option("--ctx", type=COUNT, default=512, show_default=True, help="Tokens of the longest window."),
-    click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once."),
-    click.option("--threads", type=THREADS, help="CPU threads; all cores if not given."),
-    *_PLACEMENT_OPTIONS,
-    click.option(
-        "--rpc", multiple=True, metavar="HOST:PORT", help="llama.cpp rpc-server whose devices to use (repeatable)."
-    ),
-)
+
+def model_options_with(*, ctx: int) -> Callable[[Function], Function]:
+    """Options of commands that run a model, with a context of so many tokens if no other is given."""
+    return together(
+        (
+            click.option(
+                "--ctx", type=COUNT, default=ctx, show_default=True, help="Tokens of the longest window."
+            ),
+            click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once."),
+            click.option("--threads", type=THREADS, help="CPU threads; all cores if not given."),
+            *_PLACEMENT_OPTIONS,
+            click.option(
+                "--rpc",
+                multiple=True,
+                metavar="HOST:PORT",
+                help="llama.cpp rpc-server whose devices to use (repeatable).",
+            ),
+        )
+    )
 
 
 def together(options: Sequence[Callable[[Function], Function]]) -> Callable[[Function], Function]:
@@ -132,7 +143,7 @@ def together(options: Sequence[Callable[[Function], Function]]) -> Callable[[Fun
     return decorate
 
 
-model_options = together(_MODEL_OPTIONS)
+model_options = model_options_with(ctx=512)
 placement_options = together(_PLACEMENT_OPTIONS)
 
 
@@ -256,6 +267,12 @@ class _Bar:
     def tokens(self, progress: Progress) -> None:
         self._update(progress.tokens, progress.total, 1, "tokens/s")
 
+    def attempts(self, attempts: Mapping[str, Attempt], total: int) -> None:
+        passed = sum(bool(attempt.passed) for attempt in attempts.values())
+        judged = any(attempt.passed is not None for attempt in attempts.values())
+        rate = f"{passed} passed" if judged else ""
+        self._progress.update(self._task, completed=len(attempts), total=total, rate=rate)
+
     def _update(self, done: int, total: int, scale: float, unit: str) -> None:
         speed = self._progress.tasks[0].speed
         rate = "" if speed is None else f"{speed / scale:,.0f} {unit}"
@@ -274,6 +291,13 @@ def token_progress(description: str) -> Iterator[Callable[[Progress], None]]:
     """A bar for work on tokens."""
     with _Bar(description) as bar:
         yield bar.tokens
+
+
+@contextlib.contextmanager
+def problem_progress(total: int) -> Iterator[Callable[[Mapping[str, Attempt]], None]]:
+    """A bar for problems that are solved."""
+    with _Bar("solving") as bar:
+        yield lambda attempts: bar.attempts(attempts, total)
 
 
 @contextlib.contextmanager

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from coe_native.cli.keeping import PASS_NAMES, pass_arguments, pass_options, slower_on_cuda
+from coe_native.cli.keeping import (
+    PASS_NAMES,
+    fit_option,
+    pass_arguments,
+    pass_options,
+    placement,
+    slower_on_cuda,
+)
 from coe_native.cli.shared import (
+    COUNT,
     FILE,
     Command,
     field_option,
@@ -26,7 +35,7 @@ from coe_native.cli.shared import (
 )
 from coe_native.errors import InputError
 from coe_native.scoring import METHODS
-from coe_native.units import gigabytes
+from coe_native.units import gibibytes, gigabytes
 
 if TYPE_CHECKING:
     from coe_native.sweeping import Sweep
@@ -98,6 +107,10 @@ class _Share(click.ParamType[float]):
     show_default=True,
     help="Show the smallest keep with which the first text's perplexity rises by no more.",
 )
+@fit_option
+@click.option(
+    "--fit-ctx", type=COUNT, default=8192, show_default=True, help="Tokens of the context that is to fit too."
+)
 @pass_options
 @click.option("-o", "--output", type=FILE, help="JSON file to write, for `report --sweep`.")
 @click.option("--plot", type=FILE, help="HTML page with a plot to write.")
@@ -113,6 +126,8 @@ def command(
     keeps: tuple[int, ...] | None,
     methods: tuple[str, ...],
     max_loss: float,
+    fit_bytes: int | None,
+    fit_ctx: int,
     output: Path | None,
     plot: Path | None,
     as_csv: bool,
@@ -127,13 +142,15 @@ def command(
     """
     from coe_native.atomic import check_target
     from coe_native.corpus import read_corpus
+    from coe_native.fitting import memory_of
     from coe_native.moe_model import MoeModel
     from coe_native.routing_profile import RoutingProfile
     from coe_native.sweeping import default_keeps, sweep
 
     if len({name for name, _ in texts}) < len(texts):
         raise InputError("--text: two texts have one name; give each its own: own=… other=…")
-    inputs = (*MoeModel(model).paths, profile, *(path for _, path in texts))
+    moe = MoeModel(model)
+    inputs = (*moe.paths, profile, *(path for _, path in texts))
     for path in (output, plot):
         if path is not None:
             check_target(path, force=force, inputs=inputs)
@@ -154,6 +171,10 @@ def command(
             progress=progress,
             **mask_options,
         )
+    needed = {}
+    if fit_bytes is not None:
+        place = placement(options, fit_ctx)
+        needed = {keep: memory_of(moe, keep, place).total for keep in sorted({p.keep for p in found.points})}
     if output is not None:
         found.save(output, force=force)
     if plot is not None:
@@ -161,12 +182,12 @@ def command(
     best = {method: found.smallest(method, max_loss) for method in found.methods}
     if as_json:
         smallest = {method: None if point is None else point.keep for method, point in best.items()}
-        print_json({**found.as_json(), "max_loss": max_loss, "smallest": smallest})
+        print_json({**found.as_json(), "max_loss": max_loss, "smallest": smallest, "memory": needed})
         return
     if as_csv:
         click.echo(found.as_csv(), nl=False)
         return
-    _print(found)
+    _print(found, needed)
     text = found.parent[0].text
     for method, point in best.items():
         if point is None:
@@ -177,19 +198,26 @@ def command(
             f"{method}: keep {point.keep} is the smallest within {max_loss:.1%}: "
             f"{loss:+.1%} perplexity on {text}, {sizes}"
         )
+        if fit_bytes is not None:
+            fits = "fits into" if needed[point.keep] <= fit_bytes else "does not fit into"
+            say(
+                f"keep {point.keep} takes {gibibytes(needed[point.keep])} with a context of {fit_ctx} tokens: "
+                f"it {fits} {gibibytes(fit_bytes)}"
+            )
         if slower := slower_on_cuda(found.n_experts, point.keep):
             say(slower)
 
 
-def _print(found: Sweep) -> None:
-    columns = ["method", "keep", "size"]
+def _print(found: Sweep, needed: Mapping[int, int]) -> None:
+    columns = ["method", "keep", "size", *(["memory"] if needed else [])]
     for parent in found.parent:
         columns += [parent.text, "loss", "KL", "same top"]
-    rows = [["parent", str(found.n_experts), gigabytes(found.n_bytes)]]
+    rows = [["parent", str(found.n_experts), gigabytes(found.n_bytes), *([""] if needed else [])]]
     for parent in found.parent:
         rows[0] += [f"{parent.perplexity:.3f}", "", "", ""]
     for point in found.points:
         row = [point.method, str(point.keep), gigabytes(point.n_bytes)]
+        row += [gibibytes(needed[point.keep])] if needed else []
         for result, loss in zip(point.evaluations, found.losses(point), strict=True):
             row += [
                 f"{result.perplexity:.3f}",

