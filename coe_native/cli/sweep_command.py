@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ from coe_native.scoring import METHODS
 from coe_native.units import gibibytes, gigabytes
 
 if TYPE_CHECKING:
-    from coe_native.sweeping import Sweep
+    from coe_native.sweeping import Sweep, SweepPoint
 
 
 class _Text(click.ParamType[tuple[str, Path]]):
@@ -188,24 +188,29 @@ def command(
         click.echo(found.as_csv(), nl=False)
         return
     _print(found, needed)
-    text = found.parent[0].text
     for method, point in best.items():
-        if point is None:
-            say(f"{method}: every keep that was tried costs more than {max_loss:.1%} perplexity on {text}")
-            continue
-        loss, sizes = found.losses(point)[0], f"{gigabytes(point.n_bytes)} instead of {gigabytes(found.n_bytes)}"
-        say(
-            f"{method}: keep {point.keep} is the smallest within {max_loss:.1%}: "
-            f"{loss:+.1%} perplexity on {text}, {sizes}"
-        )
-        if fit_bytes is not None:
+        for line in _verdict(found, method, point, max_loss):
+            say(line)
+        if point is not None and fit_bytes is not None:
             fits = "fits into" if needed[point.keep] <= fit_bytes else "does not fit into"
             say(
                 f"keep {point.keep} takes {gibibytes(needed[point.keep])} with a context of {fit_ctx} tokens: "
                 f"it {fits} {gibibytes(fit_bytes)}"
             )
-        if slower := slower_on_cuda(found.n_experts, point.keep):
-            say(slower)
+
+
+def _verdict(found: Sweep, method: str, point: SweepPoint | None, max_loss: float) -> Iterator[str]:
+    """What the smallest specialist within a loss is, in words."""
+    text = found.parent[0].text
+    if point is None:
+        yield f"{method}: every keep that was tried costs more than {max_loss:.1%} perplexity on {text}"
+        return
+    yield (
+        f"{method}: keep {point.keep} is the smallest within {max_loss:.1%}: {found.losses(point)[0]:+.1%} "
+        f"perplexity on {text}, {gigabytes(point.n_bytes)} instead of {gigabytes(found.n_bytes)}"
+    )
+    if slower := slower_on_cuda(found.n_experts, point.keep):
+        yield slower
 
 
 def _print(found: Sweep, needed: Mapping[int, int]) -> None:
