@@ -38,6 +38,10 @@ class Evaluation:
     top1_agreement: float | None = None
     kl_error: float | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 < self.perplexity < math.inf:
+            raise InputError(f"a perplexity is a number above 0, not {self.perplexity}")
+
     def loss(self, parent: Evaluation) -> float:
         """How much higher the perplexity is than the parent's, as a share of that."""
         return self.perplexity / parent.perplexity - 1

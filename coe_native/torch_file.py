@@ -67,14 +67,14 @@ def read_torch(path: str | Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             return _Reader(archive).read()
-    except zipfile.BadZipFile as error:
-        raise InputError(
-            f"{path}: is no file of torch.save, or one from before PyTorch 1.6; save it with a newer one"
-        ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # zipfile says what it likes of a damaged archive
+        raise InputError(
+            f"{path}: is no file of torch.save, or one from before PyTorch 1.6; save it with a newer one ({error})"
+        ) from error
 
 
 class _Reader:

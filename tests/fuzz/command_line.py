@@ -61,6 +61,7 @@ LINES: dict[str, tuple[str, ...]] = {
         "mask profile.gguf --keep 4 --reasoning FILE -o out.json",
         "merge FILE profile.gguf -o out.gguf",
         "compare FILE profile.gguf --keep 4",
+        "report FILE --keep 4 -o out.html",
         f"profile parent.gguf -c tokens.jsonl -o FILE --force {_RUN}",
     ),
     "checkpoint": (f"profile parent.gguf -c tokens.jsonl -o out.gguf --resume {_RUN}",),
@@ -75,6 +76,9 @@ LINES: dict[str, tuple[str, ...]] = {
         f"profile parent.gguf -c FILE -o out.gguf --skip-bad {_RUN}",
         f"eval parent.gguf --text FILE {_RUN}",
     ),
+    "torch": ("import FILE --experts 8 -o out.any", "import FILE --model parent.gguf -o out.any"),
+    "imatrix": ("import FILE -o out.gguf", "import FILE --model parent.gguf -o out.gguf"),
+    "sweep": ("report profile.gguf --sweep FILE -o out.html",),
     "npy": (
         f"profile parent.gguf -c FILE -o out.gguf {_RUN}",
         f"eval parent.gguf --text FILE {_RUN}",
@@ -89,8 +93,11 @@ _NAMES = {
     "mask": "changed.json",
     "jsonl": "changed.jsonl",
     "npy": "changed.npy",
+    "torch": "changed.pt",
+    "imatrix": "changed.gguf",
+    "sweep": "changed.json",
 }
-_MUTATIONS = {"profile": "gguf", "checkpoint": "gguf", "mask": "json"}
+_MUTATIONS = {"profile": "gguf", "checkpoint": "gguf", "mask": "json", "imatrix": "gguf", "sweep": "json"}
 
 
 def prepare(directory: Path) -> dict[str, list[bytes]]:
@@ -125,6 +132,9 @@ def prepare(directory: Path) -> dict[str, list[bytes]]:
         "mask": [(directory / "mask.json").read_bytes()],
         "jsonl": [(directory / "tokens.jsonl").read_bytes(), _JSONL_SEED.read_bytes()[1:]],
         "npy": [(directory / "tokens.npy").read_bytes()],
+        "torch": [path.read_bytes()[1:] for path in sorted((SEEDS / "imported").glob("*.pt"))],
+        "imatrix": [(SEEDS / "imported" / "imatrix.gguf").read_bytes()[1:]],
+        "sweep": [(SEEDS / "judged" / "sweep.json").read_bytes()],
     }
 
 

@@ -7,11 +7,15 @@ import io
 import json
 import random
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 from fuzz.targets import SEEDS
 from random_models import write_random_model
+from test_humaneval import ADD, as_lines
+from test_importing import imatrix, torch_save
+from test_sweep import made
 
 import coe_native as coe
 from coe_native.checkpoint import Checkpoint, Position
@@ -55,6 +59,29 @@ def _profiles_and_masks(directory: Path) -> None:
         _save("mask", name, (directory / name).read_bytes())
 
 
+def _imported(directory: Path) -> None:
+    counts = np.zeros((2, 8, 2), np.int64)
+    counts[:, 3, 0] = counts[:, 5, 1] = 7
+    flags = np.arange(16).reshape(2, 8) % 2 == 0
+    for name, value in (
+        ("counts", {"histograms": counts, "note": "text"}),
+        ("mask", [np.array([0, 3, 5]), np.array([1, 2, 7], np.int32)]),
+        ("flags", {"a": (None, True, 1.5, flags)}),
+    ):
+        path = torch_save(directory / f"{name}.pt", value)
+        _save("imported", f"{name}.pt", b"\1" + path.read_bytes())
+        with zipfile.ZipFile(path) as archive:
+            _save("imported", f"{name}.pkl", b"\0" + archive.read("archive/data.pkl"))
+    matrix = {block: np.array([4, 0, 0, 6, 0, 5, 0, 5], np.float32) for block in (0, 2)}
+    _save("imported", "imatrix.gguf", b"\2" + imatrix(directory / "imatrix.gguf", matrix, 10).read_bytes())
+
+
+def _judged(directory: Path) -> None:
+    made({4: 0.5, 8: 0.01}).save(directory / "sweep.json")
+    _save("judged", "sweep.json", (directory / "sweep.json").read_bytes())
+    _save("judged", "problems.jsonl", as_lines([ADD]).encode())
+
+
 def _corpora() -> None:
     records = [
         {"text": "größer\n\ud83d\ude00"},
@@ -88,5 +115,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         _models(Path(directory))
         _profiles_and_masks(Path(directory))
+        _imported(Path(directory))
+        _judged(Path(directory))
     _corpora()
     _for_the_core()

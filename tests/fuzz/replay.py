@@ -12,7 +12,12 @@ from pathlib import Path
 from fuzz.mutation import Mutator
 from fuzz.targets import TARGETS
 
-_KINDS = {"model": "gguf", "profile": "gguf", "mask": "json"}
+_KINDS = {"model": "gguf", "profile": "gguf", "mask": "json", "judged": "json"}
+# Where the first byte says of which kind the others are.
+_KINDS_BY_BYTE = {
+    "corpus": {0: "jsonl", 1: "npy"},
+    "imported": {0: "pickle", 1: "zip", 2: "gguf"},
+}
 
 
 def replay(name: str, seconds: float) -> int:
@@ -35,12 +40,10 @@ def replay(name: str, seconds: float) -> int:
 
 
 def _changed(mutator: Mutator, name: str, seeds: list[bytes]) -> bytes:
-    if name != "corpus":
+    if name not in _KINDS_BY_BYTE:
         return mutator.change(seeds, _KINDS[name])
-    # The first byte says of which kind a corpus is.
-    kind = mutator.random.choice((0, 1))
-    data = mutator.change([seed[1:] for seed in seeds if seed[0] == kind], ("jsonl", "npy")[kind])
-    return bytes([kind]) + data
+    byte, kind = mutator.random.choice(list(_KINDS_BY_BYTE[name].items()))
+    return bytes([byte]) + mutator.change([seed[1:] for seed in seeds if seed[0] == byte], kind)
 
 
 if __name__ == "__main__":

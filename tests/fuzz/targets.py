@@ -15,6 +15,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from coe_native.checkpoint import Checkpoint
 from coe_native.cli.inspect_command import facts_of
 from coe_native.corpus import Message, Shard, bundles, read_corpus
 from coe_native.gguf_file import GgufFile
+from coe_native.humaneval import program, read_problems
+from coe_native.importing import import_file
 from coe_native.surgery_plan import Plan, plan_prune, plan_zero
 
 SEEDS = Path(__file__).parent / "seeds"
@@ -153,9 +156,55 @@ def corpus(data: bytes) -> None:
             assert np.array_equal(np.concatenate([tokens[:0], *run]), tokens)
 
 
+def imported(data: bytes) -> None:
+    """The first byte says what the others are: a pickle in a file of torch.save, such a file, or a GGUF."""
+    kind, content = data[:1], data[1:]
+    path = DIRECTORY / "imported"
+    if kind == b"\0":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+            for number in range(3):
+                archive.writestr(f"archive/data/{number}", _STORAGE)
+    else:
+        path.write_bytes(content)
+    try:
+        read = import_file(path, n_experts=8)
+    except coe.InputError:
+        return
+    again = DIRECTORY / "again"
+    read.save(again)
+    if isinstance(read, coe.ExpertMask):
+        assert coe.ExpertMask.load(again).digest == read.digest
+        return
+    same = coe.RoutingProfile.load(again)
+    assert np.array_equal(same.histograms, read.histograms)
+    assert same.top_k == read.top_k
+    with contextlib.suppress(coe.InputError):
+        coe.build_mask(read, read.n_experts // 2, method="frequency")
+
+
+_STORAGE = np.arange(512, dtype=np.int64).tobytes()
+
+
+def judged(data: bytes) -> None:
+    """A sweep, or a set of problems."""
+    path = _write("judged.json", data)
+    with contextlib.suppress(coe.InputError):
+        read = coe.Sweep.load(path)
+        read.save(DIRECTORY / "again.json")
+        assert coe.Sweep.load(DIRECTORY / "again.json") == read
+        read.as_csv()
+        assert all(read.smallest(method, 0.1) in (None, *read.points) for method in read.methods)
+    with contextlib.suppress(coe.InputError):
+        for problem in read_problems(path):
+            assert problem.entry_point in program(problem, "pass")
+
+
 TARGETS = {
     "model": Target(model, "gguf"),
     "profile": Target(profile, "profile"),
     "mask": Target(mask, "mask"),
     "corpus": Target(corpus, "corpus"),
+    "imported": Target(imported, "imported"),
+    "judged": Target(judged, "judged"),
 }
