@@ -123,7 +123,7 @@ def test_a_sweep_survives_its_file(tmp_path: Path) -> None:
         (lambda text: text.replace('"version": 1', '"version": 2'), "has sweep version 2"),
         (lambda text: text.replace('"keep": 4', '"keep": "four"'), "is a damaged sweep"),
         (lambda text: text.replace('"perplexity": 10.0', '"perplexity": 0.0'), "a number above 0"),
-        (lambda text: text.replace('"parent": [ '"parent": [], "x": ['), "has not all texts"),
+        (lambda text: text.replace('"parent": [', '"parent": [], "x": ['), "has not all texts"),
     ],
 )
 def test_damaged_sweeps_are_refused(tmp_path: Path, change: Callable[[str], str], said: str) -> None:
