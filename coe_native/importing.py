@@ -200,7 +200,9 @@ def _of_imatrix(file: GgufFile, target: _Target) -> RoutingProfile:
             raise InputError(f"{file.path}: {tensor.name} holds no counts of experts")
         with file.open() as opened:
             values = np.frombuffer(read_exactly(opened, tensor.offset, tensor.n_bytes), "<f4")
-        if not ((values >= 0) & (values < _EXACT) & (values == np.floor(values))).all():
+        with np.errstate(invalid="ignore"):  # of what is no number
+            exact = (values >= 0) & (values < _EXACT) & (values == np.floor(values))
+        if not exact.all():
             raise InputError(f"{file.path}: {tensor.name} holds no exact counts of experts")
         counts[int(match[1])] = values.astype(np.int64)
     blocks = tuple(sorted(counts))

@@ -107,18 +107,14 @@ class ExpertMask:
     def load(cls, path: str | Path) -> ExpertMask:
         """Reads a mask back. Raises InputError for another kind of file, a newer version, or damage."""
         path = Path(path)
-        try:
-            data = path.read_bytes() if path.stat().st_size <= _MOST_BYTES else b""
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-        try:
-            head = typed_json.decode(data, _Head)
-        except InputError:
-            head = _Head()
-        if head.format != FORMAT:
-            raise InputError(f"{path}: is not a mask; make one with `coe-native mask`")
-        if not 1 <= head.version <= VERSION:
-            raise InputError(f"{path}: has mask version {head.version}; this coe-native reads up to {VERSION}")
+        data = typed_json.read_document(
+            path,
+            format=FORMAT,
+            version=VERSION,
+            most_bytes=_MOST_BYTES,
+            what="mask",
+            advice="make one with `coe-native mask`",
+        )
         try:
             document = typed_json.decode(data, _Document)
             return cls(
@@ -134,13 +130,6 @@ class ExpertMask:
             )
         except InputError as error:
             raise InputError(f"{path}: is a damaged mask ({error}); make it again") from error
-
-
-class _Head(msgspec.Struct):
-    """What says whether a file is a mask that we can read."""
-
-    format: str = ""
-    version: int = 0
 
 
 class _Document(msgspec.Struct, kw_only=True):

@@ -96,18 +96,14 @@ class Sweep:
     def load(cls, path: str | Path) -> Sweep:
         """Reads a sweep's JSON back. Raises InputError for another kind of file, a newer version, or damage."""
         path = Path(path)
-        try:
-            data = path.read_bytes() if path.stat().st_size <= _MOST_BYTES else b""
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-        try:
-            head = typed_json.decode(data, _Head)
-        except InputError:
-            head = _Head()
-        if head.format != FORMAT:
-            raise InputError(f"{path}: is not a sweep; make one with `coe-native sweep -o NAME.json`")
-        if not 1 <= head.version <= VERSION:
-            raise InputError(f"{path}: has sweep version {head.version}; this coe-native reads up to {VERSION}")
+        data = typed_json.read_document(
+            path,
+            format=FORMAT,
+            version=VERSION,
+            most_bytes=_MOST_BYTES,
+            what="sweep",
+            advice="make one with `coe-native sweep -o NAME.json`",
+        )
         try:
             sweep = typed_json.decode(data, Sweep)
         except InputError as error:
@@ -118,13 +114,6 @@ class Sweep:
 
 
 _EVALUATION_FIELDS = tuple(Evaluation.__dataclass_fields__)
-
-
-class _Head(msgspec.Struct):
-    """What says whether a file is a sweep that we can read."""
-
-    format: str = ""
-    version: int = 0
 
 
 def default_keeps(moe: MoeModel) -> list[int]:
