@@ -109,7 +109,7 @@ class ExpertMask:
         path = Path(path)
         data = typed_json.read_document(
             path,
-            format=FORMAT,
+            kind=FORMAT,
             version=VERSION,
             most_bytes=_MOST_BYTES,
             what="mask",

@@ -98,7 +98,7 @@ class Sweep:
         path = Path(path)
         data = typed_json.read_document(
             path,
-            format=FORMAT,
+            kind=FORMAT,
             version=VERSION,
             most_bytes=_MOST_BYTES,
             what="sweep",

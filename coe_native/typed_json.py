@@ -19,7 +19,7 @@ class _Head(msgspec.Struct):
     version: int = 0
 
 
-def read_document(path: Path, *, format: str, version: int, most_bytes: int, what: str, advice: str) -> bytes:
+def read_document(path: Path, *, kind: str, version: int, most_bytes: int, what: str, advice: str) -> bytes:
     """The bytes of a JSON file of one of our formats. Raises InputError for a file that can't be read or is none
     (`what` it should be, and `advice` on how to make one), and for a newer version."""
     try:
@@ -30,7 +30,7 @@ def read_document(path: Path, *, format: str, version: int, most_bytes: int, wha
         head = decode(data, _Head)
     except InputError:
         head = _Head()
-    if head.format != format:
+    if head.format != kind:
         raise InputError(f"{path}: is not a {what}; {advice}")
     if not 1 <= head.version <= version:
         raise InputError(f"{path}: has {what} version {head.version}; this coe-native reads up to {version}")
