@@ -40,6 +40,7 @@ _START_SECONDS = 10.0
 """For Python to start, twice, before the program's own time begins."""
 
 _MOST_SAID = 2000
+_MOST_READ = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -74,27 +75,29 @@ def execute(program: str, limits: Limits | None = None) -> Outcome:
     limits = limits or Limits()
     proof = secrets.token_hex(16)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="coe-native-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="coe-native-", ignore_cleanup_errors=True) as directory,
+        tempfile.TemporaryFile() as said,  # not a pipe, which could be filled without end
+    ):
         process = subprocess.Popen(
             python_line("from coe_native.code_execution import _prepare; _prepare()", directory),
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=said,
             stderr=subprocess.DEVNULL,
             cwd=directory,
             env={"PATH": os.environ.get("PATH", ""), "HOME": directory, "TMPDIR": directory, "LANG": "C.UTF-8"},
             start_new_session=True,
         )
         task = {"program": program, "proof": proof, "limits": asdict(limits)}
+        told = "ended before its last statement"
         try:
-            said, _ = process.communicate(
-                json.dumps(task).encode("utf-8", "surrogatepass"), timeout=limits.seconds + _START_SECONDS
-            )
-            told = "ended before its last statement"
-        except subprocess.TimeoutExpired as error:
-            said, told = error.stdout or b"", f"took longer than {limits.seconds:g} seconds"
+            process.communicate(json.dumps(task).encode(), timeout=limits.seconds + _START_SECONDS)
+        except subprocess.TimeoutExpired:
+            told = f"took longer than {limits.seconds:g} seconds"
         finally:
             _end(process)
-    lines = said.decode("utf-8", "replace").splitlines()
+        said.seek(0)
+        lines = said.read(_MOST_READ).decode("utf-8", "replace").splitlines()
     isolated = "isolated" in lines[:1]
     seconds = time.monotonic() - started
     if f"passed {proof}" in lines:
@@ -209,6 +212,10 @@ def _limit(limits: Limits, too_late: Callable[[int, FrameType | None], None]) ->
     ):
         _, hard = resource.getrlimit(what)
         least = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (least, least))
+        try:
+            resource.setrlimit(what, (least, least))
+        except ValueError:
+            if sys.platform == "linux":  # macOS takes no limit of memory
+                raise
     signal.signal(signal.SIGALRM, too_late)
     signal.setitimer(signal.ITIMER_REAL, limits.seconds)

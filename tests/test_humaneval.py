@@ -66,6 +66,7 @@ def test_right_answers_pass_in_any_form(answer: str) -> None:
         ("    import time; time.sleep(1000)\n", "took longer than 2 seconds"),
         ("    return total(numbers)\n", "RecursionError"),
         ("    x = [0] * 10**10\n", "took more memory"),
+        ("    import os\n    while True:\n        os.write(3, b'x' * 10**6)\n", "Error|ended before|took longer"),
         ("    open('big', 'w').write('x' * 10**8)\n", r"File too large|No space"),
         ("    return [open(str(i), 'w') for i in range(1000)]\n", "Too many open files|No space"),
     ],
