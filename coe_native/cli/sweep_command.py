@@ -48,7 +48,7 @@ class _Text(click.ParamType[tuple[str, Path]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
         name, equals, path = str(value).partition("=")
-        if not equals:
+        if not equals or Path(value).exists():
             return str(value), Path(value)
         if not name or not path:
             self.fail(f"{value!r} is no text; write it like own=held-out.txt", param, ctx)

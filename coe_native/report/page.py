@@ -143,12 +143,12 @@ def _of_mask(name: str, mask: ExpertMask) -> Section:
 
 
 def _of_overlap(masks: Mapping[str, ExpertMask]) -> Section:
-    keep = next(iter(masks.values())).keep
-    n_experts = next(iter(masks.values())).n_experts
+    largest = max(masks.values(), key=lambda mask: mask.keep)
+    by_chance = largest.keep / largest.n_experts
     return Section(
         "How far domains overlap",
-        f"Two masks that keep {keep} of {n_experts} experts at random share {keep / n_experts:.0%} of what they "
-        "keep: only what is above that says that two domains need the same.",
+        f"Of what it keeps, a mask shares {by_chance:.0%} by chance with one that keeps {largest.keep} of "
+        f"{largest.n_experts} experts: only what is above says that two domains need the same.",
         [figures.overlap_map(masks), figures.overlap_lines(masks)],
     )
 
