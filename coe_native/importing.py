@@ -110,11 +110,20 @@ def _kept(value: Any) -> list[list[int]] | None:
         return None
     kept = []
     for entry in value:
-        row = np.asarray(entry) if isinstance(entry, np.ndarray | list | tuple) else np.empty(0)
-        if row.ndim != 1 or not row.size or row.dtype.kind not in "iub":
+        row = _row(entry)
+        if row is None or row.ndim != 1 or not row.size or row.dtype.kind not in "iub":
             return None
         kept.append(sorted(np.flatnonzero(row).tolist() if row.dtype.kind == "b" else row.tolist()))
     return kept
+
+
+def _row(entry: Any) -> NDArray[Any] | None:
+    """A tensor, or a list of whole numbers as one; others may hold anything, themselves included."""
+    if isinstance(entry, np.ndarray):
+        return entry
+    if not isinstance(entry, list | tuple) or not all(type(n) is int and 0 <= n < MOST_EXPERTS for n in entry):
+        return None
+    return np.array(entry, np.int64)
 
 
 def _of_histograms(counts: NDArray[Any], target: _Target) -> RoutingProfile:

@@ -148,6 +148,7 @@ TENSOR = (
         (b"\x80\x02tR.", "makes no sense"),
         (b"\x80\x02h\x05.", "makes no sense"),
         (b"I1\n.", "is no tensor"),
+        (b"\x80\x02]q\x00h\x00a.", "neither counts"),  # a list that holds itself
         (TENSOR % (b"LongStorage", b"0") + b"K\x00K\x05\x85K\x01\x85\x89NtR.", "larger than its data"),
         (TENSOR % (b"LongStorage", b"0") + b"J\xff\xff\xff\xffK\x01\x85K\x01\x85\x89NtR.", "no possible shape"),
         (TENSOR % (b"LongStorage", b"0") + b"K\x00J\xff\xff\xff\x7f\x85K\x00\x85\x89NtR.", "more than 256 MB"),
@@ -247,6 +248,9 @@ def test_what_is_no_mask_is_refused(tmp_path: Path, model_file: ModelFile) -> No
         (histograms(), {"n_experts": 8}, "has 16 experts in a layer, not 8"),
         ({"a": histograms(), "b": histograms()}, {}, "neither counts"),
         ("text", {}, "neither counts"),
+        ([[0, 1, 2**70]], {"n_experts": 8}, "neither counts"),
+        ([[0, 1.5]], {"n_experts": 8}, "neither counts"),
+        ([[[0, 1]]], {"n_experts": 8}, "neither counts"),
     ):
         with pytest.raises(coe.InputError, match=said):
             import_file(torch_save(tmp_path / "x.pt", value), **options)  # type: ignore[arg-type]
