@@ -18,6 +18,9 @@ from coe_native.masking import ExpertMask
 from coe_native.moe_model import MoeModel
 from coe_native.surgery_plan import plan_prune
 
+MOST_CONTEXT = 1 << 22
+"""Tokens. llama.cpp lists each of them, allocated or not: these take it a quarter of a gigabyte."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -62,6 +65,11 @@ def memory_of(moe: MoeModel, keep: int, placement: Placement) -> Memory:
     InputError for a number that the model can't be cut to, and for what llama.cpp can't load.
     """
     moe.check_cut(keep)
+    if max(placement.n_ctx, placement.n_batch) > MOST_CONTEXT:
+        raise InputError(
+            f"{moe.path}: a context of {placement.n_ctx} tokens is more than llama.cpp can account for in little "
+            f"memory; ask for {MOST_CONTEXT} at most"
+        )
     with _header_only(moe, keep) as path:
         try:
             session = core.Session(
@@ -113,7 +121,7 @@ def fit(moe: MoeModel, n_bytes: int, placement: Placement) -> Fit:
         raise InputError(
             f"{moe.path}: does not fit into {n_bytes >> 20} MiB: with {keeps[0]} experts a layer, the fewest "
             f"possible, and a context of {placement.n_ctx} tokens it takes {-(-least.total >> 20)} MiB; "
-            "a smaller --ctx, or --n-cpu-moe on a GPU, needs less"
+            "a shorter context, or --n-cpu-moe on a GPU, needs less"
         )
     return found
 

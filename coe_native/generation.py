@@ -26,12 +26,17 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 100 or not 0 < self.repeat_penalty <= 100:
-            raise InputError("a temperature is from 0 to 100, and a repeat penalty above 0")
-        if not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0 or self.repeat_last_n < 0:
-            raise InputError("top-p is above 0 and up to 1, min-p from 0 and below 1, counts are not negative")
-        if not 0 <= self.seed < 2**32:
-            raise InputError("a seed is from 0 to 4294967295")
+        for holds, what in (
+            (0 <= self.temperature <= 100, f"a temperature is from 0 to 100, not {self.temperature}"),
+            (0 < self.repeat_penalty <= 100, f"a repeat penalty is above 0, not {self.repeat_penalty}"),
+            (0 < self.top_p <= 1, f"top-p is above 0 and up to 1, not {self.top_p}"),
+            (0 <= self.min_p < 1, f"min-p is from 0 and below 1, not {self.min_p}"),
+            (self.top_k >= 0, f"top-k is not negative, as {self.top_k}"),
+            (self.repeat_last_n >= 0, f"a number of tokens is not negative, as {self.repeat_last_n}"),
+            (0 <= self.seed < 2**32, f"a seed is from 0 to 4294967295, not {self.seed}"),
+        ):
+            if not holds:
+                raise InputError(what)
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,13 @@ def read_problems(path: str | Path | None) -> list[Problem]:
     if len(data) > _MOST_BYTES:
         raise InputError(f"{path}: has more than {_MOST_BYTES >> 20} MB, which is no set of problems")
     problems = list(_lines(path, data, Problem))
-    if not problems or len({problem.task_id for problem in problems}) != len(problems):
-        raise InputError(f"{path}: has no problems, or one of them twice")
+    if not problems:
+        raise InputError(f"{path}: has no problems")
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.task_id in seen:
+            raise InputError(f"{path}: has problem {problem.task_id[:80]} twice")
+        seen.add(problem.task_id)
     return problems
 
 
@@ -126,13 +131,19 @@ class Solver:
     raw: bool = False
 
     def __call__(self, problem: Problem) -> Generation:
+        try:
+            prompt = self._prompt(problem)
+            if len(prompt) >= self.model.n_ctx:
+                raise InputError(f"needs {len(prompt)} tokens, and the context has {self.model.n_ctx}: --ctx")
+        except InputError as error:
+            raise InputError(f"problem {problem.task_id[:80]}: {error}") from error
         # Of each problem its own seed, so that none depends on which were solved before.
         seed = int.from_bytes(
             hashlib.sha256(f"{self.sampling.seed} {problem.task_id}".encode()).digest()[:4], "big"
         )
         return generate(
             self.model,
-            self._prompt(problem),
+            prompt,
             sampling=replace(self.sampling, seed=seed),
             max_tokens=self.max_tokens,
             stop=self.stop,
@@ -141,6 +152,10 @@ class Solver:
     def _prompt(self, problem: Problem) -> Tokens:
         if self.raw:
             return self.model.tokenize(problem.prompt)
+        if not self.model.has_chat_template:
+            raise InputError(
+                f"{self.model.moe.path}: has no chat template: --raw lets it go on where the prompt ends"
+            )
         text = (
             "Complete this Python function. Answer with the complete function in one code block.\n\n"
             f"```python\n{problem.prompt.rstrip()}\n```"
@@ -149,10 +164,10 @@ class Solver:
             self.model.render_chat((Message("user", text),), reply=True), parse_special=True
         )
 
-    @property
-    def run(self) -> str:
-        """Tells attempts apart that were written in other ways."""
+    def run(self, problems: Sequence[Problem]) -> str:
+        """Tells attempts apart that were written in other ways, or for other problems."""
         what = {
+            "problems": [msgspec.to_builtins(problem) for problem in problems],
             "model": self.model.moe.header_digest,
             "mask": None if self.model.mask is None else self.model.mask.digest,
             "ctx": self.model.n_ctx,
@@ -172,14 +187,20 @@ class Results:
     """
 
     def __init__(self, path: Path, run: str, *, resume: bool, force: bool, inputs: Iterable[Path] = ()) -> None:
-        check_target(path, force=force or resume, inputs=tuple(inputs))
+        check_target(path, force=True, inputs=tuple(inputs))
+        if path.exists() and not resume and not force:
+            raise InputError(f"{path}: exists; go on with it by --resume, or write it anew with --force")
         self._path = path
         self.attempts: dict[str, Attempt] = {}
         if resume and path.exists():
-            for attempt in _lines(path, path.read_bytes(), Attempt):
+            try:
+                attempts = list(_lines(path, path.read_bytes(), Attempt))
+            except InputError as error:
+                raise InputError(f"{error}; it is no file of answers, or damaged: name another") from error
+            for attempt in attempts:
                 if attempt.run != run:
                     raise InputError(
-                        f"{path}: is of another model, or of other options; use the same, or begin anew with "
+                        f"{path}: is of another model, problems or options; use the same, or begin anew with "
                         "--force and without --resume"
                     )
                 self.attempts[attempt.task_id] = attempt

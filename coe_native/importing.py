@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,11 @@ def import_file(
     target = _Target(path, model, n_experts if model is None else model.n_experts)
     if begins_like_gguf(path):
         return _of_imatrix(GgufFile(path), target)
-    value = _only_value(read_torch(path))
+    try:
+        value = _only_value(read_torch(path))
+    except InputError as error:
+        told = str(error)
+        raise InputError(told if told.startswith(str(path)) else f"{path}: {told}") from error
     if isinstance(value, np.ndarray) and value.ndim == 3 and value.dtype.kind in "iu":
         return _of_histograms(value, target)
     kept = _kept(value)
@@ -94,12 +99,15 @@ def _only_value(value: Any) -> Any:
         return [value[key] for key in sorted(value, key=int)]
     except (TypeError, ValueError):
         pass
-    useful = [
-        entry
-        for entry in value.values()
+    useful = {
+        str(key): entry
+        for key, entry in value.items()
         if _kept(entry) is not None or (isinstance(entry, np.ndarray) and entry.ndim == 3)
-    ]
-    return useful[0] if len(useful) == 1 else None
+    }
+    if len(useful) > 1:
+        names = ", ".join(map(reprlib.repr, list(useful)[:10]))
+        raise InputError(f"holds several of them: {names}; save one alone")
+    return next(iter(useful.values()), None)
 
 
 def _kept(value: Any) -> list[list[int]] | None:
@@ -157,7 +165,10 @@ def _profile(
             n_chosen=n_chosen,
         )
     except InputError as error:
-        raise InputError(f"{target.path}: its counts are not of one text: {error}") from error
+        raise InputError(
+            f"{target.path}: its counts are not of one text: all layers must have as many choices, "
+            "each rank as many as there are tokens"
+        ) from error
 
 
 def _of_kept(kept: list[list[int]], value: Any, target: _Target) -> ExpertMask:

@@ -20,7 +20,7 @@ from coe_native.errors import InputError
 from coe_native.gguf_file import read_exactly
 from coe_native.moe_model import MoeModel
 from coe_native.router_shape import MOST_EXPERTS
-from coe_native.routing_profile import UNKNOWN, RoutingProfile
+from coe_native.routing_profile import UNKNOWN, RoutingProfile, not_of_one_model
 from coe_native.scoring import COMBINATIONS, Scores, score
 
 FORMAT = "coe-native.expert-mask"
@@ -271,7 +271,7 @@ def build_mask(
     for other in (*profiles, *(() if reasoning is None else (reasoning,))):
         if (other.fingerprint, other.layers, other.router_shape) != (first.fingerprint, first.layers, shape):
             raise InputError(
-                f"{other.place}: is of another model than {first.place}; profile that one on this text"
+                f"{other.place}: {not_of_one_model(first.place, first.fingerprint, other.fingerprint)}"
             )
     evidence = _evidence(profiles, method, combine, structural_rank, structural_min)
     reasoning_scores = None if reasoning is None else score(reasoning, method)
@@ -309,6 +309,7 @@ def build_mask(
             "reasoning": None if reasoning is None else [corpus.as_json() for corpus in reasoning.corpora],
             "reasoning_swaps": reasoning_swaps,
         },
+        first.place,
     )
 
 

@@ -11,7 +11,7 @@ from coe_native.runtime import Model
 from coe_native.surgery_plan import SAFETY_NOTICE
 
 PARAMETERS = {"temperature": 0.6, "repeat_penalty": 1.05, "num_ctx": 8192, "num_predict": 16384}
-"""Those with which the published specialists were judged."""
+"""Those with which the published specialists were judged; no more tokens are asked for than the context holds."""
 
 DOMAINS = {
     "general": "You are a helpful assistant. Answer directly and precisely. Say so when you do not know.",
@@ -77,7 +77,8 @@ def usage(model: Model, *, domain: str = "general", system: str | None = None) -
     longest = model.moe.arch("context_length", PARAMETERS["num_ctx"])
     parameters = dict(PARAMETERS)
     if isinstance(longest, int) and 0 < longest < parameters["num_ctx"]:
-        parameters["num_ctx"] = longest
+        parameters["num_ctx"] = longest  # it was trained for no more
+    parameters["num_predict"] = min(parameters["num_predict"], parameters["num_ctx"])
     try:
         prefill = model.reply_prefill
     except InputError:

@@ -386,6 +386,16 @@ def _cube(file: GgufFile, part: str, layers: tuple[int, ...], dtype: Any) -> NDA
     return np.asarray(values.reshape(len(wanted), *wanted[0].shape[::-1]).astype(dtype, copy=False))
 
 
+def not_of_one_model(first_place: str, first: str, second: str) -> str:
+    """What is wrong with something whose fingerprint is not that of what is at `first_place`, in words."""
+    if UNKNOWN in (first, second) and first != second:
+        return (
+            f"cannot be held against {first_place}, for one of them is of no model in particular: import it with "
+            "--model"
+        )
+    return f"is of another model than {first_place}; use what is of one model"
+
+
 def merge(profiles: Iterable[RoutingProfile]) -> RoutingProfile:
     """The sum of one or more profiles of the same model."""
     return reduce(RoutingProfile.__add__, profiles)

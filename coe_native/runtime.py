@@ -221,6 +221,10 @@ class Model:
             raise InputError(f"{self.moe.path}: its chat template refused a conversation ({error})") from error
 
     @property
+    def has_chat_template(self) -> bool:
+        return bool(self._session.chat_template)
+
+    @property
     def reply_prefill(self) -> str:
         """What a prompt for a raw API must end with for the model to answer without thinking: how its template
         begins an answer, with the thinking block closed. Raises InputError without a template."""

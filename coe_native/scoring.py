@@ -79,5 +79,6 @@ def score(profile: RoutingProfile, method: str = "utility") -> Scores:
         (wanted.ranks, profile.has_ranks, "ranks"),
     ):
         if needed and not known:
-            raise InputError(f"{profile.place}: counts choices without their {what}; use --method frequency")
+            others = "rank-weighted or frequency" if profile.has_ranks else "frequency"
+            raise InputError(f"{profile.place}: counts choices without their {what}; use --method {others}")
     return wanted.formula(profile)

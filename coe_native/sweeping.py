@@ -47,6 +47,7 @@ class Sweep:
     """A parent's evaluation on each text, and all masks' that were tried, by method and ascending `keep`."""
 
     model: str
+    fingerprint: str
     n_experts: int
     n_bytes: int
     parent: tuple[Evaluation, ...]
@@ -164,4 +165,11 @@ def sweep(
         SweepPoint(method, mask.keep, mask.digest, parent.moe.specialist_bytes(mask.keep), evaluations)
         for (method, mask), evaluations in zip(masks, of_each_mask[1:], strict=True)
     ]
-    return Sweep(parent.moe.name, parent.moe.n_experts, parent.moe.n_bytes, of_each_mask[0], tuple(points))
+    return Sweep(
+        parent.moe.name,
+        parent.moe.fingerprint,
+        parent.moe.n_experts,
+        parent.moe.n_bytes,
+        of_each_mask[0],
+        tuple(points),
+    )

@@ -213,9 +213,9 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
             "run",
             allow_code_execution=True,
         )
-    with pytest.raises(coe.InputError, match="exists"):
+    with pytest.raises(coe.InputError, match="exists; go on with it by --resume"):
         Results(out, "run", resume=False, force=False)
-    with pytest.raises(coe.InputError, match="another model, or of other options"):
+    with pytest.raises(coe.InputError, match="another model, problems or options"):
         Results(out, "other", resume=True, force=False)
     attempts = solve(
         problems(), interrupted, Results(out, "run", resume=True, force=False), "run", allow_code_execution=True
@@ -252,7 +252,7 @@ def test_problems_are_read_plain_and_packed(tmp_path: Path) -> None:
     ("data", "said"),
     [
         (b"", "has no problems"),
-        (as_lines([ADD, ADD]).encode(), "one of them twice"),
+        (as_lines([ADD, ADD]).encode(), "has problem Test/0 twice"),
         (b'{"task_id": 1}', r":1: "),
         (as_lines([ADD]).replace('"total"', '"total; import os"').encode(), ":1: .*no name of a function"),
         (b"\x1f\x8b\x08garbage", "cannot be read"),
@@ -332,13 +332,15 @@ def test_a_solver_asks_as_it_says(model_file: Callable[[str, str], Path]) -> Non
         first, again = raw(ADD), raw(ADD)
         assert first == again
         others = {
-            Solver(model, Sampling(seed=4), max_tokens=20, raw=True).run,
-            Solver(model, Sampling(seed=3), max_tokens=21, raw=True).run,
-            Solver(model, Sampling(seed=3), max_tokens=20).run,
-            raw.run,
+            Solver(model, Sampling(seed=4), max_tokens=20, raw=True).run([ADD]),
+            Solver(model, Sampling(seed=3), max_tokens=21, raw=True).run([ADD]),
+            Solver(model, Sampling(seed=3), max_tokens=20).run([ADD]),
+            raw.run([ADD]),
+            raw.run(problems()),
         }
-        assert len(others) == 4
-        with pytest.raises(coe.InputError, match="has no chat template"):
+        assert len(others) == 5
+        assert raw.run([ADD]) == raw.run([ADD])
+        with pytest.raises(coe.InputError, match="has no chat template: --raw"):
             Solver(model)(ADD)
     with (
         coe.Model(model_file("nomic-bert-moe", "F32"), n_ctx=64) as encoder,

@@ -200,7 +200,9 @@ def test_counts_become_a_profile(tmp_path: Path, model_file: ModelFile, dtype: t
         profile = coe.RoutingProfile.load(tmp_path / "p.gguf")
         np.testing.assert_array_equal(profile.histograms, counts)
         assert (profile.n_tokens, profile.top_k, profile.layers) == (50, 4, (0, 1, 2))
-        with pytest.raises(coe.InputError, match="choices without their weights; use --method frequency"):
+        with pytest.raises(
+            coe.InputError, match="choices without their weights; use --method rank-weighted or frequency"
+        ):
             coe.score(profile)
         mask = coe.build_mask(profile, 8, method="rank-weighted")
         mask.save(tmp_path / "m.json")
@@ -246,7 +248,7 @@ def test_what_is_no_mask_is_refused(tmp_path: Path, model_file: ModelFile) -> No
         (-histograms(), {}, "no counts"),
         (histograms()[:, :, ::2] * np.array([1, 2]), {}, "not of one text"),
         (histograms(), {"n_experts": 8}, "has 16 experts in a layer, not 8"),
-        ({"a": histograms(), "b": histograms()}, {}, "neither counts"),
+        ({"a": histograms(), "b": histograms()}, {}, "several of them: 'a', 'b'"),
         ("text", {}, "neither counts"),
         ([[0, 1, 2**70]], {"n_experts": 8}, "neither counts"),
         ([[0, 1.5]], {"n_experts": 8}, "neither counts"),

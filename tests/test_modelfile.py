@@ -87,7 +87,8 @@ def test_a_modelfile_has_what_ollama_wants(domain: str) -> None:
     assert instructions[0] == f"FROM {demo.MODEL.resolve()}"
     parameters = dict(re.findall(r"^PARAMETER (\w+) (\S+)$", text, re.MULTILINE))
     longest = coe.MoeModel(demo.MODEL).arch("context_length")
-    expected = {**PARAMETERS, "num_ctx": min(PARAMETERS["num_ctx"], longest)}
+    n_ctx = min(PARAMETERS["num_ctx"], longest)
+    expected = {**PARAMETERS, "num_ctx": n_ctx, "num_predict": min(PARAMETERS["num_predict"], n_ctx)}
     assert {name: float(value) for name, value in parameters.items()} == expected
     assert instructions[-1] == f'SYSTEM """{DOMAINS[domain]}"""'
     assert "think=false" in text

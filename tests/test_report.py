@@ -64,7 +64,9 @@ def page_file(tmp_path: Path, profile_of: ProfileOf) -> Path:
         {HOSTILE: hostile, "other": profile},
         keep=8,
         masks={HOSTILE: mask, "other": coe.build_mask(profile, 8, method="frequency")},
-        sweep=replace(sweep, parent=tuple(replace(e, text=HOSTILE) for e in sweep.parent)),
+        sweep=replace(
+            sweep, fingerprint=profile.fingerprint, parent=tuple(replace(e, text=HOSTILE) for e in sweep.parent)
+        ),
     )
     return page
 
@@ -157,6 +159,11 @@ def test_other_models_are_refused(tmp_path: Path, profile_of: ProfileOf) -> None
         report(tmp_path / "page.html", {"a": ours, "b": theirs}, keep=8)
     with pytest.raises(coe.InputError, match="is of another model"):
         report(tmp_path / "page.html", {"a": ours}, keep=8, masks={"b": coe.build_mask(theirs, 8)})
+    with pytest.raises(coe.InputError, match="the sweep: is of another model"):
+        report(tmp_path / "page.html", {"a": ours}, keep=8, sweep=made({4: 0.5}))
+    untied = replace(coe.build_mask(ours, 8), fingerprint="unknown")
+    with pytest.raises(coe.InputError, match="of no model in particular: import it with --model"):
+        report(tmp_path / "page.html", {"a": ours}, keep=8, masks={"b": untied})
     assert not list(tmp_path.iterdir())
 
 

@@ -95,7 +95,7 @@ def made(losses: dict[int, float]) -> Sweep:
         )
         for keep, loss in losses.items()
     )
-    return Sweep("m", 32, 32, (parent,), points)
+    return Sweep("m", "0" * 64, 32, 32, (parent,), points)
 
 
 @given(st.dictionaries(st.integers(1, 32), st.floats(-0.2, 1), min_size=1), st.floats(0, 1))

@@ -20,6 +20,7 @@ from coe_native.cli.shared import (
     say,
     say_skipped,
 )
+from coe_native.errors import InputError
 
 _by_option = click.option("--by", metavar="COLUMN", help="Divide by this column of .jsonl and .parquet files.")
 _near_option = click.option(
@@ -74,7 +75,7 @@ def stats_command(
             source.name,
             f"{source.documents:,}",
             f"{source.characters:,}",
-            "" if source.tokens is None else f"{source.tokens:,}",
+            *([] if source.tokens is None else [f"{source.tokens:,}"]),
             f"{getattr(source, measure) / max(total, 1):.1%}",
             str(source.duplicates),
             str(source.near_duplicates),
@@ -83,10 +84,16 @@ def stats_command(
     ]
     if len(found) > 1:
         sums = [sum(getattr(s, name) for s in found) for name in ("documents", "characters")]
-        tokens = "" if model is None else f"{total:,}"
+        tokens = [] if model is None else [f"{total:,}"]
         twins = [str(sum(getattr(s, name) for s in found)) for name in ("duplicates", "near_duplicates")]
-        rows.append(["all", *(f"{n:,}" for n in sums), tokens, "100.0%", *twins])
-    columns = ["source" if by is None else by, "documents", "characters", "tokens", f"share of {measure}"]
+        rows.append(["all", *(f"{n:,}" for n in sums), *tokens, "100.0%", *twins])
+    columns = [
+        "source" if by is None else by,
+        "documents",
+        "characters",
+        *(["tokens"] if model else []),
+        f"share of {measure}",
+    ]
     print_table("", [*columns, "duplicates", "near duplicates"], rows)
 
 
@@ -129,6 +136,8 @@ def sample_command(
             import datasketch  # noqa: F401
     from coe_native.sampling import lines, sample
 
+    if output.suffix != ".jsonl":
+        raise InputError(f"{output}: is to hold a document a line: give it a name that ends in .jsonl")
     check_target(output, force=force, inputs=paths)
     read = [read_corpus(path, field, label=by) for path in paths]
     say_skipped(read)
@@ -140,5 +149,7 @@ def sample_command(
     if as_json:
         print_json({"corpus": str(output), "documents": len(drawn), "of": there, "strata": dict(strata)})
         return
+    if size is not None and len(drawn) < size:
+        say(f"there are fewer than the {size:,} asked for, with the cap and without near duplicates")
     of_each = f" in {len(strata)} strata of {by}" if by is not None else ""
     say(f"{output}: {len(drawn):,} of {there:,} documents{of_each}")

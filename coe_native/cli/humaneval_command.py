@@ -19,6 +19,7 @@ from coe_native.cli.shared import (
     problem_progress,
     say,
 )
+from coe_native.units import counted
 
 
 @click.command(name="humaneval", cls=Command)
@@ -72,7 +73,8 @@ def command(
     from coe_native.moe_model import MoeModel
 
     given = tuple(path for path in (problems, mask_path) if path is not None)
-    read = read_problems(problems)[:limit]
+    everything = read_problems(problems)
+    read = everything[:limit]
     sampling = Sampling(temperature, top_k, top_p, repeat_penalty=repeat_penalty, seed=seed)
     stops = tuple(text.replace("\\n", "\n") for text in stop) or (RAW_STOPS if raw else ())
     mask = None if mask_path is None else ExpertMask.load(mask_path)
@@ -81,15 +83,21 @@ def command(
         if mask is not None:
             loaded.apply(mask)
         solver = Solver(loaded, sampling, max_tokens, stops, raw)
-        results = Results(output, solver.run, resume=resume, force=force, inputs=inputs)
-        attempts = solve(
-            read,
-            solver,
-            results,
-            solver.run,
-            allow_code_execution=allow_code_execution,
-            progress=progress,
-        )
+        which = solver.run(everything)
+        results = Results(output, which, resume=resume, force=force, inputs=inputs)
+        try:
+            attempts = solve(
+                read,
+                solver,
+                results,
+                which,
+                allow_code_execution=allow_code_execution,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            answers = counted(len(results.attempts), "answer")
+            say(f"{output}: has {answers}; the same command with --resume goes on")
+            raise
     judged = [attempt for attempt in attempts if attempt.passed is not None]
     passed = sum(bool(attempt.passed) for attempt in judged)
     if as_json:
@@ -106,7 +114,8 @@ def command(
         )
         return
     if not judged:
-        say(f"{output}: {len(attempts)} answers, none of them run: --resume --allow-code-execution judges them")
+        answers = counted(len(attempts), "answer")
+        say(f"{output}: {answers}, not yet run: the same command with --resume --allow-code-execution judges them")
         return
     click.echo(f"pass@1  {passed} of {len(judged)} problems, {passed / len(judged):.1%}")
     if not all(attempt.isolated for attempt in judged):

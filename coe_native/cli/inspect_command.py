@@ -140,7 +140,8 @@ def _print(facts: dict[str, Any]) -> None:
         rows.append([f"memory, {n_ctx} tokens", _memory(facts["memory"])])
     if "specialist" in facts:
         specialist = facts["specialist"]
-        rows.append([f"specialist, keep {specialist['keep']}", gigabytes(specialist["bytes"])])
+        whole = ", the whole model" * (specialist["keep"] == facts["experts"])
+        rows.append([f"specialist, keep {specialist['keep']}", gigabytes(specialist["bytes"]) + whole])
         if "memory" in specialist:
             rows.append([f"memory, {n_ctx} tokens", _memory(specialist["memory"])])
         if slower := slower_on_cuda(facts["experts"], specialist["keep"]):

@@ -184,6 +184,9 @@ def command(
 
 def _say_stable(until: Stability) -> None:
     """How the mask came to rest, or that it has not."""
+    if not any(look.half is not None for look in until.curve):
+        say("the text is too short to say whether the mask is stable: that takes some 10,000 tokens")
+        return
     shares = ("quarter", "half", "three_quarters")
     rows = [
         [
@@ -194,7 +197,9 @@ def _say_stable(until: Stability) -> None:
     ]
     columns = ["tokens", "a quarter", "half", "three quarters"]
     print_table("agreement of the mask with those at parts of its tokens", columns, rows, to_stderr=True)
-    if not until.stable:
+    if until.stable:
+        say(f"the mask is stable: it agrees to {until.threshold:g} or more with those at half and three quarters")
+    else:
         say(
             f"the corpus ended before the mask was stable (agreement of {until.threshold:g}): more text of its "
             "kind would still change it"

@@ -17,6 +17,7 @@ from coe_native.cli.shared import (
     print_json,
     say,
 )
+from coe_native.errors import InputError
 
 
 @click.command(name="report", cls=Command)
@@ -44,6 +45,8 @@ def command(
     from coe_native.routing_profile import RoutingProfile
     from coe_native.sweeping import Sweep
 
+    if mask_paths and keep is not None:
+        raise InputError("--keep is for the profiles' own masks, and --mask shows others: give one of them")
     inputs = (*profiles, *mask_paths, *(() if sweep_path is None else (sweep_path,)))
     check_target(output, force=force, inputs=inputs)
     with needs_extra("report"):

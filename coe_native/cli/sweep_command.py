@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,6 @@ import click
 
 from coe_native.cli.keeping import (
     PASS_NAMES,
-    fit_option,
     pass_arguments,
     pass_options,
     placement,
@@ -21,6 +20,7 @@ from coe_native.cli.shared import (
     COUNT,
     FILE,
     Command,
+    Size,
     field_option,
     force_option,
     json_option,
@@ -75,6 +75,8 @@ class _Share(click.ParamType[float]):
         match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)(%?)", str(value), re.ASCII)
         if match is None:
             self.fail(f"{value!r} is no share; write it like 5%", param, ctx)
+        if not match[2] and float(match[1]) > 1:
+            self.fail(f"{value!r} would be {value} times as much; write it like {value}%", param, ctx)
         return float(match[1]) / (100 if match[2] else 1)
 
 
@@ -107,7 +109,13 @@ class _Share(click.ParamType[float]):
     show_default=True,
     help="Show the smallest keep with which the first text's perplexity rises by no more.",
 )
-@fit_option
+@click.option(
+    "--fit",
+    "fit_bytes",
+    type=Size(),
+    metavar="SIZE",
+    help="Also show what each takes of memory, and what fits into so much (12GiB).",
+)
 @click.option(
     "--fit-ctx", type=COUNT, default=8192, show_default=True, help="Tokens of the context that is to fit too."
 )
@@ -147,8 +155,7 @@ def command(
     from coe_native.routing_profile import RoutingProfile
     from coe_native.sweeping import default_keeps, sweep
 
-    if len({name for name, _ in texts}) < len(texts):
-        raise InputError("--text: two texts have one name; give each its own: own=… other=…")
+    _check(texts, output, plot, as_csv=as_csv, as_json=as_json)
     moe = MoeModel(model)
     inputs = (*moe.paths, profile, *(path for _, path in texts))
     for path in (output, plot):
@@ -174,7 +181,8 @@ def command(
     needed = {}
     if fit_bytes is not None:
         place = placement(options, fit_ctx)
-        needed = {keep: memory_of(moe, keep, place).total for keep in sorted({p.keep for p in found.points})}
+        tried = sorted({moe.n_experts, *(point.keep for point in found.points)})
+        needed = {keep: memory_of(moe, keep, place).total for keep in tried}
     if output is not None:
         found.save(output, force=force)
     if plot is not None:
@@ -191,12 +199,37 @@ def command(
     for method, point in best.items():
         for line in _verdict(found, method, point, max_loss):
             say(line)
-        if point is not None and fit_bytes is not None:
-            fits = "fits into" if needed[point.keep] <= fit_bytes else "does not fit into"
-            say(
-                f"keep {point.keep} takes {gibibytes(needed[point.keep])} with a context of {fit_ctx} tokens: "
-                f"it {fits} {gibibytes(fit_bytes)}"
-            )
+    if fit_bytes is not None:
+        say(_fitting(found, best, needed, fit_bytes, fit_ctx))
+
+
+def _check(
+    texts: Sequence[tuple[str, Path]], output: Path | None, plot: Path | None, *, as_csv: bool, as_json: bool
+) -> None:
+    """Raises InputError for options that cannot go together."""
+    if as_csv and as_json:
+        raise InputError("--csv and --json both go to standard output: give one of them")
+    if output is not None and plot is not None and output.resolve() == plot.resolve():
+        raise InputError(f"{output}: cannot be the JSON file and the page at once; give --plot another name")
+    if len({name for name, _ in texts}) < len(texts):
+        raise InputError("--text: two texts have one name; give each its own: own=… other=…")
+
+
+def _fitting(
+    found: Sweep, best: Mapping[str, SweepPoint | None], needed: Mapping[int, int], fit_bytes: int, fit_ctx: int
+) -> str:
+    """What fits into memory of what was tried, and whether that is good enough, in words."""
+    size = f"{gibibytes(fit_bytes)} with a context of {fit_ctx} tokens"
+    fits = [point for point in found.points if needed[point.keep] <= fit_bytes]
+    if not fits:
+        return f"nothing that was tried fits into {size}: the smallest takes {gibibytes(min(needed.values()))}"
+    if all(point is not None and point in fits for point in best.values()):
+        return f"{'it fits' if len(best) == 1 else 'all of these fit'} into {size}"
+    largest = min((point for point in fits), key=lambda point: (-point.keep, found.losses(point)[0]))
+    return (
+        f"the largest that fits into {size} is keep {largest.keep}: {found.losses(largest)[0]:+.1%} perplexity on "
+        f"{found.parent[0].text} by {largest.method}"
+    )
 
 
 def _verdict(found: Sweep, method: str, point: SweepPoint | None, max_loss: float) -> Iterator[str]:
@@ -214,21 +247,20 @@ def _verdict(found: Sweep, method: str, point: SweepPoint | None, max_loss: floa
 
 
 def _print(found: Sweep, needed: Mapping[int, int]) -> None:
-    columns = ["method", "keep", "size", *(["memory"] if needed else [])]
-    for parent in found.parent:
-        columns += [parent.text, "loss", "KL", "same top"]
-    rows = [["parent", str(found.n_experts), gigabytes(found.n_bytes), *([""] if needed else [])]]
-    for parent in found.parent:
-        rows[0] += [f"{parent.perplexity:.3f}", "", "", ""]
-    for point in found.points:
-        row = [point.method, str(point.keep), gigabytes(point.n_bytes)]
-        row += [gibibytes(needed[point.keep])] if needed else []
+    """A line for each mask and text: with all texts in one line, no terminal would be wide enough."""
+    from coe_native.sweeping import SweepPoint
+
+    memory = ["memory"] if needed else []
+    columns = ["method", "keep", "size", *memory, "text", "perplexity", "loss", "KL", "same top"]
+    rows = []
+    everything = SweepPoint("parent", found.n_experts, "", found.n_bytes, found.parent)
+    for point in (everything, *found.points):
+        head = [point.method, str(point.keep), gigabytes(point.n_bytes)]
+        head += [gibibytes(needed[point.keep])] if needed else []
         for result, loss in zip(point.evaluations, found.losses(point), strict=True):
-            row += [
-                f"{result.perplexity:.3f}",
-                f"{loss:+.1%}",
-                f"{result.kl_divergence:.4f}",
-                f"{result.top1_agreement:.1%}",
-            ]
-        rows.append(row)
+            row = [*head, result.text, f"{result.perplexity:.3f}"]
+            if point is not everything:
+                row += [f"{loss:+.1%}", f"{result.kl_divergence:.4f}", f"{result.top1_agreement:.1%}"]
+            rows.append(row)
+            head = [""] * len(head)
     print_table("Perplexity of the live-masked parent, and its distance to the unmasked one", columns, rows)

@@ -18,7 +18,7 @@ from coe_native.concentration import concentration
 from coe_native.errors import InputError
 from coe_native.masking import ExpertMask, build_mask
 from coe_native.report import figures
-from coe_native.routing_profile import RoutingProfile
+from coe_native.routing_profile import RoutingProfile, not_of_one_model
 from coe_native.surgery_plan import SAFETY_NOTICE
 from coe_native.sweeping import Sweep
 from coe_native.units import gigabytes
@@ -61,13 +61,15 @@ def report(
     Raises InputError for profiles or masks of different models, and for what `score` and `build_mask` refuse.
     """
     first = next(iter(profiles.values()))
-    for profile in profiles.values():
-        if profile.fingerprint != first.fingerprint or profile.layers != first.layers:
-            raise InputError(f"{profile.place}: is of another model than {first.place}; make a report of each")
+    sources = [
+        *((profile.place, profile.fingerprint, list(profile.layers)) for profile in profiles.values()),
+        *((mask.place, mask.fingerprint, sorted(mask.kept)) for mask in (masks or {}).values()),
+        *([] if sweep is None else [("the sweep", sweep.fingerprint, list(first.layers))]),
+    ]
+    for place, fingerprint, layers in sources:
+        if (fingerprint, layers) != (first.fingerprint, list(first.layers)):
+            raise InputError(f"{place}: {not_of_one_model(first.place, first.fingerprint, fingerprint)}")
     shown = masks or {name: build_mask(profile, keep, method=method) for name, profile in profiles.items()}
-    for mask in shown.values():
-        if mask.fingerprint != first.fingerprint or sorted(mask.kept) != list(first.layers):
-            raise InputError(f"{mask.place}: is of another model than {first.place}; make a report of each")
     sections = [
         *(_of_profile(name, profile, method, alone=len(profiles) == 1) for name, profile in profiles.items()),
         _of_concentration(profiles),
