@@ -134,7 +134,8 @@ def prepare(directory: Path) -> dict[str, list[bytes]]:
         "npy": [(directory / "tokens.npy").read_bytes()],
         "torch": [path.read_bytes()[1:] for path in sorted((SEEDS / "imported").glob("*.pt"))],
         "imatrix": [(SEEDS / "imported" / "imatrix.gguf").read_bytes()[1:]],
-        "sweep": [(SEEDS / "judged" / "sweep.json").read_bytes()],
+        # Of the profile's model.
+        "sweep": [(SEEDS / "judged" / "sweep.json").read_bytes().replace(b"0" * 64, profile.fingerprint.encode())],
     }
 
 
