@@ -22,6 +22,10 @@ from coe_native.routing_profile import UNKNOWN, CorpusRecord, RoutingProfile
 from coe_native.torch_file import read_torch
 
 _COUNTS = re.compile(r"blk\.(0|[1-9]\d{0,5})\.ffn_(?:gate|up|down|gate_up)_exps\.weight\.counts", re.ASCII)
+MOST_LAYERS = 1 << 12
+_MOST_NUMBERS = 1 << 22
+"""Of a tensor of counts or flags: 100 layers with eight ranks of 512 experts have a tenth."""
+
 _EXACT = 2**24
 """From here on, a float of 32 bits does not count every one."""
 
@@ -111,15 +115,17 @@ def _only_value(value: Any) -> Any:
 
 
 def _kept(value: Any) -> list[list[int]] | None:
-    """The kept experts of each layer, or None for what is no mask."""
+    """The kept experts of each layer, or None for what is no mask, or of no model's size."""
     if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "b":
+        if value.size > _MOST_NUMBERS:
+            return None
         return [np.flatnonzero(row).tolist() for row in value]
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not 0 < len(value) <= MOST_LAYERS:
         return None
     kept = []
     for entry in value:
         row = _row(entry)
-        if row is None or row.ndim != 1 or not row.size or row.dtype.kind not in "iub":
+        if row is None or row.ndim != 1 or not 0 < row.size <= MOST_EXPERTS or row.dtype.kind not in "iub":
             return None
         kept.append(sorted(np.flatnonzero(row).tolist() if row.dtype.kind == "b" else row.tolist()))
     return kept
@@ -137,7 +143,12 @@ def _row(entry: Any) -> NDArray[Any] | None:
 def _of_histograms(counts: NDArray[Any], target: _Target) -> RoutingProfile:
     if target.n_experts not in (None, counts.shape[1]):
         raise InputError(f"{target.path}: has {counts.shape[1]} experts in a layer, not {target.n_experts}")
-    if counts.size == 0 or counts.shape[1] > MOST_EXPERTS or counts.min() < 0 or not 0 < counts.max() < 2**62:
+    if (
+        not 0 < counts.size <= _MOST_NUMBERS
+        or counts.shape[1] > MOST_EXPERTS
+        or counts.min() < 0
+        or not 0 < counts.max() < 2**62
+    ):
         raise InputError(f"{target.path}: holds what are no counts of choices")
     histograms = np.ascontiguousarray(counts, np.int64)
     n_tokens = int(histograms[0, :, 0].sum())

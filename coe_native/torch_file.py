@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from coe_native.errors import InputError
 
-MOST_BYTES = 1 << 28
-"""Of all tensors of a file: 100 layers of 512 experts have 4 MB for each eight ranks."""
+MOST_BYTES = 1 << 26
+"""Of all tensors of a file: 100 layers of 512 experts have 4 MB for eight ranks."""
 
 _MOST_PICKLE = 1 << 24
 _MOST_DIMENSIONS = 8
