@@ -231,12 +231,19 @@ def _appends(reader: _Reader) -> None:
 
 def _set_item(reader: _Reader) -> None:
     value, key = reader.pop(), reader.pop()
-    reader.last(dict)[key] = value
+    reader.last(dict)[_key(key)] = value
 
 
 def _set_items(reader: _Reader) -> None:
     items = reader.pop_to_mark()
-    reader.last(dict).update(zip(items[::2], items[1::2], strict=True))
+    reader.last(dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
+
+
+def _key(key: Any) -> str | int:
+    """A key of a dict. Tuples of tuples could take for ever to hash."""
+    if not isinstance(key, str | int):
+        raise InputError("holds a dict with keys that are neither texts nor numbers")
+    return key
 
 
 def _build(reader: _Reader) -> None:
@@ -246,6 +253,9 @@ def _build(reader: _Reader) -> None:
 
 def _name(reader: _Reader) -> None:
     name, module = reader.pop(), reader.pop()
+    # A text of anything else could double with each step.
+    if not isinstance(name, str) or not isinstance(module, str):
+        raise InputError("holds what is no tensor")
     reader.push(_Name(f"{module}.{name}"))
 
 

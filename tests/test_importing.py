@@ -148,6 +148,9 @@ TENSOR = (
         (b"\x80\x02tR.", "makes no sense"),
         (b"\x80\x02h\x05.", "makes no sense"),
         (b"I1\n.", "is no tensor"),
+        # Names of names, and keys of tuples, that double with each step.
+        (b"\x80\x04\x8c\x01a\x8c\x01b\x93" + b"q\x00h\x00\x93" * 60 + b".", "no tensor"),
+        (b"\x80\x02}K\x01" + b"q\x00h\x00\x86" * 60 + b"K\x01s.", "neither texts nor numbers"),
         (b"\x80\x02]q\x00h\x00a.", "neither counts"),  # a list that holds itself
         (TENSOR % (b"LongStorage", b"0") + b"K\x00K\x05\x85K\x01\x85\x89NtR.", "larger than its data"),
         (TENSOR % (b"LongStorage", b"0") + b"J\xff\xff\xff\xffK\x01\x85K\x01\x85\x89NtR.", "no possible shape"),
