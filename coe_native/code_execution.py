@@ -2,7 +2,8 @@
 
 It runs in a process of its own, with limits on time, memory, files and processes, and, where Linux lets us, in
 namespaces of its own: without a network, with no other process in sight, and with all of the disk read-only but
-for a small directory in memory, which is gone with it. It can still read what the user can read.
+for a small directory in memory, which is gone with it. It can still read what the user can read, and talk to who
+listens at a socket's path elsewhere than in /run.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -159,6 +161,7 @@ def _isolate(directory: str) -> bool:
         libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC_PRIVATE), None) == 0
         and libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, size) == 0
         and in_memory("/proc", _MS_RDONLY, b"size=0")  # which tells of all other processes
+        and (not Path("/run").is_dir() or in_memory("/run", _MS_RDONLY, b"size=0"))  # sockets of services
         and in_memory(directory, 0, b"size=64m,nr_inodes=1000,mode=0700")
     )
     if alone:

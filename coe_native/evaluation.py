@@ -133,6 +133,11 @@ class _Tally:
         if not self._divergences:
             return Evaluation(self._text.name, len(values), perplexity, error)
         divergences = np.concatenate(self._divergences)
+        if not np.isfinite(divergences).all():
+            raise CoeError(
+                f"{self._model.moe.path}: finds impossible what the reference expects of {self._text.name}, so "
+                "there is no divergence"
+            )
         agreement = float(np.concatenate(self._agreements).mean())
         kl, kl_error = float(divergences.mean()), _error_of_mean(divergences)
         return Evaluation(self._text.name, len(values), perplexity, error, kl, agreement, kl_error)

@@ -65,6 +65,8 @@ def generate(
     """
     if not model.predicts:
         raise InputError(f"{model.moe.path}: is an encoder or a diffusion model, which does not continue a text")
+    if "" in stop:
+        raise InputError("a stop sequence has a sign at least; nothing ends before anything")
     if not 0 < len(prompt) < model.n_ctx:
         raise InputError(f"a prompt of {len(prompt)} tokens needs a longer context than {model.n_ctx} (--ctx)")
     sampler = core.Sampler(model.n_vocab, **asdict(sampling or Sampling()))

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib.util
 import re
+import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,10 +27,10 @@ from coe_native.runtime import Model
 _MOST_BYTES = 1 << 26
 """Of a file of problems, unpacked; the published one has 0.2 MB."""
 
-RAW_STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(")
+RAW_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Where a function ends that a model without a chat template goes on with (Chen et al., 2021)."""
 
-_FENCED = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"[ \t]*(```+|~~~+)[ \t]*([^\s`]*)[^`]*")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,22 @@ def _lines(path: Path, data: bytes, kind: type[Any]) -> Iterator[Any]:
                 raise InputError(f"{path}:{number}: {error}") from error
 
 
+def fenced(answer: str) -> list[str]:
+    """The fenced blocks of an answer, whatever language they name; the last may have no end."""
+    blocks: list[list[str]] = []
+    fence = ""
+    for line in answer.splitlines():
+        match = _FENCE.fullmatch(line)
+        if match and not fence:
+            fence = match[1]
+            blocks.append([])
+        elif match and match[1].startswith(fence) and not match[2]:
+            fence = ""
+        elif fence:
+            blocks[-1].append(line)
+    return ["\n".join(block) + "\n" for block in blocks]
+
+
 def program(problem: Problem, completion: str) -> str:
     """The whole program by which an answer is judged: what stands before the function in the problem, the
     function, and the problem's own test.
@@ -108,8 +125,9 @@ def program(problem: Problem, completion: str) -> str:
     An answer may hold the function in a fenced block, among others and with words around it; or bare; or only go
     on where the prompt ends.
     """
-    blocks = _FENCED.findall(completion)
+    blocks = fenced(completion)
     defines = re.compile(rf"^(?:async )?def {problem.entry_point}\b", re.MULTILINE)
+    blocks += [textwrap.dedent(block) for block in blocks]  # one in a list is indented as that is
     code = next((block for block in blocks if defines.search(block)), blocks[0] if blocks else completion)
     if defines.search(code):
         begin = defines.search(problem.prompt)

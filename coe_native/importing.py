@@ -106,7 +106,8 @@ def _only_value(value: Any) -> Any:
     useful = {
         str(key): entry
         for key, entry in value.items()
-        if _kept(entry) is not None or (isinstance(entry, np.ndarray) and entry.ndim == 3)
+        if _kept(entry) is not None
+        or (isinstance(entry, np.ndarray) and entry.ndim == 3 and entry.dtype.kind in "iu")
     }
     if len(useful) > 1:
         names = ", ".join(map(reprlib.repr, list(useful)[:10]))

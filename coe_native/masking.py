@@ -62,6 +62,8 @@ class ExpertMask:
     def __post_init__(self) -> None:
         if not 0 < self.keep <= self.n_experts <= MOST_EXPERTS or not self.kept:
             raise InputError(f"a mask cannot keep {self.keep} of {self.n_experts} experts")
+        if any(swap.stage not in (2, 3) for swap in self.swaps):
+            raise InputError("a mask's swaps are of the second pass or the third")
         for block, experts in self.kept.items():
             if list(experts) != sorted(set(experts)) or len(experts) != self.keep:
                 raise InputError(f"a mask must keep {self.keep} different experts in block {block}, ascending")

@@ -29,8 +29,11 @@ def text_of(document: Document) -> str:
 
 
 def shingles(text: str) -> Shingles:
-    """All runs of SHINGLE words, of letters and digits in lower case; a shorter text is one."""
+    """All runs of SHINGLE words, of letters and digits in lower case, or of signs where there are few words; a
+    shorter text is one."""
     words = re.findall(r"\w+", text.lower())
+    if len(text) > 12 * len(words):  # signs, or a language that does not part its words
+        words = [sign for sign in text.lower() if not sign.isspace()]
     return frozenset(" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1)))
 
 
@@ -178,4 +181,4 @@ def lines(documents: Sequence[Document], column: str | None) -> Iterator[bytes]:
             record = {"tokens": list(content)}
         if column is not None and column not in record:
             record[column] = document.label
-        yield json.dumps(record | {"source": document.place}).encode() + b"\n"
+        yield json.dumps({"source": document.place} | record).encode() + b"\n"

@@ -145,6 +145,8 @@ def sweep(
         for method in dict.fromkeys(methods)
         for keep in sorted(set(keeps))
     ]
+    if not masks:
+        raise InputError(f"{parent.moe.path}: say which numbers of experts to try; there are few to choose from")
     for _, mask in masks:
         parent.apply(mask)  # whatever is wrong with one is said at the start
     parent.clear_mask()

@@ -41,6 +41,11 @@ QUICK = Limits(seconds=2.0)
         f"```\nprint('first an example')\n```\nand then\n```python\n{RIGHT}```\n",
         f"```python\n{RIGHT}",  # cut off behind the last line
         f"```python\n{ADD.canonical_solution}```",
+        f"```python3\n{RIGHT}```",
+        f"```python\n{RIGHT}```\n".replace("\n", "\r\n"),
+        f"First:\n```bash\npip install nothing\n```\nThen this:\n```python\n{RIGHT}```",
+        f"~~~python\n{RIGHT}~~~",
+        "1. So:\n   ```python\n" + "".join(f"   {line}\n" for line in RIGHT.splitlines()) + "   ```\n",
         f"```python\nfrom typing import List\n\ndef double(x):\n    return x + x\n\n{RIGHT}```",
         f"def helper(x):\n    return x\n\n{RIGHT}\ndef total_of_nothing():\n    return None\n",
     ],

@@ -168,21 +168,21 @@ def command(
     routing = RoutingProfile.load(profile)
     read = {name: read_corpus(path, field) for name, path in texts}
     say_skipped(list(read.values()))
+    tried = default_keeps(moe) if keeps is None else sorted(set(keeps))
+    needed = {}
+    if fit_bytes is not None:
+        place = placement(options, fit_ctx)
+        needed = {keep: memory_of(moe, keep, place).total for keep in (*tried, moe.n_experts)}
     with open_model(model, **options) as parent, token_progress("judging") as progress:
         found = sweep(
             parent,
             routing,
             read,
-            keeps=default_keeps(parent.moe) if keeps is None else keeps,
+            keeps=tried,
             methods=methods,
             progress=progress,
             **mask_options,
         )
-    needed = {}
-    if fit_bytes is not None:
-        place = placement(options, fit_ctx)
-        tried = sorted({moe.n_experts, *(point.keep for point in found.points)})
-        needed = {keep: memory_of(moe, keep, place).total for keep in tried}
     if output is not None:
         found.save(output, force=force)
     if plot is not None:

@@ -184,18 +184,21 @@ def overlap_lines(masks: Mapping[str, ExpertMask]) -> Picture:
     figure = _figure("layer", "experts")
     names = list(masks)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    by_chance: set[float] = set()
     for first, second in pairs:
         overlaps = compare(masks[first], masks[second])
         x = [overlap.layer for overlap in overlaps]
         pair = html.escape(f"{first} and {second}")
         figure.add_scatter(x=x, y=[o.shared for o in overlaps], mode="lines+markers", name=pair)
-    figure.add_scatter(
-        x=x,
-        y=[overlap.by_chance for overlap in overlaps],
-        mode="lines",
-        name="by chance",
-        line={"dash": "dash", "color": "rgba(128,128,128,0.9)"},
-    )
+        by_chance.add(overlaps[0].by_chance)
+    for chance in sorted(by_chance):
+        figure.add_scatter(
+            x=x,
+            y=[chance] * len(x),
+            mode="lines",
+            name=f"by chance: {chance:g}",
+            line={"dash": "dash", "color": "rgba(128,128,128,0.9)"},
+        )
     figure.update_yaxes(rangemode="tozero")
     return Picture("Shared experts by layer, and by chance", figure)
 

@@ -167,8 +167,8 @@ def _of_sweep(sweep: Sweep) -> Section:
                     gigabytes(point.n_bytes),
                     f"{found.perplexity:.3f}",
                     f"{loss:+.1%}",
-                    f"{found.kl_divergence or 0:.4f}",
-                    f"{found.top1_agreement or 0:.1%}",
+                    "" if found.kl_divergence is None else f"{found.kl_divergence:.4f}",
+                    "" if found.top1_agreement is None else f"{found.top1_agreement:.1%}",
                 ]
             )
     columns = ["text", "method", "keep", "size", "perplexity", "rise", "KL", "same top token"]
