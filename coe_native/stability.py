@@ -24,7 +24,7 @@ Kept = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the mask at `tokens` agrees with those at a quarter, a half and three quarters of these tokens: the
+    """How far the mask at `tokens` agrees with those nearest to a quarter, a half and three quarters of them: the
     mean over layers of the Jaccard index, shared experts by experts that either keeps (Jaccard, 1901). None where
     there was no mask yet."""
 
@@ -65,14 +65,14 @@ class Stability:
 
     def _add(self, n_tokens: int, kept: Kept) -> None:
         self._masks.append((n_tokens, kept))
-        quarter, half, three_quarters = (self._before(back, kept) for back in (8, 4, 2))
+        quarter, half, three_quarters = (self._at(share, n_tokens, kept) for share in (0.25, 0.5, 0.75))
         self.curve.append(Agreement(n_tokens, quarter, half, three_quarters))
 
-    def _before(self, back: int, kept: Kept) -> float | None:
-        """Agreement with the mask of so many looks ago: 4 of them double the tokens."""
-        if len(self._masks) <= back:
+    def _at(self, share: float, n_tokens: int, kept: Kept) -> float | None:
+        """Agreement with the mask that was looked at nearest to that share of the tokens."""
+        if share * n_tokens < self._masks[0][0]:
             return None
-        other = self._masks[-1 - back][1]
+        _, other = min(self._masks[:-1], key=lambda look: abs(look[0] - share * n_tokens))
         return float(((kept & other).sum(axis=1) / (kept | other).sum(axis=1)).mean())
 
     @property

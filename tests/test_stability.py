@@ -51,17 +51,19 @@ def test_a_run_ends_where_the_mask_agrees_with_itself(
         coe.profile_corpora(model, [corpus_of(many)], until=everything)
     assert not everything.stable
     assert everything.curve[: len(until.curve)] == until.curve
+    lengths = [look.tokens for look in everything.curve]
     masks = [
         {block: set(kept) for block, kept in coe.build_mask(partial, **KEEP).kept.items()}
-        for partial in _profiles_up_to([look.tokens for look in everything.curve], model_file(family, "F32"), many)
+        for partial in _profiles_up_to(lengths, model_file(family, "F32"), many)
     ]
     for i, look in enumerate(everything.curve):
-        for back, found in ((8, look.quarter), (4, look.half), (2, look.three_quarters)):
-            if i < back:
+        for share, found in ((0.25, look.quarter), (0.5, look.half), (0.75, look.three_quarters)):
+            if share * look.tokens < lengths[0]:
                 assert found is None
                 continue
+            nearest = min(range(i), key=lambda j: abs(lengths[j] - share * lengths[i]))
             jaccards = [
-                len(masks[i][block] & masks[i - back][block]) / len(masks[i][block] | masks[i - back][block])
+                len(masks[i][block] & masks[nearest][block]) / len(masks[i][block] | masks[nearest][block])
                 for block in masks[i]
             ]
             assert found == pytest.approx(sum(jaccards) / len(jaccards))
