@@ -5,21 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe_native.routing_profile import RoutingProfile
+from coe_native.scoring import Scores, shares
 
-Shares = NDArray[np.float64]
 
-
-def routed_shares(profile: RoutingProfile) -> Shares:
+def routed_shares(profile: RoutingProfile) -> Scores:
     """The share of each layer's routed weight that goes to each expert, [layer, expert]; of its choices, where the
     profile knows no weights. Every row adds up to 1, but for a profile of no tokens: there all are 0."""
     routed = profile.weight_sum.sum(axis=2) if profile.has_weights else profile.counts.astype(np.float64)
-    totals = routed.sum(axis=1, keepdims=True)
-    shares = np.zeros(routed.shape)
-    np.divide(routed, totals, out=shares, where=totals > 0)
-    return shares
+    return shares(routed)
 
 
 @dataclass(frozen=True)
@@ -36,23 +31,20 @@ class Concentration:
 
 def concentration(profile: RoutingProfile) -> list[Concentration]:
     """The concentration of each MoE layer."""
-    shares = routed_shares(profile)
+    routed = routed_shares(profile)
     n = profile.n_experts
-    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    entropy = -(shares * logs).sum(axis=1) / np.log(n)
-    ascending = np.sort(shares, axis=1)
+    logs = np.log(routed, out=np.zeros_like(routed), where=routed > 0)
+    entropy = -(routed * logs).sum(axis=1) / np.log(n)
     # Half the mean difference of two experts, as a share of the mean: over sorted values, one sum does it.
-    gini = (ascending * (2 * np.arange(1, n + 1) - n - 1)).sum(axis=1) / n
-    needed = 1 + (coverage(profile, shares) < 0.8 - 1e-12).sum(axis=1)
+    gini = (np.sort(routed, axis=1) * (2 * np.arange(1, n + 1) - n - 1)).sum(axis=1) / n
+    needed = 1 + (coverage(profile) < 0.8 - 1e-12).sum(axis=1)
     return [
         Concentration(layer, float(h), float(g), int(count))
         for layer, h, g, count in zip(profile.layers, entropy, gini, needed, strict=True)
     ]
 
 
-def coverage(profile: RoutingProfile, scores: Shares | None = None) -> Shares:
-    """The share of each layer's routed weight that the best 1, 2, … experts by `scores` get together, float64
-    [layer, expert]; by those shares themselves, if no scores are given."""
-    shares = routed_shares(profile)
-    order = np.argsort(-(shares if scores is None else scores), axis=1, kind="stable")
-    return np.asarray(np.cumsum(np.take_along_axis(shares, order, axis=1), axis=1))
+def coverage(profile: RoutingProfile) -> Scores:
+    """The share of each layer's routed weight that the 1, 2, … experts with most of it get together, float64
+    [layer, expert]."""
+    return np.asarray(np.cumsum(-np.sort(-routed_shares(profile), axis=1), axis=1))

@@ -209,6 +209,7 @@ class Results:
         if path.exists() and not resume and not force:
             raise InputError(f"{path}: exists; go on with it by --resume, or write it anew with --force")
         self._path = path
+        self.run = run
         self.attempts: dict[str, Attempt] = {}
         if resume and path.exists():
             try:
@@ -233,7 +234,6 @@ def solve(
     problems: Sequence[Problem],
     solver: Callable[[Problem], Generation],
     results: Results,
-    run: str,
     *,
     allow_code_execution: bool,
     judge: Callable[[str], Outcome] = execute,
@@ -245,7 +245,7 @@ def solve(
         attempt = results.attempts.get(problem.task_id)
         if attempt is None:
             written = solver(problem)
-            attempt = Attempt(problem.task_id, written.text, written.n_tokens, written.ended, run)
+            attempt = Attempt(problem.task_id, written.text, written.n_tokens, written.ended, results.run)
             results.add(attempt)
         if allow_code_execution and attempt.passed is None:
             outcome = judge(program(problem, attempt.completion))

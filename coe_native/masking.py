@@ -21,7 +21,7 @@ from coe_native.gguf_file import read_exactly
 from coe_native.moe_model import MoeModel
 from coe_native.router_shape import MOST_EXPERTS
 from coe_native.routing_profile import UNKNOWN, RoutingProfile, not_of_one_model
-from coe_native.scoring import COMBINATIONS, Scores, score
+from coe_native.scoring import COMBINATIONS, Scores, score, shares
 
 FORMAT = "coe-native.expert-mask"
 VERSION = 1
@@ -230,8 +230,9 @@ def _evidence(
     scores = [score(profile, method) for profile in profiles]
     if len(profiles) == 1:
         return _Evidence(scores[0], ranks[0], structural)
-    shares = np.array([of_one / of_one.sum(axis=1, keepdims=True) for of_one in scores])
-    return _Evidence(shares.sum(axis=0) if combine == "sum" else shares.max(axis=0), ranks.min(axis=0), structural)
+    normalised = np.array([shares(of_one) for of_one in scores])
+    combined = normalised.sum(axis=0) if combine == "sum" else normalised.max(axis=0)
+    return _Evidence(combined, ranks.min(axis=0), structural)
 
 
 def build_mask(

@@ -58,6 +58,12 @@ def frequency(profile: RoutingProfile) -> Scores:
     return np.asarray(profile.counts / profile.n_tokens)
 
 
+def shares(values: Scores) -> Scores:
+    """Each row as shares of its sum, [layer, expert]; a row whose sum is 0 stays as it is."""
+    totals = values.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(values, totals, out=np.zeros(values.shape), where=totals != 0))
+
+
 METHODS = tuple(_METHODS)
 COMBINATIONS = ("sum", "max")
 """How the scores of several domains become one."""

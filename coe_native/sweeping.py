@@ -54,6 +54,11 @@ class Sweep:
     points: tuple[SweepPoint, ...]
 
     @property
+    def unmasked(self) -> SweepPoint:
+        """The parent, as if it were a mask that keeps all."""
+        return SweepPoint("parent", self.n_experts, "", self.n_bytes, self.parent)
+
+    @property
     def methods(self) -> list[str]:
         return list(dict.fromkeys(point.method for point in self.points))
 
@@ -80,8 +85,7 @@ class Sweep:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["method", "keep", "bytes", "loss", *_EVALUATION_FIELDS])
-        everything = SweepPoint("parent", self.n_experts, "", self.n_bytes, self.parent)
-        for point in (everything, *self.points):
+        for point in (self.unmasked, *self.points):
             for found, loss in zip(point.evaluations, self.losses(point), strict=True):
                 writer.writerow([point.method, point.keep, point.n_bytes, loss, *asdict(found).values()])
         return out.getvalue()

@@ -173,7 +173,6 @@ def test_attempts_are_written_judged_and_counted(tmp_path: Path) -> None:
         problems(),
         scripted(answers()),
         Results(out, "run", resume=False, force=False),
-        "run",
         allow_code_execution=True,
         progress=lambda so_far: seen.append(len(so_far)),
     )
@@ -192,11 +191,11 @@ def test_nothing_runs_without_being_allowed(tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
     results = Results(out, "run", resume=False, force=False)
     options = {"allow_code_execution": False, "judge": never}
-    attempts = solve(problems(), scripted(answers()), results, "run", **options)  # type: ignore[arg-type]
+    attempts = solve(problems(), scripted(answers()), results, **options)  # type: ignore[arg-type]
     assert [attempt.passed for attempt in attempts] == [None] * 4
     # Later they are judged, without being written again.
     again = Results(out, "run", resume=True, force=False)
-    judged = solve(problems(), scripted({}), again, "run", allow_code_execution=True)
+    judged = solve(problems(), scripted({}), again, allow_code_execution=True)
     assert [attempt.passed for attempt in judged] == [True, False, True, False]
 
 
@@ -215,7 +214,6 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
             problems(),
             interrupted,
             Results(out, "run", resume=False, force=False),
-            "run",
             allow_code_execution=True,
         )
     with pytest.raises(coe.InputError, match="exists; go on with it by --resume"):
@@ -223,7 +221,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     with pytest.raises(coe.InputError, match="another model, problems or options"):
         Results(out, "other", resume=True, force=False)
     attempts = solve(
-        problems(), interrupted, Results(out, "run", resume=True, force=False), "run", allow_code_execution=True
+        problems(), interrupted, Results(out, "run", resume=True, force=False), allow_code_execution=True
     )
     assert asked == ["Test/0", "Test/1", "Test/2", "Test/2", "Test/3"]
     assert [attempt.passed for attempt in attempts] == [True, False, True, False]

@@ -323,6 +323,14 @@ def test_an_expert_stays_when_any_domain_needs_it() -> None:
         coe.build_mask([profiles[0], make_profile(1)], 2)
 
 
+def test_a_layer_without_weight_counts_for_nothing() -> None:
+    """A profile may hold no weight at all in one layer: it has no say there, and spoils nothing."""
+    profile, empty = make_profile(1), make_profile(2)
+    empty.weight_sum[0] = 0
+    mask = coe.build_mask([profile, empty], 4, structural=False)
+    assert mask.kept[1] == coe.build_mask(profile, 4, structural=False).kept[1]
+
+
 def replace_counts(profile: coe.RoutingProfile, counts: list[list[int]]) -> coe.RoutingProfile:
     made = np.array([counts], np.int64)
     return replace(profile, histograms=made, weight_sum=made.astype(float))

@@ -83,14 +83,12 @@ def command(
         if mask is not None:
             loaded.apply(mask)
         solver = Solver(loaded, sampling, max_tokens, stops, raw)
-        which = solver.run(everything)
-        results = Results(output, which, resume=resume, force=force, inputs=inputs)
+        results = Results(output, solver.run(everything), resume=resume, force=force, inputs=inputs)
         try:
             attempts = solve(
                 read,
                 solver,
                 results,
-                which,
                 allow_code_execution=allow_code_execution,
                 progress=progress,
             )

@@ -25,9 +25,11 @@ from coe_native.cli.shared import (
     say_skipped,
     token_progress,
 )
+from coe_native.errors import InputError
 
 if TYPE_CHECKING:
     from coe_native.corpus import Shard
+    from coe_native.router_shape import RouterShape
     from coe_native.stability import Stability
 
 
@@ -98,23 +100,14 @@ def command(
     from coe_native.atomic import check_target
     from coe_native.checkpoint import Checkpoint
     from coe_native.corpus import WHOLE, read_corpus
-    from coe_native.errors import InputError
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import DOCUMENTS_AT_ONCE, Progress, profile_corpora
-    from coe_native.stability import Stability
 
     moe = MoeModel(model)
     inputs = (*moe.paths, *corpora)
     check_target(output, force=force, inputs=inputs)
     checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
-    until = None
-    if until_stable is not None:
-        shape = moe.router_shape
-        keep = shape.half if keep is None else keep
-        shape.check_keep(keep)
-        until = Stability(until_stable, {"keep": keep, "method": method})
-    elif keep is not None:
-        raise InputError("--keep goes with --until-stable: a profile is of all experts")
+    until = _until(until_stable, keep, method, moe.router_shape)
     read = [read_corpus(path, field, skip_bad=skip_bad) for path in corpora]
     say_skipped(read)
     bad: list[str] = []
@@ -180,6 +173,19 @@ def command(
             f"{output}: {profile.n_tokens} tokens of {sum(corpus.documents for corpus in profile.corpora)} "
             f"documents through {len(profile.layers)} MoE layers, {rate:,.0f} tokens/s{part}"
         )
+
+
+def _until(threshold: float | None, keep: int | None, method: str, shape: RouterShape) -> Stability | None:
+    """What ends a run before its text does, if anything."""
+    from coe_native.stability import Stability
+
+    if threshold is None:
+        if keep is not None:
+            raise InputError("--keep goes with --until-stable: a profile is of all experts")
+        return None
+    keep = shape.half if keep is None else keep
+    shape.check_keep(keep)
+    return Stability(threshold, {"keep": keep, "method": method})
 
 
 def _say_stable(until: Stability) -> None:

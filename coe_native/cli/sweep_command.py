@@ -248,18 +248,16 @@ def _verdict(found: Sweep, method: str, point: SweepPoint | None, max_loss: floa
 
 def _print(found: Sweep, needed: Mapping[int, int]) -> None:
     """A line for each mask and text: with all texts in one line, no terminal would be wide enough."""
-    from coe_native.sweeping import SweepPoint
-
     memory = ["memory"] if needed else []
     columns = ["method", "keep", "size", *memory, "text", "perplexity", "loss", "KL", "same top"]
     rows = []
-    everything = SweepPoint("parent", found.n_experts, "", found.n_bytes, found.parent)
-    for point in (everything, *found.points):
+    unmasked = found.unmasked
+    for point in (unmasked, *found.points):
         head = [point.method, str(point.keep), gigabytes(point.n_bytes)]
         head += [gibibytes(needed[point.keep])] if needed else []
         for result, loss in zip(point.evaluations, found.losses(point), strict=True):
             row = [*head, result.text, f"{result.perplexity:.3f}"]
-            if point is not everything:
+            if point is not unmasked:
                 row += [f"{loss:+.1%}", f"{result.kl_divergence:.4f}", f"{result.top1_agreement:.1%}"]
             rows.append(row)
             head = [""] * len(head)
