@@ -10,6 +10,7 @@ import pytest
 from conftest import unused_experts
 
 import coe_native as coe
+from coe_native import demo
 from coe_native.corpus import corpus_of
 
 ModelFile = Callable[[str, str], Path]
@@ -58,6 +59,22 @@ def test_divergence_from_a_reference(
     assert masked.kl_divergence == pytest.approx((np.exp(theirs) * (theirs - ours)).sum(1).mean(), rel=1e-9)
     assert masked.kl_divergence > 0.01
     assert masked.top1_agreement == (ours.argmax(1) == theirs.argmax(1)).mean()
+
+
+def test_a_reference_with_other_tokens_is_refused(tmp_path: Path) -> None:
+    """As many of them: only their texts tell."""
+    other = tmp_path / "other.gguf"
+    data = demo.MODEL.read_bytes()
+    assert data.count(b"import") > 0
+    other.write_bytes(data.replace(b"import", b"export", 1))
+    text = corpus_of([list(range(5, 40))])
+    with (
+        coe.Model(demo.MODEL, n_ctx=32) as model,
+        coe.Model(other, n_ctx=32) as reference,
+    ):
+        assert reference.n_vocab == model.n_vocab
+        with pytest.raises(coe.InputError, match=r"other\.gguf: has another vocabulary"):
+            coe.evaluate(model, text, reference=reference)
 
 
 def test_log_probabilities_start_where_asked(model_file: ModelFile, documents: list[list[int]]) -> None:

@@ -315,8 +315,13 @@ def test_an_expert_stays_when_any_domain_needs_it() -> None:
         for counts in (narrow, wide)
     ]
     assert coe.build_mask(profiles, 2, combine="max", structural=False).kept[0] == (0, 7)
-    seldom = replace_counts(profiles[0], [[60], [0], [0], [0], [0], [0], [20], [20]])
-    assert coe.build_mask([seldom, profiles[1]], 3, combine="sum", structural=False).kept[0] == (0, 1, 6)
+    # Expert 1 is needed a little by both, expert 0 more by one alone.
+    halves = [
+        replace_counts(profiles[0], [[50], [30], [20], [0], [0], [0], [0], [0]]),
+        replace_counts(profiles[1], [[0], [30], [0], [70], [0], [0], [0], [0]]),
+    ]
+    assert coe.build_mask(halves, 2, combine="max", structural=False).kept[0] == (0, 3)
+    assert coe.build_mask(halves, 2, combine="sum", structural=False).kept[0] == (1, 3)
     with pytest.raises(coe.InputError, match="combined by sum or max"):
         coe.build_mask(profiles, 2, combine="mean")
     with pytest.raises(coe.InputError, match="is of another model"):
