@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from operator import add
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -23,8 +24,9 @@ Weights = NDArray[np.float64]
 
 FORMAT = "routing-profile"
 MOST_SHARDS = 10_000
-VERSION = 2
-"""Version 2 has profiles whose weights or ranks are not known; all others are written as version 1."""
+VERSION = 3
+"""Version 2 has profiles whose weights or ranks are not known, version 3 those whose layers have seen unlike
+numbers of tokens; all others are written as version 1."""
 
 UNKNOWN = "unknown"
 """Architecture and fingerprint of what other tools have counted, where nobody has said of which model."""
@@ -130,6 +132,9 @@ class RoutingProfile:
     those of RouterShape. In every layer each rank holds ``n_tokens`` choices, but for the last ranks of a layer
     that chooses fewer experts than others, which hold none; anything else raises InputError.
 
+    A program that asks for few outputs lets the last layers run for those tokens only. `layer_tokens` gives the
+    tokens that each layer has seen, if not `n_tokens`, which is the largest of them.
+
     Other tools may count choices alone. Where they know no weights, `has_weights` is false, and `weight_sum` zero.
     Where they know no ranks, `n_chosen` is the largest number of experts that a layer chooses for a token, and the
     histograms have one rank for all of a layer's choices.
@@ -153,9 +158,12 @@ class RoutingProfile:
     weight_sum_rest: Weights = field(default_factory=lambda: np.zeros(()), repr=False)
     has_weights: bool = True
     n_chosen: int | None = None
+    layer_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         shape = self.histograms.shape
+        if not self.layer_tokens:
+            object.__setattr__(self, "layer_tokens", (self.n_tokens,) * len(self.layers))
         if self.weight_sum_rest.ndim == 0:
             object.__setattr__(self, "weight_sum_rest", np.zeros(shape))
         if (
@@ -168,6 +176,8 @@ class RoutingProfile:
             raise InputError("a profile's layers must be different blocks in ascending order")
         if not 0 <= self.n_tokens <= _MOST_TOKENS:
             raise InputError(f"a profile cannot be of {self.n_tokens} tokens")
+        if len(self.layer_tokens) != len(self.layers) or max(self.layer_tokens, default=0) != self.n_tokens:
+            raise InputError(f"a profile of {self.n_tokens} tokens needs those that each layer has seen")
         if (self.histograms < 0).any() or (self.histograms > self.n_tokens).any():
             raise InputError(f"no expert can be chosen less than 0 or more than {self.n_tokens} times")
         if not self.has_weights and self.weight_sum.any():
@@ -185,17 +195,33 @@ class RoutingProfile:
 
     def _check_totals(self) -> None:
         totals = self.histograms.sum(axis=1)
+        seen = np.array(self.layer_tokens, np.int64)[:, np.newaxis]
         if self.n_chosen is None:
-            expected = self.n_tokens * (np.arange(self.top_k) < self.layer_top_k[:, np.newaxis])
+            expected = seen * (np.arange(self.top_k) < self.layer_top_k[:, np.newaxis])
         else:
-            expected = self.n_tokens * self.layer_top_k[:, np.newaxis]
+            expected = seen * self.layer_top_k[:, np.newaxis]
             if totals.shape[1] != 1 or not self.layer_top_k.max() <= self.n_chosen <= self.n_experts:
                 raise InputError(f"a profile without ranks cannot choose {self.n_chosen} experts for a token")
-        if (totals != expected).any() or (self.n_tokens and (self.layer_top_k == 0).any()):
+        if (totals != expected).any() or (seen[:, 0] > 0)[self.layer_top_k == 0].any():
             raise InputError(
-                f"a profile of {self.n_tokens} tokens needs {self.n_tokens} choices at each rank of each layer, "
-                f"not {totals.tolist()}"
+                f"a profile of {self.n_tokens} tokens needs as many choices at each rank of each layer as tokens "
+                f"that it has seen ({list(self.layer_tokens)}), not {totals.tolist()}"
             )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every layer has seen every token."""
+        return set(self.layer_tokens) == {self.n_tokens}
+
+    @property
+    def shortfall(self) -> str:
+        """Which layers have seen fewer tokens than others, in words; empty where all have seen all."""
+        blocks_of: dict[int, list[int]] = {}
+        for block, seen in zip(self.layers, self.layer_tokens, strict=True):
+            if seen != self.n_tokens:
+                blocks_of.setdefault(seen, []).append(block)
+        short = ", ".join(f"{seen:,} in block {', '.join(map(str, at))}" for seen, at in blocks_of.items())
+        return f"of {self.n_tokens:,} tokens, only {short}: each layer is scored by its own" if short else ""
 
     @property
     def n_experts(self) -> int:
@@ -214,7 +240,7 @@ class RoutingProfile:
     def layer_top_k(self) -> NDArray[np.int64]:
         """Experts that each layer chooses for a token, [layer]."""
         if self.n_chosen is not None:
-            return cast("NDArray[np.int64]", self.counts.sum(axis=1) // max(self.n_tokens, 1))
+            return cast("NDArray[np.int64]", self.counts.sum(axis=1) // np.maximum(self.layer_tokens, 1))
         return cast("NDArray[np.int64]", np.count_nonzero(self.histograms.any(axis=1), axis=1))
 
     @property
@@ -264,14 +290,22 @@ class RoutingProfile:
             weight_sum=weight_sum,
             weight_sum_rest=rest,
             corpora=corpora,
+            layer_tokens=tuple(map(add, self.layer_tokens, other.layer_tokens)),
             place="the profile",
         )
+
+    @property
+    def _version(self) -> int:
+        """The oldest version of files that can say what it says."""
+        if not self.is_whole:
+            return 3
+        return 1 if self.has_ranks and self.has_weights else 2
 
     def save(
         self, path: str | Path, *, force: bool = True, more: Mapping[str, int | str] = MappingProxyType({})
     ) -> None:
         """Writes the profile as a GGUF file, whole or not at all; `more`: further metadata."""
-        from gguf import GGUFWriter
+        from gguf import GGUFValueType, GGUFWriter
 
         from coe_native.atomic import check_target, replacing
 
@@ -281,7 +315,7 @@ class RoutingProfile:
             writer = GGUFWriter(file.name, self.architecture, use_temp_file=False)
             writer.add_type(FORMAT)
             writer.add_name(self.model_name)
-            writer.add_uint32("coe.profile.version", 1 if self.has_ranks and self.has_weights else VERSION)
+            writer.add_uint32("coe.profile.version", self._version)
             writer.add_string("coe.profile.fingerprint", self.fingerprint)
             writer.add_uint32("coe.profile.expert_count", self.n_experts)
             writer.add_uint32("coe.profile.expert_used_count", self.top_k)
@@ -292,7 +326,12 @@ class RoutingProfile:
             writer.add_uint32("coe.profile.expert_group_count", self.n_groups)
             writer.add_uint32("coe.profile.expert_group_used_count", self.n_groups_used)
             writer.add_uint64("coe.profile.tokens", self.n_tokens)
-            writer.add_string("coe.profile.corpora", json.dumps([record.as_json() for record in self.corpora]))
+            if not self.is_whole:
+                writer.add_key_value(
+                    "coe.profile.layer_tokens", list(self.layer_tokens), GGUFValueType.ARRAY, GGUFValueType.UINT64
+                )
+            records = [record.as_json() for record in self.corpora]
+            writer.add_string("coe.profile.corpora", json.dumps(records, separators=(",", ":")))
             for key, value in more.items():
                 writer.add_string(key, value) if isinstance(value, str) else writer.add_uint64(key, value)
             for index, block in enumerate(self.layers):
@@ -337,6 +376,7 @@ class RoutingProfile:
                 _cube(file, "weight_sum_rest", layers, np.float64) if has_rest else np.zeros(()),
                 has_weights,
                 None if has_ranks else _number(file, "coe.profile.expert_used_count"),
+                _layer_tokens(file) if version >= 3 else (),
             )
             chosen = file.get("coe.profile.layer_expert_used_count")
             if chosen is not None and chosen != profile.layer_top_k.tolist():
@@ -365,6 +405,13 @@ def _text(file: GgufFile, key: str, default: str | None = None) -> str:
     if not isinstance(value, str):
         raise InputError(f"its {key} is no text")
     return value
+
+
+def _layer_tokens(file: GgufFile) -> tuple[int, ...]:
+    values = file.get("coe.profile.layer_tokens")
+    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+        raise InputError("its coe.profile.layer_tokens are no counts")
+    return tuple(values)
 
 
 def _cube(file: GgufFile, part: str, layers: tuple[int, ...], dtype: Any) -> NDArray[Any]:

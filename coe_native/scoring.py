@@ -55,7 +55,12 @@ def rank_weighted(profile: RoutingProfile) -> Scores:
 @_method("frequency")
 def frequency(profile: RoutingProfile) -> Scores:
     """``sum over r of histograms / N``: the share of tokens that choose an expert."""
-    return np.asarray(profile.counts / profile.n_tokens)
+    return np.asarray(profile.counts / _tokens(profile))
+
+
+def _tokens(profile: RoutingProfile) -> Scores:
+    """The tokens that each layer has seen, [layer, 1]."""
+    return np.array(profile.layer_tokens, np.float64)[:, np.newaxis]
 
 
 def shares(values: Scores) -> Scores:
@@ -79,6 +84,12 @@ def score(profile: RoutingProfile, method: str = "utility") -> Scores:
         raise InputError(f"there is no scoring method {method!r}; choose one of {', '.join(METHODS)}")
     if profile.n_tokens == 0:
         raise InputError("the profile has seen no tokens, so there is nothing to score")
+    unseen = [block for block, seen in zip(profile.layers, profile.layer_tokens, strict=True) if seen == 0]
+    if unseen:
+        raise InputError(
+            f"{profile.place}: blocks {unseen} have seen no tokens, for nobody asked for the outputs behind them; "
+            "run saved text of the same kind with `coe-native profile`, and merge both"
+        )
     wanted = _METHODS[method]
     for needed, known, what in (
         (wanted.weights, profile.has_weights, "weights"),

@@ -1,43 +1,56 @@
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "coe_native.h"
-#include "router_hooks.h"
+#include "ggml.h"
+#include "live_profiler.h"
+#include "mask_file.h"
+#include "profile_file.h"
 
 struct coe_profiler {
-    coe::RouterTap tap;
-    coe::RouterHooks hooks;
-    std::string error;
-    bool failed = false;  // a graph went wrong: the counts are of no use until they are reset
+    coe::RouterLayout layout;
+    coe::LiveProfiler live;
+
+    explicit coe_profiler(coe::RouterLayout given)
+        : layout(std::move(given)), live(layout.blocks, layout.n_experts, layout.top_k) {}
+};
+
+struct coe_profile {
+    coe::Profile value;
 };
 
 namespace {
 
+thread_local std::string last_error;
+
 // Runs `body`, turning what it throws into a status and a message.
 template <typename Body>
-int32_t guarded(coe_profiler* profiler, Body body) noexcept {
-    if (profiler == nullptr) {
-        return COE_INVALID_ARGUMENT;
-    }
-    if (profiler->failed) {
-        return COE_FAILED;
-    }
+int32_t guarded(Body body) noexcept {
     try {
-        profiler->error.clear();
+        last_error.clear();
         body();
         return COE_OK;
     } catch (const std::invalid_argument& exception) {
-        profiler->error = exception.what();
+        last_error = exception.what();
         return COE_INVALID_ARGUMENT;
     } catch (const std::exception& exception) {
-        profiler->error = exception.what();
-        profiler->failed = true;
+        last_error = exception.what();
         return COE_FAILED;
     }
+}
+
+// What `make` returns, or null.
+template <typename Make>
+auto made(Make make) noexcept -> decltype(make().release()) {
+    decltype(make().release()) result = nullptr;
+    guarded([&] { result = make().release(); });
+    return result;
 }
 
 void require(bool holds, const char* otherwise) {
@@ -46,28 +59,41 @@ void require(bool holds, const char* otherwise) {
     }
 }
 
-// Adds what the last decodes read; throws what went wrong in them.
-void collect(coe_profiler& profiler) {
-    profiler.hooks.rethrow();
-    profiler.tap.collect();
+// The layout of ggml_tensor is not stable: reading one of another version would be reading rubbish.
+std::unique_ptr<coe_profiler> watching(coe::RouterLayout layout) {
+    if (std::strcmp(ggml_version(), COE_GGML_VERSION) != 0) {
+        throw std::runtime_error(std::string("libcoe_native was compiled against ggml " COE_GGML_VERSION
+                                             ", but this program runs ggml ") +
+                                 ggml_version());
+    }
+    return std::make_unique<coe_profiler>(std::move(layout));
 }
 
 }  // namespace
 
-int32_t coe_native_abi_version(void) { return 1; }
+int32_t coe_native_abi_version(void) { return COE_NATIVE_ABI_VERSION; }
 
-coe_profiler* coe_profiler_new(const int32_t* blocks, size_t n_blocks, size_t n_experts, size_t top_k) {
-    if (blocks == nullptr) {
-        return nullptr;
-    }
-    try {
-        auto profiler = std::make_unique<coe_profiler>(coe_profiler{
-            coe::RouterTap(std::vector<int>(blocks, blocks + n_blocks), n_experts, top_k), {}, {}, false});
-        profiler->hooks.tap = &profiler->tap;
-        return profiler.release();
-    } catch (const std::exception&) {
-        return nullptr;
-    }
+const char* coe_last_error(void) { return last_error.c_str(); }
+
+coe_profiler* coe_profiler_open(const char* model_path) {
+    return made([&] {
+        require(model_path != nullptr, "the model's path must not be NULL");
+        return watching(coe::read_router_layout(model_path));
+    });
+}
+
+coe_profiler* coe_profiler_new(const int32_t* blocks, const int32_t* top_k, size_t n_blocks,
+                               size_t n_experts) {
+    return made([&] {
+        require(blocks != nullptr && top_k != nullptr, "blocks and top_k must not be NULL");
+        require(std::all_of(top_k, top_k + n_blocks, [](int32_t k) { return k > 0; }),
+                "a layer chooses one expert or more for a token");
+        coe::RouterLayout layout;
+        layout.blocks.assign(blocks, blocks + n_blocks);
+        layout.top_k.assign(top_k, top_k + n_blocks);
+        layout.n_experts = n_experts;
+        return watching(std::move(layout));
+    });
 }
 
 void coe_profiler_free(coe_profiler* profiler) { delete profiler; }
@@ -75,60 +101,132 @@ void coe_profiler_free(coe_profiler* profiler) { delete profiler; }
 bool coe_profiler_callback(ggml_tensor* tensor, bool ask, void* user_data) {
     return user_data == nullptr
                ? !ask
-               : coe::RouterHooks::callback(tensor, ask, &static_cast<coe_profiler*>(user_data)->hooks);
+               : coe::LiveProfiler::callback(tensor, ask, &static_cast<coe_profiler*>(user_data)->live);
 }
 
-int32_t coe_profiler_counts(coe_profiler* profiler, int64_t* histograms, double* weight_sum) {
-    return guarded(profiler, [&] {
-        collect(*profiler);
-        const coe::RoutingStats& stats = profiler->tap.stats();
-        if (histograms != nullptr) {
-            std::copy(stats.histograms().begin(), stats.histograms().end(), histograms);
-        }
-        if (weight_sum != nullptr) {
-            std::copy(stats.weight_sum().begin(), stats.weight_sum().end(), weight_sum);
-        }
+int32_t coe_profiler_chain(coe_profiler* profiler, coe_eval_callback callback, void* user_data) {
+    return guarded([&] {
+        require(profiler != nullptr, "no profiler");
+        profiler->live.chain(callback, user_data);
     });
 }
 
-int32_t coe_profiler_tokens(coe_profiler* profiler, uint64_t* tokens) {
-    return guarded(profiler, [&] {
-        require(tokens != nullptr, "tokens must not be NULL");
-        collect(*profiler);
-        const std::vector<uint64_t> seen = profiler->tap.tokens_seen();
-        std::copy(seen.begin(), seen.end(), tokens);
+coe_profile* coe_profiler_snapshot(coe_profiler* profiler) {
+    return made([&] {
+        require(profiler != nullptr, "no profiler");
+        coe::LiveCounts counts = profiler->live.counts(0);
+        return std::make_unique<coe_profile>(
+            coe_profile{{profiler->layout, std::move(counts.stats), std::move(counts.tokens)}});
     });
 }
 
 int32_t coe_profiler_reset(coe_profiler* profiler) {
-    if (profiler != nullptr) {
-        profiler->failed = false;
-    }
-    return guarded(profiler, [&] {
-        profiler->hooks.error = nullptr;
-        profiler->tap.clear();
+    return guarded([&] {
+        require(profiler != nullptr, "no profiler");
+        profiler->live.reset();
+    });
+}
+
+int32_t coe_profiler_load_mask(coe_profiler* profiler, const char* path) {
+    return guarded([&] {
+        require(profiler != nullptr && path != nullptr, "no profiler, or no path");
+        const coe::Mask mask = coe::read_mask(path);
+        try {
+            coe::check_mask(mask, profiler->layout);
+        } catch (const std::invalid_argument& wrong) {
+            throw std::invalid_argument(std::string(path) + ": " + wrong.what());
+        }
+        std::vector<std::vector<int>> kept;
+        for (const auto& layer : mask.kept) {
+            kept.push_back(layer.second);
+        }
+        profiler->live.mask(kept);
     });
 }
 
 int32_t coe_profiler_mask(coe_profiler* profiler, const int32_t* kept, size_t n_kept) {
-    return guarded(profiler, [&] {
-        if (n_kept == 0) {
-            profiler->hooks.mask.clear();
-            return;
+    return guarded([&] {
+        require(profiler != nullptr && kept != nullptr, "no profiler, or no experts");
+        coe::Mask mask;
+        mask.fingerprint = profiler->layout.fingerprint;
+        mask.architecture = profiler->layout.architecture;
+        mask.n_experts = profiler->layout.n_experts;
+        mask.keep = n_kept;
+        require(n_kept <= mask.n_experts, "a mask keeps all experts at most");
+        std::vector<std::vector<int>> by_layer;
+        for (const int block : profiler->layout.blocks) {
+            const int32_t* end = kept + n_kept;
+            require(std::is_sorted(kept, end), "kept experts must be in ascending order");
+            require(std::all_of(kept, end,
+                                [&](int32_t expert) {
+                                    return expert >= 0 && static_cast<size_t>(expert) < mask.n_experts;
+                                }),
+                    "a mask keeps an expert that there is not");
+            by_layer.emplace_back(kept, end);
+            mask.kept[block] = by_layer.back();
+            kept = end;
         }
-        const coe::RoutingStats& stats = profiler->tap.stats();
-        require(kept != nullptr, "kept must not be NULL");
-        require(n_kept >= stats.top_k() && n_kept <= stats.n_experts(),
-                "a mask must keep at least top-k experts and at most all");
-        const size_t n_blocks = profiler->tap.blocks().size();
-        std::vector<std::vector<int>> by_block;
-        for (size_t i = 0; i < n_blocks; ++i) {
-            by_block.emplace_back(kept + i * n_kept, kept + (i + 1) * n_kept);
-        }
-        profiler->hooks.mask.set(profiler->tap.blocks(), by_block, stats.n_experts());
+        coe::check_mask(mask, profiler->layout);
+        profiler->live.mask(by_layer);
     });
 }
 
-const char* coe_profiler_error(const coe_profiler* profiler) {
-    return profiler == nullptr ? "no profiler" : profiler->error.c_str();
+int32_t coe_profiler_clear_mask(coe_profiler* profiler) {
+    return guarded([&] {
+        require(profiler != nullptr, "no profiler");
+        profiler->live.unmask();
+    });
+}
+
+int32_t coe_profiler_mask_applications(coe_profiler* profiler, uint64_t* applications) {
+    return guarded([&] {
+        require(profiler != nullptr && applications != nullptr, "no profiler, or no room for numbers");
+        const std::vector<uint64_t> found = profiler->live.mask_applications();
+        std::copy(found.begin(), found.end(), applications);
+    });
+}
+
+void coe_profile_free(coe_profile* profile) { delete profile; }
+
+size_t coe_profile_n_blocks(const coe_profile* profile) {
+    return profile == nullptr ? 0 : profile->value.layout.blocks.size();
+}
+
+size_t coe_profile_n_experts(const coe_profile* profile) {
+    return profile == nullptr ? 0 : profile->value.layout.n_experts;
+}
+
+size_t coe_profile_top_k(const coe_profile* profile) {
+    return profile == nullptr ? 0 : profile->value.stats.top_k();
+}
+
+const int32_t* coe_profile_blocks(const coe_profile* profile) {
+    return profile == nullptr ? nullptr : profile->value.layout.blocks.data();
+}
+
+const uint64_t* coe_profile_tokens(const coe_profile* profile) {
+    return profile == nullptr ? nullptr : profile->value.tokens.data();
+}
+
+const int64_t* coe_profile_histograms(const coe_profile* profile) {
+    return profile == nullptr ? nullptr : profile->value.stats.histograms().data();
+}
+
+const double* coe_profile_weight_sum(const coe_profile* profile) {
+    return profile == nullptr ? nullptr : profile->value.stats.weight_sum().data();
+}
+
+int32_t coe_profile_merge(coe_profile* profile, const coe_profile* other) {
+    return guarded([&] {
+        require(profile != nullptr && other != nullptr, "a profile is missing");
+        profile->value.add(other->value);
+    });
+}
+
+int32_t coe_profile_save(const coe_profile* profile, const char* path, const char* source) {
+    return guarded([&] {
+        require(profile != nullptr && path != nullptr && source != nullptr,
+                "no profile, no path or no source");
+        coe::write_file(path, coe::encode_profile(profile->value, source));
+    });
 }

@@ -85,6 +85,21 @@ void LiveMask::apply(ggml_tensor* node, RouterNodeName name) {
     }
 }
 
+void LiveMask::check(int block, const int32_t* begin, const int32_t* end) const {
+    const std::vector<size_t>* dropped = dropped_in(block);
+    if (dropped == nullptr) {
+        return;
+    }
+    const auto is_dropped = [&](int32_t expert) {
+        return std::binary_search(dropped->begin(), dropped->end(), static_cast<size_t>(expert));
+    };
+    const int32_t* found = std::find_if(begin, end, is_dropped);
+    if (found != end) {
+        throw std::runtime_error("the router of block " + std::to_string(block) + " chose expert " +
+                                 std::to_string(*found) + ", which the mask drops: it does not hold there");
+    }
+}
+
 std::vector<uint64_t> LiveMask::take_applications(const std::vector<int>& blocks) {
     std::vector<uint64_t> taken;
     for (const int block : blocks) {

@@ -23,6 +23,9 @@ class LiveMask {
     bool wants(RouterNodeName name) const;
     void apply(ggml_tensor* node, RouterNodeName name);
 
+    // Throws std::runtime_error if a router has chosen an expert that should have been unselectable.
+    void check(int block, const int32_t* begin, const int32_t* end) const;
+
     // Times that the mask was written over a router's logits in each block since the last call; a block
     // whose router never came by is not masked, and the caller must know.
     std::vector<uint64_t> take_applications(const std::vector<int>& blocks);

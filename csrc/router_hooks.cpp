@@ -29,7 +29,10 @@ bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcep
             hooks.mask.apply(node, name);
             return true;
         }
-        return hooks.tap->read(node, name);
+        const bool goes_on = hooks.tap->read(node, name);
+        const RouterTap::Choices choices = hooks.tap->last_choices(name.block);
+        hooks.mask.check(name.block, choices.begin, choices.end);
+        return goes_on;
     } catch (...) {
         hooks.error = std::current_exception();
         return !ask;

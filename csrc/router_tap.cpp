@@ -81,6 +81,10 @@ bool RouterTap::wants(const ggml_tensor* node, RouterNodeName name) {
         confirm(index);  // a new graph has begun: what was read in the one before was final
     }
     const Layer& layer = layers_[index];
+    const auto n_chosen = ids == nullptr ? layer.top_k : static_cast<size_t>(ids->ne[0]);
+    if (!complete_ && n_chosen == stats_.n_experts() && n_chosen != layer.top_k) {
+        return false;  // a host warms up: all experts are used, and nothing is chosen
+    }
     if (layer.final_name.empty() || layer.final_name == node->name) {
         return true;
     }
@@ -126,6 +130,12 @@ bool RouterTap::read(const ggml_tensor* node, RouterNodeName name) {
         return true;
     }
     return !(early_end_ && name.block == blocks_.back());
+}
+
+RouterTap::Choices RouterTap::last_choices(int block) const {
+    const Layer& layer = layers_[layer_of(block)];
+    const int32_t* begin = layer.experts.data();
+    return {begin, begin + layer.unconfirmed * layer.top_k};
 }
 
 void RouterTap::confirm(size_t index) {
@@ -177,12 +187,24 @@ std::vector<uint64_t> RouterTap::tokens_seen() const {
     return seen;
 }
 
-void RouterTap::clear() {
+void RouterTap::clear_counts() {
     stats_.clear();
     for (Layer& layer : layers_) {
-        layer.final_name.clear();
-        layer.unconfirmed = 0;
         layer.tokens = 0;
+    }
+}
+
+void RouterTap::discard() {
+    clear_counts();
+    for (Layer& layer : layers_) {
+        layer.unconfirmed = 0;
+    }
+}
+
+void RouterTap::clear() {
+    discard();
+    for (Layer& layer : layers_) {
+        layer.final_name.clear();
     }
 }
 

@@ -44,8 +44,17 @@ class RouterTap {
 
     // Tokens counted in each layer since construction or `clear`.
     std::vector<uint64_t> tokens_seen() const;
-    // Forgets the counts, and which nodes were learnt to be final.
+    // Forgets the counts; what was read and not yet counted too; and which nodes were learnt to be final.
+    void clear_counts();
+    void discard();
     void clear();
+
+    // The ids of all experts that `read` has just found chosen in a block.
+    struct Choices {
+        const int32_t* begin;
+        const int32_t* end;
+    };
+    Choices last_choices(int block) const;
 
     const RoutingStats& stats() const { return stats_; }
     const std::vector<int>& blocks() const { return blocks_; }

@@ -58,6 +58,16 @@ void RoutingStats::add_token(size_t layer, int32_t* experts, float* weights, siz
     }
 }
 
+void RoutingStats::add(const RoutingStats& other) {
+    for (size_t cell = 0; cell < histograms_.size(); ++cell) {
+        histograms_[cell] += other.histograms_[cell];
+        double error = 0.0;
+        const double rounded = two_sum(weight_sum_[cell], other.weight_sum_[cell], error);
+        const double rests = weight_sum_rest_[cell] + other.weight_sum_rest_[cell];
+        weight_sum_[cell] = two_sum(rounded, error + rests, weight_sum_rest_[cell]);
+    }
+}
+
 void RoutingStats::clear() {
     std::fill(histograms_.begin(), histograms_.end(), 0);
     std::fill(weight_sum_.begin(), weight_sum_.end(), 0.0);

@@ -17,6 +17,9 @@ class RoutingStats {
     // a weight that is no finite number.
     void add_token(size_t layer, int32_t* experts, float* weights, size_t k);
 
+    // Adds the counts of another of the same sizes.
+    void add(const RoutingStats& other);
+
     void clear();
 
     size_t n_layers() const { return n_layers_; }

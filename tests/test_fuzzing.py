@@ -33,7 +33,13 @@ SECONDS = os.environ.get("COE_FUZZ_SECONDS", "60")
 N_FILES = 400
 """Changed files of each kind."""
 
-CPP_TARGETS = {"c_api": "c_api", "gguf_header": "gguf", "tensor_blocks": "tensor_blocks"}
+CPP_TARGETS = {
+    "c_api": "c_api",
+    "gguf_header": "gguf",
+    "mask_file": "mask",
+    "router_layout": "gguf",
+    "tensor_blocks": "tensor_blocks",
+}
 """The C++ core's targets, and the directories of their seeds."""
 
 

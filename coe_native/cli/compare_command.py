@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coe_native.cli.shared import FILE, Command, json_option, method_option, print_json, print_table
+from coe_native.cli.shared import (
+    FILE,
+    Command,
+    json_option,
+    load_profile,
+    method_option,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from coe_native.masking import ExpertMask
@@ -58,10 +66,9 @@ def command(first: Path, second: Path, keep: int | None, method: str, as_json: b
 def _load(path: Path, keep: int | None, method: str) -> ExpertMask:
     from coe_native.gguf_file import begins_like_gguf
     from coe_native.masking import ExpertMask, build_mask
-    from coe_native.routing_profile import RoutingProfile
 
     if not begins_like_gguf(path):
         return ExpertMask.load(path)
-    profile = RoutingProfile.load(path)
+    profile = load_profile(path)
     mask = build_mask(profile, profile.router_shape.half if keep is None else keep, method=method)
     return replace(mask, place=str(path))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coe_native.cli.shared import COUNT, FILE, Size, method_option, say, together
+from coe_native.cli.shared import COUNT, FILE, Size, load_profile, method_option, say, together
 from coe_native.errors import InputError
 from coe_native.units import gibibytes
 
@@ -66,14 +66,12 @@ MASK_NAMES = ("keep", "fit_bytes", "method", *PASS_NAMES)
 
 def pass_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `build_mask` by the values of `pass_options`."""
-    from coe_native.routing_profile import RoutingProfile
-
     reasoning: Path | None = options["reasoning"]
     return {
         "structural": not options["no_structural"],
         "structural_rank": options["structural_rank"],
         "structural_min": options["structural_min"],
-        "reasoning": None if reasoning is None else RoutingProfile.load(reasoning),
+        "reasoning": None if reasoning is None else load_profile(reasoning),
         "reasoning_swaps": options["reasoning_swaps"],
     }
 

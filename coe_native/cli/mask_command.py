@@ -13,6 +13,7 @@ from coe_native.cli.shared import (
     Command,
     force_option,
     json_option,
+    load_profile,
     placement_options,
     print_json,
     say,
@@ -50,14 +51,13 @@ def command(
     from coe_native.atomic import check_target
     from coe_native.masking import build_mask, check_cut
     from coe_native.moe_model import MoeModel
-    from coe_native.routing_profile import RoutingProfile
 
     inputs = tuple(path for path in (*profiles, options["reasoning"], model) if path is not None)
     check_target(output, force=force, inputs=inputs)
     moe = None if model is None else MoeModel(model)
     if (len(profiles) > 1) != (combine is not None):
         raise InputError("several profiles go with --combine sum or --combine max, and one alone goes without")
-    loaded = [RoutingProfile.load(profile) for profile in profiles]
+    loaded = [load_profile(profile) for profile in profiles]
     mask = build_mask(loaded, combine=combine or "sum", **mask_arguments(options, moe, ctx))
     if moe is not None:
         check_cut(mask, moe)

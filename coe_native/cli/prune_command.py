@@ -14,6 +14,7 @@ from coe_native.cli.shared import (
     byte_progress,
     force_option,
     json_option,
+    load_profile,
     placement_options,
     print_json,
     say,
@@ -83,12 +84,11 @@ def _mask(
 ) -> ExpertMask:
     """The mask of a file, or one made on the spot."""
     from coe_native.masking import ExpertMask, build_mask
-    from coe_native.routing_profile import RoutingProfile
 
     if (mask_path is None) == (profile is None):
         raise InputError("prune needs --mask MASK, or --profile PROFILE with --keep or --fit, and not both")
     if profile is not None:
-        return build_mask(RoutingProfile.load(profile), **mask_arguments(options, moe, ctx))
+        return build_mask(load_profile(profile), **mask_arguments(options, moe, ctx))
     if options["keep"] is not None or options["fit_bytes"] is not None:
         raise InputError(f"{mask_path}: says how many experts stay; --keep and --fit go with --profile")
     assert mask_path is not None

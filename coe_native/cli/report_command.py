@@ -12,6 +12,7 @@ from coe_native.cli.shared import (
     Command,
     force_option,
     json_option,
+    load_profile,
     method_option,
     needs_extra,
     print_json,
@@ -42,7 +43,6 @@ def command(
     """Show PROFILES of one model, their masks and a sweep on one page of pictures, which needs no network."""
     from coe_native.atomic import check_target
     from coe_native.masking import ExpertMask
-    from coe_native.routing_profile import RoutingProfile
     from coe_native.sweeping import Sweep
 
     if mask_paths and keep is not None:
@@ -51,7 +51,7 @@ def command(
     check_target(output, force=force, inputs=inputs)
     with needs_extra("report"):
         from coe_native.report.page import report
-    loaded = [RoutingProfile.load(path) for path in profiles]
+    loaded = [load_profile(path) for path in profiles]
     report(
         output,
         dict(zip(_names(profiles), loaded, strict=True)),

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import click
 
-from coe_native.cli.shared import COUNT, FILE, Command, json_option, method_option, print_json, print_table
+from coe_native.cli.shared import (
+    COUNT,
+    FILE,
+    Command,
+    json_option,
+    load_profile,
+    method_option,
+    print_json,
+    print_table,
+)
 
 
 @click.command(name="score", cls=Command)
@@ -21,10 +30,9 @@ from coe_native.cli.shared import COUNT, FILE, Command, json_option, method_opti
 @json_option
 def command(profile: Path, method: str, top: int, as_csv: bool, as_json: bool) -> None:
     """Print the score of every expert in PROFILE."""
-    from coe_native.routing_profile import RoutingProfile
     from coe_native.scoring import score
 
-    loaded = RoutingProfile.load(profile)
+    loaded = load_profile(profile)
     scores = score(loaded, method)
     if as_json:
         print_json(

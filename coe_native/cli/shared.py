@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from coe_native.humaneval import Attempt
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import Progress
+    from coe_native.routing_profile import RoutingProfile
     from coe_native.runtime import Model
     from coe_native.specialise import Watchers
 
@@ -75,6 +76,16 @@ corpus_option = click.option(
     type=FILE,
     help="Text to profile: files, directories or - (repeatable).",
 )
+
+
+def load_profile(path: Path) -> RoutingProfile:
+    """A profile, with a word about layers that have seen less than others."""
+    from coe_native.routing_profile import RoutingProfile
+
+    profile = RoutingProfile.load(path)
+    if not profile.is_whole:
+        say(f"{path}: {profile.shortfall}")
+    return profile
 
 
 class Size(click.ParamType[int]):

@@ -24,6 +24,7 @@ from coe_native.cli.shared import (
     field_option,
     force_option,
     json_option,
+    load_profile,
     model_options,
     needs_extra,
     open_model,
@@ -152,7 +153,6 @@ def command(
     from coe_native.corpus import read_corpus
     from coe_native.fitting import memory_of
     from coe_native.moe_model import MoeModel
-    from coe_native.routing_profile import RoutingProfile
     from coe_native.sweeping import default_keeps, sweep
 
     _check(texts, output, plot, as_csv=as_csv, as_json=as_json)
@@ -165,7 +165,7 @@ def command(
         with needs_extra("report"):
             from coe_native.report.page import sweep_page
     mask_options = pass_arguments({name: options.pop(name) for name in PASS_NAMES})
-    routing = RoutingProfile.load(profile)
+    routing = load_profile(profile)
     read = {name: read_corpus(path, field) for name, path in texts}
     say_skipped(list(read.values()))
     tried = default_keeps(moe) if keeps is None else sorted(set(keeps))

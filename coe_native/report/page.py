@@ -94,7 +94,8 @@ def _of_profile(name: str, profile: RoutingProfile, method: str, *, alone: bool)
     return Section(
         "What the text needs" if alone else f"What {name} needs",
         f"{profile.n_tokens:,} tokens through {len(profile.layers)} MoE layers of {profile.n_experts} experts, "
-        f"{profile.top_k} chosen for a token. Expert numbers mean nothing across layers: read each row by itself.",
+        f"{profile.top_k} chosen for a token. Expert numbers mean nothing across layers: read each row by itself."
+        + (f" Note: {profile.shortfall}." if not profile.is_whole else ""),
         pictures,
     )
 

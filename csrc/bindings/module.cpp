@@ -26,5 +26,6 @@ PYBIND11_MODULE(_core, module) {
     module.attr("ggml_version") = ggml_version();
     coe::bindings::register_gguf(module);
     coe::bindings::register_blocks(module);
+    coe::bindings::register_live(module);
     coe::bindings::register_session(module);
 }

@@ -18,11 +18,6 @@ std::vector<int32_t> to_vector(const Tokens& tokens) {
     return {tokens.data(), tokens.data() + tokens.size()};
 }
 
-template <typename Value>
-py::array_t<Value> to_cube(const std::vector<Value>& values, const RoutingStats& stats) {
-    return py::array_t<Value>({stats.n_layers(), stats.n_experts(), stats.top_k()}, values.data());
-}
-
 const RoutingStats& stats_of(const Session& session) {
     if (session.tap() == nullptr) {
         throw std::logic_error("no router is being watched");

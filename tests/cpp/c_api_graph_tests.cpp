@@ -1,7 +1,9 @@
 // The C library as a host uses it, but for the model: its callback watches and masks ggml graphs.
+#include <algorithm>
 #include <limits>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -11,34 +13,78 @@
 namespace {
 
 using coe::tests::check_counts;
+using coe::tests::Counts;
 using coe::tests::expected_counts;
 using coe::tests::LayerInput;
 using coe::tests::random_input;
 using coe::tests::RouterKind;
 using coe::tests::RouterRunner;
 
+struct Profile {
+    std::unique_ptr<coe_profile, decltype(&coe_profile_free)> owned;
+
+    explicit Profile(coe_profiler* profiler) : owned(coe_profiler_snapshot(profiler), &coe_profile_free) {}
+
+    bool exists() const { return owned != nullptr; }
+    std::vector<uint64_t> tokens() const {
+        const uint64_t* first = coe_profile_tokens(owned.get());
+        return {first, first + coe_profile_n_blocks(owned.get())};
+    }
+    void check(const Counts& expected) const {
+        CHECK(exists());
+        const size_t n_cells = coe_profile_n_blocks(owned.get()) * coe_profile_n_experts(owned.get()) *
+                               coe_profile_top_k(owned.get());
+        const int64_t* histograms = coe_profile_histograms(owned.get());
+        const double* weight_sum = coe_profile_weight_sum(owned.get());
+        check_counts({histograms, histograms + n_cells}, {weight_sum, weight_sum + n_cells}, expected);
+    }
+};
+
 struct Host {
     std::unique_ptr<coe_profiler, decltype(&coe_profiler_free)> owned;
     coe_profiler* profiler;
     RouterRunner runner;
-    std::vector<int64_t> histograms;
-    std::vector<double> weight_sum;
-    std::vector<uint64_t> tokens;
 
-    Host(const std::vector<int32_t>& blocks, size_t n_experts, size_t top_k)
-        : owned(coe_profiler_new(blocks.data(), blocks.size(), n_experts, top_k), &coe_profiler_free),
-          profiler(owned.get()),
-          histograms(blocks.size() * n_experts * top_k),
-          weight_sum(histograms.size()),
-          tokens(blocks.size()) {
+    Host(const std::vector<int32_t>& blocks, size_t n_experts, int32_t top_k)
+        : owned(nullptr, &coe_profiler_free), profiler(nullptr) {
+        const std::vector<int32_t> choices(blocks.size(), top_k);
+        owned.reset(coe_profiler_new(blocks.data(), choices.data(), blocks.size(), n_experts));
+        profiler = owned.get();
         CHECK(profiler != nullptr);
         runner.set_callback(&coe_profiler_callback, profiler);
     }
 
-    int32_t read_counts() { return coe_profiler_counts(profiler, histograms.data(), weight_sum.data()); }
-    int32_t read_tokens() { return coe_profiler_tokens(profiler, tokens.data()); }
-    std::string error() const { return coe_profiler_error(profiler); }
+    Profile counts() const { return Profile(profiler); }
 };
+
+// A host's own callback: notes what it is shown, and may end the graph.
+struct Watcher {
+    std::string wanted;
+    std::vector<std::string> asked;
+    std::vector<std::string> shown;
+    bool goes_on = true;
+
+    static bool callback(ggml_tensor* node, bool ask, void* self) {
+        auto& watcher = *static_cast<Watcher*>(self);
+        if (ask) {
+            watcher.asked.emplace_back(node->name);
+            return watcher.wanted == node->name;
+        }
+        watcher.shown.emplace_back(node->name);
+        return watcher.goes_on;
+    }
+};
+
+std::vector<LayerInput> masked(std::vector<LayerInput> inputs, size_t n_kept) {
+    for (LayerInput& input : inputs) {
+        for (size_t i = 0; i < input.logits.size(); ++i) {
+            if (i % 8 >= n_kept) {
+                input.logits[i] = -std::numeric_limits<float>::infinity();
+            }
+        }
+    }
+    return inputs;
+}
 
 }  // namespace
 
@@ -55,51 +101,148 @@ TEST(c_api_counts_graphs) {
         all.insert(all.end(), inputs.begin(), inputs.end());
     }
     CHECK_EQUAL(host.runner.n_outputs_computed(), size_t{6});  // a host's graphs run to their ends
-    CHECK_EQUAL(host.read_tokens(), COE_OK);
-    CHECK(host.tokens == (std::vector<uint64_t>{27, 3}));
-    CHECK_EQUAL(host.read_counts(), COE_OK);
-    check_counts(host.histograms, host.weight_sum, expected_counts(kind, all, {0, 1, 0, 1, 0, 1}, 2));
+    const Profile profile = host.counts();
+    profile.check(expected_counts(kind, all, {0, 1, 0, 1, 0, 1}, 2));
+    CHECK(profile.tokens() == (std::vector<uint64_t>{27, 3}));
+
+    // Looking changes nothing, and what was looked at stays as it was.
+    const std::vector<LayerInput> more = {random_input(0, 4, kind, 20), random_input(2, 4, kind, 21)};
+    host.runner.run(kind, more);
+    all.insert(all.end(), more.begin(), more.end());
+    host.counts().check(expected_counts(kind, all, {0, 1, 0, 1, 0, 1, 0, 1}, 2));
+    CHECK(profile.tokens() == (std::vector<uint64_t>{27, 3}));
 
     CHECK_EQUAL(coe_profiler_reset(host.profiler), COE_OK);
-    const std::vector<LayerInput> inputs = {random_input(0, 4, kind, 20), random_input(2, 4, kind, 21)};
-    host.runner.run(kind, inputs);
-    CHECK_EQUAL(host.read_counts(), COE_OK);
-    check_counts(host.histograms, host.weight_sum, expected_counts(kind, inputs));
+    CHECK(host.counts().tokens() == (std::vector<uint64_t>{0, 0}));
+    host.runner.run(kind, more);
+    host.counts().check(expected_counts(kind, more));
+}
+
+TEST(c_api_adds_profiles) {
+    const RouterKind kind;
+    Host one({0, 2}, 8, 3);
+    Host other({0, 2}, 8, 3);
+    const std::vector<LayerInput> first = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
+    const std::vector<LayerInput> second = {random_input(0, 5, kind, 3), random_input(2, 2, kind, 4)};
+    one.runner.run(kind, first);
+    other.runner.run(kind, second);
+    const Profile sum = one.counts();
+    const Profile addend = other.counts();
+    CHECK_EQUAL(coe_profile_merge(sum.owned.get(), addend.owned.get()), COE_OK);
+    sum.check(expected_counts(kind, {first[0], first[1], second[0], second[1]}, {0, 1, 0, 1}, 2));
+    CHECK(sum.tokens() == (std::vector<uint64_t>{14, 11}));
+    CHECK(addend.tokens() == (std::vector<uint64_t>{5, 2}));
 }
 
 TEST(c_api_masks_graphs) {
     const RouterKind kind;
     Host host({0, 2}, 8, 3);
-    const std::vector<int32_t> kept = {0, 1, 2, 3, 4, 5, 6, 7};  // of block 0, then of block 2
+    const std::vector<int32_t> kept = {0, 1, 2, 3, 0, 1, 2, 3};  // of block 0, then of block 2
     CHECK_EQUAL(coe_profiler_mask(host.profiler, kept.data(), 4), COE_OK);
-    std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
+    const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
     host.runner.run(kind, inputs);
-    CHECK_EQUAL(host.read_counts(), COE_OK);
-    std::vector<LayerInput> masked = inputs;
-    for (size_t i = 0; i < 9 * 8; ++i) {
-        masked[i % 8 < 4 ? 1 : 0].logits[i] = -std::numeric_limits<float>::infinity();
+    host.runner.run(kind, {inputs[0]});
+    host.counts().check(expected_counts(kind, masked({inputs[0], inputs[1], inputs[0]}, 4), {0, 1, 0}, 2));
+    std::vector<uint64_t> applications(2);
+    for (int look = 0; look < 2; ++look) {
+        CHECK_EQUAL(coe_profiler_mask_applications(host.profiler, applications.data()), COE_OK);
+        CHECK(applications == (std::vector<uint64_t>{2, 1}));
     }
-    check_counts(host.histograms, host.weight_sum, expected_counts(kind, masked));
 
-    CHECK_EQUAL(coe_profiler_mask(host.profiler, nullptr, 0), COE_OK);
+    CHECK_EQUAL(coe_profiler_clear_mask(host.profiler), COE_OK);
     CHECK_EQUAL(coe_profiler_reset(host.profiler), COE_OK);
     host.runner.run(kind, inputs);
-    CHECK_EQUAL(host.read_counts(), COE_OK);
-    check_counts(host.histograms, host.weight_sum, expected_counts(kind, inputs));
+    host.counts().check(expected_counts(kind, inputs));
+}
+
+TEST(c_api_notices_a_mask_that_does_not_hold) {
+    RouterKind kind;
+    kind.by_table = true;  // ids that no logits decide
+    Host host({0}, 8, 3);
+    const std::vector<int32_t> kept = {0, 1, 2, 3};
+    CHECK_EQUAL(coe_profiler_mask(host.profiler, kept.data(), 4), COE_OK);
+    host.runner.run(kind, {random_input(0, 4, kind, 1)});
+    CHECK(!host.counts().exists());
+    CHECK(std::string(coe_last_error()).find("which the mask drops") != std::string::npos);
+}
+
+TEST(c_api_counts_no_warm_up) {
+    RouterKind all_experts;
+    all_experts.top_k = all_experts.n_experts;
+    const RouterKind kind;
+    Host host({0}, 8, 3);
+    const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1)};
+    host.runner.run(all_experts, {random_input(0, 2, kind, 2)});
+    host.runner.run(kind, inputs);
+    host.runner.run(all_experts, {random_input(0, 2, kind, 3)});
+    host.counts().check(expected_counts(kind, inputs));
+}
+
+TEST(c_api_serves_the_hosts_own_callback) {
+    RouterKind kind;
+    kind.normalised = true;
+    Host host({0, 2}, 8, 3);
+    Watcher watcher;
+    watcher.wanted = "ffn_moe_out-0";
+    CHECK_EQUAL(coe_profiler_chain(host.profiler, &Watcher::callback, &watcher), COE_OK);
+    const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
+    host.runner.run(kind, inputs);
+    CHECK(watcher.asked == host.runner.asked());
+    CHECK(watcher.shown == std::vector<std::string>{"ffn_moe_out-0"});
+    // A node that both want is shown to both.
+    watcher.wanted = "ffn_moe_logits-0";
+    const std::vector<int32_t> kept = {0, 1, 2, 3, 0, 1, 2, 3};
+    CHECK_EQUAL(coe_profiler_mask(host.profiler, kept.data(), 4), COE_OK);
+    host.runner.run(kind, inputs);
+    CHECK(watcher.shown == (std::vector<std::string>{"ffn_moe_out-0", "ffn_moe_logits-0"}));
+    const std::vector<LayerInput> dropped = masked(inputs, 4);
+    host.counts().check(
+        expected_counts(kind, {inputs[0], inputs[1], dropped[0], dropped[1]}, {0, 1, 0, 1}, 2));
+    // The host may end a graph, as it could without a profiler.
+    watcher.wanted = "ffn_moe_out-0";
+    watcher.goes_on = false;
+    host.runner.forget();
+    host.runner.run(kind, inputs);
+    CHECK_EQUAL(host.runner.n_outputs_computed(), size_t{1});
+    CHECK_EQUAL(coe_profiler_chain(host.profiler, nullptr, nullptr), COE_OK);
+    host.runner.run(kind, inputs);
+    CHECK_EQUAL(watcher.shown.size(), size_t{3});
+}
+
+TEST(c_api_answers_while_graphs_run) {
+    const RouterKind kind;
+    Host host({0, 2}, 8, 3);
+    constexpr int n_graphs = 50;
+    const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
+    host.runner.run(kind, inputs);  // which nodes are final is learnt in the first
+    uint64_t last = 0;
+    std::thread other([&] {
+        while (last < 9 * n_graphs) {
+            const Profile profile = host.counts();
+            const uint64_t tokens = profile.tokens()[0];
+            last = tokens >= last ? tokens : 9 * n_graphs + 1;
+        }
+    });
+    for (int graph = 1; graph < n_graphs; ++graph) {
+        host.runner.run(kind, inputs);
+    }
+    other.join();
+    CHECK_EQUAL(last, uint64_t{9 * n_graphs});
+    CHECK(host.counts().tokens() == (std::vector<uint64_t>{9 * n_graphs, 9 * n_graphs}));
 }
 
 TEST(c_api_reports_what_went_wrong_in_a_graph) {
     const RouterKind kind;
     Host host({0}, 8, 2);  // the graph chooses three experts
     host.runner.run(kind, {random_input(0, 4, kind, 1)});
-    CHECK_EQUAL(host.read_tokens(), COE_FAILED);
-    CHECK(host.error().find("chooses 3 experts") != std::string::npos);
-
-    CHECK_EQUAL(host.read_counts(), COE_FAILED);  // what is lost stays lost until the counts are forgotten
+    CHECK(!host.counts().exists());
+    CHECK(std::string(coe_last_error()).find("chooses 3 experts") != std::string::npos);
 
     host.runner.run(kind, {random_input(0, 4, kind, 1)});
+    CHECK(!host.counts().exists());  // what is lost stays lost until the counts are forgotten
+    CHECK(std::string(coe_last_error()).find("chooses 3 experts") != std::string::npos);
+
     CHECK_EQUAL(coe_profiler_reset(host.profiler), COE_OK);
-    CHECK_EQUAL(host.read_tokens(), COE_OK);
-    CHECK_EQUAL(host.error(), "");
-    CHECK_EQUAL(host.tokens[0], uint64_t{0});
+    CHECK_EQUAL(std::string(coe_last_error()), "");
+    CHECK(host.counts().tokens() == std::vector<uint64_t>{0});
 }

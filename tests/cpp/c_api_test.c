@@ -1,5 +1,6 @@
 /* The C header in plain C99, without a model: what a host may get wrong, and what it gets back. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "coe_native.h"
@@ -14,110 +15,127 @@ static int n_failed = 0;
         }                                                                          \
     } while (0)
 
+static const int32_t blocks[] = {1, 3};
+static const int32_t top_k[] = {2, 2};
+
+static void check_refused(coe_profiler* profiler, const char* why) {
+    CHECK(profiler == NULL);
+    CHECK(strstr(coe_last_error(), why) != NULL);
+    coe_profiler_free(profiler);
+}
+
 static void check_new_and_free(void) {
-    const int32_t blocks[] = {0, 3, 4};
-    const int32_t descending[] = {3, 0};
-    const int32_t twice[] = {3, 3};
-    const int32_t negative[] = {-1};
-    coe_profiler* profiler = coe_profiler_new(blocks, 3, 8, 2);
+    const int32_t descending[] = {3, 1};
+    const int32_t negative[] = {-1, 3};
+    const int32_t too_large[] = {1, 65536};
+    const int32_t no_choice[] = {2, 0};
+    const int32_t too_many[] = {2, 5};
+    coe_profiler* profiler = coe_profiler_new(blocks, top_k, 2, 4);
     CHECK(profiler != NULL);
+    CHECK(strcmp(coe_last_error(), "") == 0);
     coe_profiler_free(profiler);
     coe_profiler_free(NULL);
-    profiler = coe_profiler_new(blocks, 1, 1, 1);
-    CHECK(profiler != NULL);
-    coe_profiler_free(profiler);
-
-    CHECK(coe_profiler_new(NULL, 0, 8, 2) == NULL);
-    CHECK(coe_profiler_new(blocks, 0, 8, 2) == NULL);
-    CHECK(coe_profiler_new(blocks, 3, 0, 0) == NULL);
-    CHECK(coe_profiler_new(blocks, 3, 8, 0) == NULL);
-    CHECK(coe_profiler_new(blocks, 3, 8, 9) == NULL);
-    CHECK(coe_profiler_new(descending, 2, 8, 2) == NULL);
-    CHECK(coe_profiler_new(twice, 2, 8, 2) == NULL);
-    CHECK(coe_profiler_new(negative, 1, 8, 2) == NULL);
-    CHECK(coe_profiler_new(blocks, 3, SIZE_MAX, 1) == NULL); /* no vector is that long */
-    CHECK(coe_profiler_new(NULL, 3, 8, 2) == NULL);
-#if SIZE_MAX > 0xffffffff
-    CHECK(coe_profiler_new(blocks, 1, (size_t)1 << 32, (size_t)1 << 32) == NULL); /* 2^64 cells are 0 cells */
-#endif
+    check_refused(coe_profiler_new(NULL, top_k, 2, 4), "must not be NULL");
+    check_refused(coe_profiler_new(blocks, NULL, 2, 4), "must not be NULL");
+    check_refused(coe_profiler_new(blocks, top_k, 0, 4), "MoE layers");
+    check_refused(coe_profiler_new(blocks, top_k, 2, 0), "experts");
+    check_refused(coe_profiler_new(blocks, no_choice, 2, 4), "one expert or more");
+    check_refused(coe_profiler_new(blocks, too_many, 2, 4), "within the experts");
+    check_refused(coe_profiler_new(blocks, top_k, 2, (size_t)1 << 40), "within the experts");
+    check_refused(coe_profiler_new(descending, top_k, 2, 4), "ascending");
+    check_refused(coe_profiler_new(negative, top_k, 2, 4), "ascending");
+    check_refused(coe_profiler_new(too_large, top_k, 2, 4), "ascending");
+    check_refused(coe_profiler_open(NULL), "must not be NULL");
+    check_refused(coe_profiler_open("no such file"), "no such file: is no file");
+    check_refused(coe_profiler_open("."), "is no file");
 }
 
-static void check_null_profiler(void) {
-    int64_t histograms[1] = {7};
-    double weight_sum[1] = {7.0};
-    uint64_t tokens[1] = {7};
-    const int32_t kept[1] = {0};
-    CHECK(coe_profiler_counts(NULL, histograms, weight_sum) == COE_INVALID_ARGUMENT);
-    CHECK(coe_profiler_tokens(NULL, tokens) == COE_INVALID_ARGUMENT);
+static void check_null(void) {
+    uint64_t numbers[2];
+    CHECK(coe_profiler_snapshot(NULL) == NULL);
+    CHECK(strstr(coe_last_error(), "no profiler") != NULL);
     CHECK(coe_profiler_reset(NULL) == COE_INVALID_ARGUMENT);
-    CHECK(coe_profiler_mask(NULL, kept, 1) == COE_INVALID_ARGUMENT);
-    CHECK(coe_profiler_mask(NULL, NULL, 0) == COE_INVALID_ARGUMENT);
-    CHECK(histograms[0] == 7 && weight_sum[0] == 7.0 && tokens[0] == 7);
-    CHECK(strcmp(coe_profiler_error(NULL), "") != 0);
+    CHECK(coe_profiler_mask(NULL, blocks, 2) == COE_INVALID_ARGUMENT);
+    CHECK(coe_profiler_load_mask(NULL, "mask.json") == COE_INVALID_ARGUMENT);
+    CHECK(coe_profiler_clear_mask(NULL) == COE_INVALID_ARGUMENT);
+    CHECK(coe_profiler_mask_applications(NULL, numbers) == COE_INVALID_ARGUMENT);
+    CHECK(coe_profiler_chain(NULL, NULL, NULL) == COE_INVALID_ARGUMENT);
+    CHECK(!coe_profiler_callback(NULL, true, NULL));
+    CHECK(coe_profiler_callback(NULL, false, NULL));
+    CHECK(coe_profile_n_blocks(NULL) == 0 && coe_profile_n_experts(NULL) == 0 &&
+          coe_profile_top_k(NULL) == 0);
+    CHECK(coe_profile_blocks(NULL) == NULL && coe_profile_tokens(NULL) == NULL);
+    CHECK(coe_profile_histograms(NULL) == NULL && coe_profile_weight_sum(NULL) == NULL);
+    CHECK(coe_profile_merge(NULL, NULL) == COE_INVALID_ARGUMENT);
+    CHECK(coe_profile_save(NULL, "x", "y") == COE_INVALID_ARGUMENT);
+    coe_profile_free(NULL);
 }
 
-static void check_counts_of_zero(void) {
-    const int32_t blocks[] = {0, 3};
-    int64_t histograms[2 * 4 * 2 + 1];
-    double weight_sum[2 * 4 * 2 + 1];
-    uint64_t tokens[2 + 1];
+static void check_counts_of_nothing(void) {
+    const int32_t others[] = {1, 4};
+    coe_profiler* profiler = coe_profiler_new(blocks, top_k, 2, 4);
+    coe_profiler* other = coe_profiler_new(others, top_k, 2, 4);
+    coe_profile* profile = coe_profiler_snapshot(profiler);
+    coe_profile* of_other = coe_profiler_snapshot(other);
     size_t i;
-    coe_profiler* profiler = coe_profiler_new(blocks, 2, 4, 2);
-    memset(histograms, 0x55, sizeof(histograms));
-    memset(tokens, 0x55, sizeof(tokens));
-    for (i = 0; i < 17; ++i) {
-        weight_sum[i] = 7.0;
+    CHECK(profile != NULL && of_other != NULL);
+    CHECK(coe_profile_n_blocks(profile) == 2 && coe_profile_n_experts(profile) == 4);
+    CHECK(coe_profile_top_k(profile) == 2);
+    CHECK(coe_profile_blocks(profile)[0] == 1 && coe_profile_blocks(profile)[1] == 3);
+    CHECK(coe_profile_tokens(profile)[0] == 0 && coe_profile_tokens(profile)[1] == 0);
+    for (i = 0; i < 2 * 4 * 2; ++i) {
+        CHECK(coe_profile_histograms(profile)[i] == 0);
+        CHECK(coe_profile_weight_sum(profile)[i] == 0.0);
     }
-    CHECK(coe_profiler_counts(profiler, NULL, NULL) == COE_OK);
-    CHECK(coe_profiler_counts(profiler, histograms, NULL) == COE_OK);
-    CHECK(coe_profiler_counts(profiler, NULL, weight_sum) == COE_OK);
-    CHECK(coe_profiler_counts(profiler, histograms, weight_sum) == COE_OK);
-    CHECK(coe_profiler_tokens(profiler, tokens) == COE_OK);
-    for (i = 0; i < 16; ++i) {
-        CHECK(histograms[i] == 0);
-        CHECK(weight_sum[i] == 0.0);
-    }
-    CHECK(tokens[0] == 0 && tokens[1] == 0);
-    /* Not a number more is written. */
-    CHECK(histograms[16] == 0x5555555555555555);
-    CHECK(weight_sum[16] == 7.0);
-    CHECK(tokens[2] == 0x5555555555555555);
+    CHECK(coe_profile_merge(profile, profile) == COE_OK);
+    CHECK(coe_profile_merge(profile, of_other) == COE_INVALID_ARGUMENT);
+    CHECK(strstr(coe_last_error(), "one model") != NULL);
+    CHECK(coe_profile_save(profile, NULL, "text") == COE_INVALID_ARGUMENT);
+    CHECK(coe_profile_save(profile, "no such directory/profile.gguf", "text") == COE_FAILED);
+    CHECK(strstr(coe_last_error(), "no such directory/profile.gguf: cannot be written") != NULL);
+    CHECK(coe_profile_save(profile, ".", "text") == COE_FAILED);
     CHECK(coe_profiler_reset(profiler) == COE_OK);
-    CHECK(coe_profiler_counts(profiler, histograms, weight_sum) == COE_OK);
-    CHECK(strcmp(coe_profiler_error(profiler), "") == 0);
     coe_profiler_free(profiler);
+    coe_profiler_free(other);
+    CHECK(coe_profile_n_experts(profile) == 4); /* a profile outlives its profiler */
+    coe_profile_free(profile);
+    coe_profile_free(of_other);
 }
 
 static void check_mask_arguments(void) {
-    const int32_t blocks[] = {0, 3};
     const int32_t good[] = {0, 1, 2, 3};
-    const int32_t too_large[] = {0, 1, 2, 4};
-    const int32_t negative[] = {0, -1, 2, 3};
-    coe_profiler* profiler = coe_profiler_new(blocks, 2, 4, 2);
+    const int32_t outside[] = {0, 1, 2, 4};
+    const int32_t negative[] = {-1, 1, 2, 3};
+    const int32_t twice[] = {0, 1, 2, 2};
+    const int32_t descending[] = {0, 1, 3, 2};
+    const int32_t many[10] = {0, 1, 2, 3, 3, 0, 1, 2, 3, 3};
+    uint64_t applications[] = {7, 7};
+    coe_profiler* profiler = coe_profiler_new(blocks, top_k, 2, 4);
     CHECK(coe_profiler_mask(profiler, good, 2) == COE_OK);
-    CHECK(strcmp(coe_profiler_error(profiler), "") == 0);
-    CHECK(coe_profiler_mask(profiler, too_large, 2) == COE_INVALID_ARGUMENT);
-    CHECK(strstr(coe_profiler_error(profiler), "expert 4 of 4") != NULL);
+    CHECK(coe_profiler_mask(profiler, outside, 2) == COE_INVALID_ARGUMENT);
     CHECK(coe_profiler_mask(profiler, negative, 2) == COE_INVALID_ARGUMENT);
-    CHECK(strstr(coe_profiler_error(profiler), "expert -1 of 4") != NULL);
-    CHECK(coe_profiler_tokens(profiler, (uint64_t[2]){0, 0}) == COE_OK); /* an error lasts for one call */
-    CHECK(strcmp(coe_profiler_error(profiler), "") == 0);
-    CHECK(coe_profiler_tokens(profiler, NULL) == COE_INVALID_ARGUMENT);
+    CHECK(coe_profiler_mask(profiler, twice, 2) == COE_INVALID_ARGUMENT);
+    CHECK(coe_profiler_mask(profiler, descending, 2) == COE_INVALID_ARGUMENT);
     CHECK(coe_profiler_mask(profiler, NULL, 2) == COE_INVALID_ARGUMENT);
     CHECK(coe_profiler_mask(profiler, good, 1) == COE_INVALID_ARGUMENT); /* fewer than a token chooses */
-    CHECK(coe_profiler_mask(profiler, good, 5) == COE_INVALID_ARGUMENT); /* more than there are */
-    CHECK(coe_profiler_mask(profiler, (const int32_t[]){0, 1, 2, 2}, 2) == COE_INVALID_ARGUMENT);
-    CHECK(coe_profiler_mask(profiler, NULL, 0) == COE_OK);
-    CHECK(coe_profiler_mask(profiler, good, 0) == COE_OK);
+    CHECK(strstr(coe_last_error(), "a token needs 2") != NULL);
+    CHECK(coe_profiler_mask(profiler, many, 5) == COE_INVALID_ARGUMENT); /* more than there are */
+    CHECK(coe_profiler_mask(profiler, good, 0) == COE_INVALID_ARGUMENT);
+    CHECK(coe_profiler_mask_applications(profiler, applications) == COE_OK);
+    CHECK(applications[0] == 0 && applications[1] == 0);
+    CHECK(coe_profiler_mask_applications(profiler, NULL) == COE_INVALID_ARGUMENT);
+    CHECK(coe_profiler_load_mask(profiler, "no such file") == COE_INVALID_ARGUMENT);
+    CHECK(strstr(coe_last_error(), "no such file: is no file") != NULL);
+    CHECK(coe_profiler_clear_mask(profiler) == COE_OK);
     coe_profiler_free(profiler);
 }
 
 int main(void) {
-    CHECK(coe_native_abi_version() == 1);
+    CHECK(coe_native_abi_version() == COE_NATIVE_ABI_VERSION);
     CHECK(COE_OK == 0);
     check_new_and_free();
-    check_null_profiler();
-    check_counts_of_zero();
+    check_null();
+    check_counts_of_nothing();
     check_mask_arguments();
     printf(n_failed == 0 ? "passed\n" : "%d checks failed\n", n_failed);
     return n_failed == 0 ? 0 : 1;

@@ -104,8 +104,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     for (size_t i = 0; i < blocks.size(); ++i) {
         blocks[i] = input.below(16) > 0 ? static_cast<int32_t>(i) + input.below(2) : input.take<int32_t>();
     }
-    coe_profiler* profiler = coe_profiler_new(blocks.data(), blocks.size(), static_cast<size_t>(n_experts),
-                                              static_cast<size_t>(top_k));
+    const std::vector<int32_t> choices(blocks.size(), top_k);
+    coe_profiler* profiler =
+        coe_profiler_new(blocks.data(), choices.data(), blocks.size(), static_cast<size_t>(n_experts));
+    REQUIRE((profiler == nullptr) == (std::strlen(coe_last_error()) > 0));
     if (profiler == nullptr) {
         return 0;
     }
@@ -123,20 +125,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                 kept[i] = input.below(8) > 0 ? static_cast<int32_t>(i % n_kept) : input.take<int32_t>();
             }
             const int32_t status = coe_profiler_mask(profiler, kept.data(), n_kept);
-            REQUIRE((status == COE_OK) == (std::strlen(coe_profiler_error(profiler)) == 0));
+            REQUIRE((status == COE_OK) == (std::strlen(coe_last_error()) == 0));
         } else if (step == 2) {
-            std::vector<int64_t> histograms(n_layers * cells);
-            std::vector<double> weights(histograms.size());
-            std::vector<uint64_t> tokens(n_layers);
-            if (coe_profiler_counts(profiler, histograms.data(), weights.data()) == COE_OK &&
-                coe_profiler_tokens(profiler, tokens.data()) == COE_OK) {
-                for (size_t layer = 0; layer < n_layers; ++layer) {
-                    const auto first = histograms.begin() + static_cast<std::ptrdiff_t>(layer * cells);
-                    const int64_t chosen =
-                        std::accumulate(first, first + static_cast<std::ptrdiff_t>(cells), int64_t{0});
-                    REQUIRE(chosen == static_cast<int64_t>(tokens[layer] * ranks));
-                }
+            coe_profile* profile = coe_profiler_snapshot(profiler);
+            for (size_t layer = 0; profile != nullptr && layer < n_layers; ++layer) {
+                const int64_t* first = coe_profile_histograms(profile) + layer * cells;
+                const int64_t chosen = std::accumulate(first, first + cells, int64_t{0});
+                REQUIRE(chosen == static_cast<int64_t>(coe_profile_tokens(profile)[layer] * ranks));
             }
+            REQUIRE(profile == nullptr || coe_profile_merge(profile, profile) == COE_OK);
+            coe_profile_free(profile);
         } else {
             const std::unique_ptr<ggml_context, FreeContext> context(ggml_init({64 * 1024, nullptr, false}));
             ggml_tensor* node = make_node(context.get(), input, n_experts, top_k);

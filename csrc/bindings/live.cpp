@@ -1,0 +1,51 @@
+#include "live_profiler.h"
+
+#include "bindings.h"
+
+namespace py = pybind11;
+
+namespace coe::bindings {
+
+namespace {
+
+// A lock must not be waited for with the GIL: whoever holds it may need that.
+using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+
+py::tuple counts(LiveProfiler& profiler, size_t part) {
+    const LiveCounts found = [&] {
+        const py::gil_scoped_release release;
+        return profiler.counts(part);
+    }();
+    return py::make_tuple(to_cube(found.stats.histograms(), found.stats),
+                          to_cube(found.stats.weight_sum(), found.stats),
+                          to_cube(found.stats.weight_sum_rest(), found.stats), found.tokens);
+}
+
+}  // namespace
+
+void register_live(py::module_& module) {
+    // Addresses are what ctypes, by which llama_cpp makes contexts, takes for functions and pointers.
+    py::class_<LiveProfiler>(module, "LiveProfiler")
+        .def(py::init<const std::vector<int>&, size_t, const std::vector<size_t>&, size_t>(),
+             py::arg("blocks"), py::arg("n_experts"), py::arg("top_k"), py::arg("n_parts"))
+        .def_property_readonly(
+            "callback",
+            [](const LiveProfiler&) { return reinterpret_cast<uintptr_t>(&LiveProfiler::callback); })
+        .def_property_readonly("user_data",
+                               [](LiveProfiler& self) { return reinterpret_cast<uintptr_t>(&self); })
+        .def(
+            "chain",
+            [](LiveProfiler& self, uintptr_t callback, uintptr_t user_data) {
+                self.chain(reinterpret_cast<ggml_backend_sched_eval_callback>(callback),
+                           reinterpret_cast<void*>(user_data));
+            },
+            py::arg("callback"), py::arg("user_data"))
+        .def("select", &LiveProfiler::select, py::arg("part"), ReleaseGil())
+        .def("counts", &counts, py::arg("part"))
+        .def("reset", &LiveProfiler::reset, ReleaseGil())
+        .def("mask", &LiveProfiler::mask, py::arg("kept"), ReleaseGil())
+        .def("unmask", &LiveProfiler::unmask, ReleaseGil())
+        .def("mask_applications", &LiveProfiler::mask_applications, ReleaseGil());
+}
+
+}  // namespace coe::bindings

@@ -1,0 +1,116 @@
+#include "live_profiler.h"
+
+#include <stdexcept>
+
+namespace coe {
+
+LiveProfiler::LiveProfiler(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k,
+                           size_t n_parts)
+    : tap_(blocks, n_experts, top_k), parts_(n_parts, nothing()), applications_(blocks.size()) {
+    hooks_.tap = &tap_;
+}
+
+LiveCounts LiveProfiler::nothing() const {
+    const size_t n_layers = tap_.blocks().size();
+    return {RoutingStats(n_layers, n_experts(), top_k()), std::vector<uint64_t>(n_layers)};
+}
+
+bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {
+    auto& self = *static_cast<LiveProfiler*>(user_data);
+    bool ours = true;
+    if (ask || self.ours_) {
+        const std::lock_guard<std::mutex> lock(self.mutex_);
+        ours = RouterHooks::callback(node, ask, &self.hooks_);
+    }
+    if (ask) {
+        self.ours_ = ours;
+    }
+    if (self.chained_ == nullptr) {
+        return ours;
+    }
+    // Outside the lock: whatever the host waits for in its callback may wait for its counts.
+    if (ask) {
+        self.theirs_ = self.chained_(node, true, self.chained_data_);
+        return self.ours_ || self.theirs_;
+    }
+    return (!self.theirs_ || self.chained_(node, false, self.chained_data_)) && ours;
+}
+
+void LiveProfiler::chain(ggml_backend_sched_eval_callback host, void* user_data) {
+    chained_ = host;
+    chained_data_ = user_data;
+}
+
+void LiveProfiler::settle() {
+    if (failure_) {
+        std::rethrow_exception(failure_);
+    }
+    try {
+        hooks_.rethrow();
+        tap_.collect();
+    } catch (...) {
+        failure_ = std::current_exception();
+        throw;
+    }
+    LiveCounts& part = parts_[part_];
+    part.stats.add(tap_.stats());
+    const std::vector<uint64_t> seen = tap_.tokens_seen();
+    for (size_t layer = 0; layer < seen.size(); ++layer) {
+        part.tokens[layer] += seen[layer];
+    }
+    tap_.clear_counts();
+}
+
+void LiveProfiler::select(size_t part) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (part >= parts_.size()) {
+        throw std::invalid_argument("there is no such part of the counts");
+    }
+    if (part != part_) {
+        settle();
+        part_ = part;
+    }
+}
+
+LiveCounts LiveProfiler::counts(size_t part) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    settle();
+    return parts_.at(part);
+}
+
+void LiveProfiler::reset() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (failure_ || hooks_.error) {
+        tap_.clear();  // what it had learnt may be what is wrong
+    } else {
+        tap_.discard();
+    }
+    failure_ = nullptr;
+    hooks_.error = nullptr;
+    parts_.assign(parts_.size(), nothing());
+}
+
+void LiveProfiler::mask(const std::vector<std::vector<int>>& kept) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    hooks_.mask.set(blocks(), kept, n_experts());
+    applications_.assign(blocks().size(), 0);
+}
+
+void LiveProfiler::unmask() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    hooks_.mask.clear();
+    applications_.assign(blocks().size(), 0);
+}
+
+std::vector<uint64_t> LiveProfiler::mask_applications() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (hooks_.mask.active()) {
+        const std::vector<uint64_t> more = hooks_.mask.take_applications(blocks());
+        for (size_t layer = 0; layer < more.size(); ++layer) {
+            applications_[layer] += more[layer];
+        }
+    }
+    return applications_;
+}
+
+}  // namespace coe

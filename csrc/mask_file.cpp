@@ -1,0 +1,132 @@
+#include "mask_file.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <system_error>
+
+#include "router_nodes.h"
+
+namespace coe {
+
+namespace {
+
+constexpr int known_version = 1;
+constexpr uintmax_t most_bytes = 16 << 20;
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+int block_index(const std::string& text) {
+    const bool is_number = !text.empty() && text.size() < 7 && (text == "0" || text[0] != '0') &&
+                           text.find_first_not_of("0123456789") == std::string::npos;
+    const int block = is_number ? std::stoi(text) : most_blocks;
+    if (block >= most_blocks) {
+        refuse("a layer is named by no block index");
+    }
+    return block;
+}
+
+// A whole number from 1 to `most`.
+size_t count(const nlohmann::json& document, const char* key, size_t most) {
+    const nlohmann::json& value = document.at(key);
+    if (!value.is_number_unsigned() || value.get<uint64_t>() == 0 || value.get<uint64_t>() > most) {
+        refuse(std::string(key) + " is no count");
+    }
+    return value.get<size_t>();
+}
+
+}  // namespace
+
+Mask parse_mask(const std::string& text) {
+    try {
+        const nlohmann::json document = nlohmann::json::parse(text);
+        if (!document.is_object() || document.value("format", "") != "coe-native.expert-mask") {
+            refuse("is no mask; make one with `coe-native mask`");
+        }
+        const nlohmann::json& version = document.at("version");
+        if (!version.is_number_unsigned() || version.get<uint64_t>() < 1) {
+            refuse("its version is no number");
+        }
+        if (version.get<uint64_t>() > known_version) {
+            refuse("has mask version " + version.dump() + "; this coe-native reads up to " +
+                   std::to_string(known_version));
+        }
+        Mask mask;
+        mask.architecture = document.at("architecture").get<std::string>();
+        mask.fingerprint = document.at("fingerprint").get<std::string>();
+        mask.n_experts = count(document, "expert_count", most_experts);
+        mask.keep = count(document, "keep", mask.n_experts);
+        for (const auto& [name, experts] : document.at("layers").get_ref<const nlohmann::json::object_t&>()) {
+            std::vector<int>& kept = mask.kept[block_index(name)];
+            for (const nlohmann::json& expert : experts.get_ref<const nlohmann::json::array_t&>()) {
+                if (!expert.is_number_unsigned() || expert.get<uint64_t>() >= mask.n_experts) {
+                    refuse("keeps an expert outside 0 to " + std::to_string(mask.n_experts - 1) +
+                           " in block " + name);
+                }
+                kept.push_back(expert.get<int>());
+            }
+            const bool ascending = std::is_sorted(kept.begin(), kept.end(), std::less_equal<int>());
+            if (kept.size() != mask.keep || !ascending) {
+                refuse("must keep " + std::to_string(mask.keep) + " different experts in block " + name +
+                       ", ascending");
+            }
+        }
+        return mask;
+    } catch (const nlohmann::json::exception&) {
+        refuse("is a damaged mask; make it again with `coe-native mask`");
+    }
+}
+
+Mask read_mask(const std::string& path) {
+    std::error_code error;
+    if (!std::filesystem::is_regular_file(path, error)) {
+        refuse(path + ": is no file that can be read; give a mask");
+    }
+    const uintmax_t size = std::filesystem::file_size(path, error);
+    if (error || size > most_bytes) {
+        refuse(path + ": is no mask: it has more than " + std::to_string(most_bytes) + " bytes");
+    }
+    std::string text(size, '\0');
+    std::ifstream file(path, std::ios::binary);
+    if (!file.read(text.data(), static_cast<std::streamsize>(size))) {
+        refuse(path + ": cannot be read");
+    }
+    try {
+        return parse_mask(text);
+    } catch (const std::invalid_argument& wrong) {
+        refuse(path + ": " + wrong.what());
+    }
+}
+
+void check_mask(const Mask& mask, const RouterLayout& layout) {
+    const bool named = mask.fingerprint != "unknown" && layout.fingerprint != "unknown";
+    std::vector<int> blocks;
+    for (const auto& layer : mask.kept) {
+        blocks.push_back(layer.first);
+    }
+    if (mask.n_experts != layout.n_experts || blocks != layout.blocks ||
+        (named && (mask.fingerprint != layout.fingerprint || mask.architecture != layout.architecture))) {
+        refuse("was made for another model; profile this one and make its own mask");
+    }
+    const size_t most_chosen = *std::max_element(layout.top_k.begin(), layout.top_k.end());
+    if (mask.keep < most_chosen) {
+        refuse("keeps " + std::to_string(mask.keep) + " experts, but a token needs " +
+               std::to_string(most_chosen));
+    }
+    const size_t group_size = layout.n_experts / layout.n_groups;
+    for (const auto& [block, kept] : mask.kept) {
+        std::vector<size_t> in_group(layout.n_groups);
+        for (const int expert : kept) {
+            in_group[static_cast<size_t>(expert) / group_size] += 1;
+        }
+        if (std::adjacent_find(in_group.begin(), in_group.end(), std::not_equal_to<>()) != in_group.end()) {
+            refuse("keeps unlike numbers of the " + std::to_string(layout.n_groups) +
+                   " groups of experts in block " + std::to_string(block));
+        }
+    }
+}
+
+}  // namespace coe
