@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from coe_native.errors import CoeError, InputError
     from coe_native.evaluation import Evaluation, evaluate, evaluate_masks
     from coe_native.fitting import Fit, Memory, Placement, fit, memory_of
+    from coe_native.live import Capture, attach
     from coe_native.masking import ExpertMask, build_mask
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import profile, profile_corpora
@@ -46,6 +47,8 @@ _HOME = {
     "Placement": "fitting",
     "fit": "fitting",
     "memory_of": "fitting",
+    "Capture": "live",
+    "attach": "live",
     "ExpertMask": "masking",
     "build_mask": "masking",
     "MoeModel": "moe_model",
@@ -71,6 +74,7 @@ _HOME = {
 __all__ = [
     "METHODS",
     "Agreement",
+    "Capture",
     "Check",
     "CoeError",
     "Corpus",
@@ -89,6 +93,7 @@ __all__ = [
     "Sweep",
     "SweepPoint",
     "__version__",
+    "attach",
     "build_mask",
     "compare",
     "evaluate",

@@ -73,6 +73,12 @@ class LiveProfiler:
     def unmask(self) -> None: ...
     def mask_applications(self) -> list[int]: ...
 
+class Placement:
+    devices: int
+    overrides: int
+    repack: bool
+    def __init__(self, *, devices: Sequence[str], n_cpu_moe: int) -> None: ...
+
 class Session:
     n_batch: int
     n_vocab: int

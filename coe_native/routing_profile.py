@@ -203,9 +203,10 @@ class RoutingProfile:
             if totals.shape[1] != 1 or not self.layer_top_k.max() <= self.n_chosen <= self.n_experts:
                 raise InputError(f"a profile without ranks cannot choose {self.n_chosen} experts for a token")
         if (totals != expected).any() or (seen[:, 0] > 0)[self.layer_top_k == 0].any():
+            needed = self.n_tokens if self.is_whole else list(self.layer_tokens)
             raise InputError(
-                f"a profile of {self.n_tokens} tokens needs as many choices at each rank of each layer as tokens "
-                f"that it has seen ({list(self.layer_tokens)}), not {totals.tolist()}"
+                f"a profile of {self.n_tokens} tokens needs {needed} choices at each rank of each layer, "
+                f"not {totals.tolist()}"
             )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +53,9 @@ class Stability:
 
     def due(self, n_tokens: int) -> bool:
         """Whether it is time for a look."""
-        octave, step = divmod(len(self._masks), 4)
-        return bool(n_tokens >= FIRST * 2**octave * (4 + step) // 4)
+        last = self._masks[-1][0] if self._masks else 0
+        steps = (FIRST * 2**octave * (4 + step) // 4 for octave in itertools.count() for step in range(4))
+        return any(step > last for step in itertools.takewhile(lambda step: step <= n_tokens, steps))
 
     def look(self, profile: RoutingProfile) -> None:
         """Takes the mask of a profile, which has grown since the last look."""

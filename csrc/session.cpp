@@ -119,6 +119,21 @@ std::vector<std::string> expert_patterns(int32_t n_cpu_moe) {
 
 }  // namespace
 
+Placement::Placement(const SessionOptions& options) {
+    start_backends();
+    devices_ = find_devices(options.devices, options.rpc);
+    patterns_ = expert_patterns(options.n_cpu_moe);
+    for (const std::string& pattern : patterns_) {
+        overrides_.push_back({pattern.c_str(), ggml_backend_cpu_buffer_type()});
+    }
+    if (!overrides_.empty()) {
+        overrides_.push_back({nullptr, nullptr});
+    }
+    // llama.cpp's code for AMX writes beyond its results where activations have three dimensions, which
+    // crashes on Gemma 4 (its issue 20824), and ends the process on latent attention.
+    repack_ = options.repack && !has_amx();
+}
+
 bool has_rpc() {
     start_backends();
     return ggml_backend_reg_by_name("RPC") != nullptr;
@@ -165,26 +180,14 @@ Session::Session(const std::string& path, const SessionOptions& options)
 
     llama_model_params model_params = llama_model_default_params();
     model_params.n_gpu_layers = options.n_gpu_layers;
-    // llama.cpp's code for AMX writes beyond its results where activations have three dimensions, which
-    // crashes on Gemma 4 (its issue 20824), and ends the process on latent attention.
-    model_params.use_extra_bufts = options.repack && !has_amx();
+    Placement placement(options);
+    model_params.devices = placement.devices();
+    model_params.tensor_buft_overrides = placement.overrides();
+    model_params.use_extra_bufts = placement.repack();
     model_params.load_mtp = options.mtp;
     if (options.simulate) {
         model_params.no_alloc = true;
         model_params.load_mode = LLAMA_LOAD_MODE_NONE;
-    }
-    std::vector<ggml_backend_dev_t> devices = find_devices(options.devices, options.rpc);
-    if (!devices.empty()) {
-        model_params.devices = devices.data();
-    }
-    const std::vector<std::string> patterns = expert_patterns(options.n_cpu_moe);
-    std::vector<llama_model_tensor_buft_override> overrides;
-    for (const std::string& pattern : patterns) {
-        overrides.push_back({pattern.c_str(), ggml_backend_cpu_buffer_type()});
-    }
-    if (!overrides.empty()) {
-        overrides.push_back({nullptr, nullptr});
-        model_params.tensor_buft_overrides = overrides.data();
     }
     model_ = llama_model_load_from_file(path.c_str(), model_params);
     if (model_ == nullptr) {

@@ -29,6 +29,26 @@ struct SessionOptions {
         false;  // allocate and read no weights: it tokenizes, and tells memory(), but runs nothing
 };
 
+// Where a model's weights go: what llama.cpp's parameters point to, for as long as a model is being loaded.
+class Placement {
+  public:
+    // Throws std::runtime_error for a device that there is not.
+    explicit Placement(const SessionOptions& options);
+    // A null pointer stands at the end of each; null where llama.cpp is to choose.
+    ggml_backend_dev_t* devices() { return devices_.empty() ? nullptr : devices_.data(); }
+    const llama_model_tensor_buft_override* overrides() const {
+        return overrides_.empty() ? nullptr : overrides_.data();
+    }
+    // Whether llama.cpp may copy weights to other layouts of memory.
+    bool repack() const { return repack_; }
+
+  private:
+    std::vector<ggml_backend_dev_t> devices_;
+    std::vector<std::string> patterns_;
+    std::vector<llama_model_tensor_buft_override> overrides_;
+    bool repack_;
+};
+
 // Whether llama.cpp can use other machines' devices.
 bool has_rpc();
 // Whether the CPU has AMX, and llama.cpp a memory layout for it.

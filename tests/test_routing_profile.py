@@ -80,7 +80,8 @@ def test_a_profile_that_does_not_add_up_is_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("coe.profile.version", 3, "has profile version 3"),
+        ("coe.profile.version", 4, "has profile version 4"),
+        ("coe.profile.version", 3, "layer_tokens are no counts"),
         ("coe.profile.tokens", 61, "needs 61 choices"),
         ("coe.profile.corpora", "[1]", "damaged profile"),
         ("coe.profile.corpora", "{", "damaged profile"),

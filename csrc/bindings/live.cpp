@@ -1,6 +1,5 @@
-#include "live_profiler.h"
-
 #include "bindings.h"
+#include "live_profiler.h"
 
 namespace py = pybind11;
 

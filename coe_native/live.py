@@ -1,0 +1,277 @@
+"""Routing capture in somebody else's program: for ``llama_cpp.Llama`` objects that it has made and uses."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Callable, Generator
+from types import TracebackType
+from typing import Any
+
+import llama_cpp
+from llama_cpp import Llama
+from llama_cpp._internals import LlamaContext
+
+from coe_native._native import core
+from coe_native.errors import CoeError, InputError
+from coe_native.masking import ExpertMask, check_cut
+from coe_native.moe_model import MoeModel
+from coe_native.routing_profile import CorpusRecord, RoutingProfile
+
+PROMPT, GENERATED = 0, 1
+"""The parts in which tokens are counted."""
+
+_NAMES = ("prompts, live", "answers, live")
+
+
+def attach(llama: Llama) -> Capture:
+    """Starts to count which experts the routers of a ``llama_cpp.Llama`` choose, whatever it is used for from
+    now on: completions, conversations, embeddings, or ``eval`` and ``sample`` by hand. What it generates stays the
+    same.
+
+    Its context is made anew, for llama.cpp takes callbacks only when a context is made; what it holds in memory is
+    carried over. A callback that it had before goes on being called.
+
+    Raises InputError for a model without experts, and CoeError where its routers are not what its header says.
+    """
+    return Capture(llama)
+
+
+class Capture:
+    """What `attach` returns: the counts so far, and a live mask. Use it in a ``with`` block, or call `detach`.
+
+    Tokens of prompts and generated ones are counted apart: what is evaluated after the first token has been
+    sampled is generated, until the next call of ``generate`` (which all completions go through), ``embed`` or
+    ``reset``. The last token of an answer is run with the next prompt, if at all. With a draft model, drafted
+    tokens count as generated once the model has run them, also those that it then refuses.
+
+    Each layer counts for itself: where only the last token's logits are wanted, the last layer of most
+    architectures runs for that token only. `RoutingProfile.layer_tokens` has the numbers; score and merge go by
+    them. Nothing of any text is kept.
+
+    May be looked at from other threads while the model runs.
+    """
+
+    def __init__(self, llama: Llama) -> None:
+        self.moe = MoeModel(llama.model_path)
+        self.mask: ExpertMask | None = None
+        """The live mask in force."""
+        if isinstance(llama, _Watched):
+            raise InputError(f"{self.moe.path}: is watched already; detach that first")
+        layers = self.moe.routed_layers
+        self._live = core.LiveProfiler(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers], 2)
+        self._lock = threading.RLock()
+        self._llama: Llama | None = llama
+        self._before = _Before(llama)
+        params = llama.context_params
+        self._live.chain(_address(params.cb_eval), params.cb_eval_user_data or 0)
+        params.cb_eval = ctypes.cast(self._live.callback, type(params.cb_eval))
+        params.cb_eval_user_data = self._live.user_data
+        _renew_context(llama, self._make_context, self._before)
+        self._live.reset()
+        llama.coe_native_live = self._live
+        llama.__class__ = type(type(llama).__name__, (_Watched, type(llama)), {})
+
+    def __enter__(self) -> Capture:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def prompts(self) -> RoutingProfile:
+        """Of the tokens that the model has read. Raises CoeError where a router was not seen as it must be, and so
+        do the others."""
+        return self._profile(PROMPT)
+
+    @property
+    def generated(self) -> RoutingProfile:
+        """Of the tokens that it has written."""
+        return self._profile(GENERATED)
+
+    @property
+    def profile(self) -> RoutingProfile:
+        """Of both."""
+        with self._lock:
+            return self.prompts + self.generated
+
+    def reset(self) -> None:
+        """Forgets what was counted, and what went wrong."""
+        with self._lock:
+            self._live.reset()
+
+    def apply(self, mask: ExpertMask) -> None:
+        """Makes the dropped experts unselectable from the next prompt on: the model is then the specialist that
+        `prune` would write. What the Llama holds in memory is forgotten. Not in the middle of an answer.
+
+        Raises InputError for a mask that was made for another model, or that the model can't be cut to.
+        """
+        check_cut(mask, self.moe)
+        self._change_mask(lambda: self._live.mask([list(mask.kept[block]) for block in sorted(mask.kept)]))
+        self.mask = mask
+
+    def clear_mask(self) -> None:
+        """All experts are selectable again, from the next prompt on."""
+        self._change_mask(self._live.unmask)
+        self.mask = None
+
+    def detach(self) -> None:
+        """Stops counting, takes a mask away and gives the Llama back as it was. The counts stay."""
+        with self._lock:
+            if self._llama is None:
+                return
+            if self.mask is not None:
+                self.clear_mask()
+            self._before.restore(self._llama)
+            _renew_context(self._llama, _plain_context, self._before)
+            self._llama = None
+
+    def _change_mask(self, change: Callable[[], None]) -> None:
+        llama = self._llama
+        if llama is None:
+            raise CoeError(f"{self.moe.path}: is not watched any more")
+        if llama.cache is not None:
+            raise InputError(
+                f"{self.moe.path}: its cache holds states that were computed with other experts; take it away "
+                "first (set_cache(None))"
+            )
+        with self._lock:
+            change()
+            llama.reset()
+
+    def _profile(self, part: int) -> RoutingProfile:
+        with self._lock:
+            histograms, weight_sum, rest, tokens = self._counts(part)
+        n_tokens = max(tokens)
+        moe = self.moe
+        return RoutingProfile(
+            moe.architecture,
+            moe.name,
+            moe.fingerprint,
+            tuple(moe.blocks),
+            n_tokens,
+            histograms,
+            weight_sum,
+            (CorpusRecord(_NAMES[part], 0, n_tokens, ""),) if n_tokens else (),
+            moe.router_shape.n_groups,
+            moe.router_shape.n_groups_used,
+            weight_sum_rest=rest,
+            layer_tokens=tuple(tokens),
+        )
+
+    def _counts(self, part: int) -> Any:
+        try:
+            return self._live.counts(part)
+        except RuntimeError as error:
+            raise CoeError(f"{self.moe.path}: {error}") from error
+
+    def _make_context(self, llama: Llama) -> LlamaContext:
+        """A watched context in which two tokens have run, that nobody sees: so the names of the routers' nodes are
+        learnt before anything counts. Raises CoeError where the routers are not what the header says."""
+        context = _WatchedContext(model=llama._model, params=llama.context_params, verbose=llama.verbose)
+        context.lock, context.live = self._lock, self._live
+        if context.memory is not None:
+            tokens = (llama_cpp.llama_token * min(2, llama.n_batch))()
+            llama_cpp.llama_decode(context.ctx, llama_cpp.llama_batch_get_one(tokens, len(tokens)))
+            context.kv_cache_clear()
+            seen = self._counts(PROMPT)[-1]
+            unseen = [block for block, n_tokens in zip(self.moe.blocks, seen, strict=True) if n_tokens == 0]
+            if unseen:
+                raise CoeError(f"{self.moe.path}: the routers of blocks {unseen} were not seen")
+        return context
+
+
+class _Before:
+    """What attaching changes in a Llama."""
+
+    def __init__(self, llama: Llama) -> None:
+        self._kind = type(llama)
+        self._callback = llama.context_params.cb_eval, llama.context_params.cb_eval_user_data
+
+    def restore(self, llama: Llama) -> None:
+        llama.__class__ = self._kind
+        llama.context_params.cb_eval, llama.context_params.cb_eval_user_data = self._callback
+
+
+class _Watched(Llama):  # type: ignore[misc]
+    """What a Llama becomes: it tells the counts which part its tokens belong to. Nothing of it refers to the
+    Capture, so that forgetting both frees the model at once."""
+
+    coe_native_live: core.LiveProfiler
+
+    def generate(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        self._counting_as(PROMPT)
+        return (yield from super().generate(*args, **kwargs))
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        self._counting_as(PROMPT)
+        return super().embed(*args, **kwargs)
+
+    def reset(self) -> None:
+        self._counting_as(PROMPT)
+        super().reset()
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        self._counting_as(GENERATED)
+        return super().sample(*args, **kwargs)
+
+    def _counting_as(self, part: int) -> None:
+        # What went wrong is for whoever wants the counts to hear, and no reason to end somebody's answer.
+        with contextlib.suppress(RuntimeError):
+            self.coe_native_live.select(part)
+
+
+class _WatchedContext(LlamaContext):  # type: ignore[misc]
+    """A context that is not looked at in the middle of a decode, and whose callback lives as long as it does."""
+
+    lock: threading.RLock
+    live: core.LiveProfiler
+
+    def decode(self, batch: Any) -> None:
+        with self.lock:
+            super().decode(batch)
+
+
+def _address(function: Any) -> int:
+    """Of a function that ctypes knows; 0 for none."""
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def _plain_context(llama: Llama) -> LlamaContext:
+    return LlamaContext(model=llama._model, params=llama.context_params, verbose=llama.verbose)
+
+
+def _renew_context(llama: Llama, make: Callable[[Llama], LlamaContext], before: _Before) -> None:
+    """Gives a Llama the context that `make` returns, with what the old one held in memory; where that fails, one
+    as `before`. The old one is closed first, for there may be no room for two."""
+    old, state = llama._ctx, None
+    if llama.n_tokens > 0 and old.memory is not None:
+        buffer = (ctypes.c_uint8 * old.get_state_size())()
+        n_bytes = llama_cpp.llama_state_get_data(old.ctx, buffer, len(buffer))
+        state = (ctypes.c_uint8 * n_bytes).from_buffer(buffer)
+    old.close()
+    try:
+        _put_context(llama, make(llama), state)
+    except BaseException as error:
+        before.restore(llama)
+        _put_context(llama, _plain_context(llama), state)
+        if isinstance(error, ValueError):
+            raise CoeError(f"{llama.model_path}: llama.cpp cannot make its context anew: {error}") from error
+        raise
+
+
+def _put_context(llama: Llama, context: LlamaContext, state: Any) -> None:
+    llama._ctx = context
+    llama._stack.enter_context(contextlib.closing(context))
+    if llama._lora_adapter is not None:
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(llama._lora_adapter)
+        scales = (ctypes.c_float * 1)(llama.lora_scale)
+        llama_cpp.llama_set_adapters_lora(context.ctx, adapters, 1, scales)
+    if state is not None:
+        if llama_cpp.llama_state_set_data(context.ctx, state, len(state)) != len(state):
+            raise CoeError(f"{llama.model_path}: llama.cpp cannot restore what its context held")
+        # The state has no logits to sample from: the last token must be run again.
+        llama._requires_eval = True
