@@ -64,10 +64,8 @@ class Capture:
         self._lock = threading.RLock()
         self._llama: Llama | None = llama
         self._before = _Before(llama)
-        params = llama.context_params
-        self._live.chain(_address(params.cb_eval), params.cb_eval_user_data or 0)
-        params.cb_eval = ctypes.cast(self._live.callback, type(params.cb_eval))
-        params.cb_eval_user_data = self._live.user_data
+        self._live.chain(self._before.callback, self._before.user_data or 0)
+        _set_callback(llama, self._live.callback, self._live.user_data)
         _renew_context(llama, self._make_context, self._before)
         self._live.reset()
         llama.coe_native_live = self._live
@@ -188,12 +186,24 @@ class _Before:
     """What attaching changes in a Llama."""
 
     def __init__(self, llama: Llama) -> None:
+        params = llama.context_params
         self._kind = type(llama)
-        self._callback = llama.context_params.cb_eval, llama.context_params.cb_eval_user_data
+        # The field itself would change with the structure that it is part of.
+        self.callback = ctypes.cast(params.cb_eval, ctypes.c_void_p).value or 0
+        self.user_data = params.cb_eval_user_data
+        # What keeps a callback of Python's alive.
+        self._referred = dict(params._objects or {})
 
     def restore(self, llama: Llama) -> None:
         llama.__class__ = self._kind
-        llama.context_params.cb_eval, llama.context_params.cb_eval_user_data = self._callback
+        _set_callback(llama, self.callback, self.user_data)
+
+
+def _set_callback(llama: Llama, address: int, user_data: int | None) -> None:
+    """For the contexts that are made from now on."""
+    params = llama.context_params
+    params.cb_eval = ctypes.cast(address, type(params.cb_eval))
+    params.cb_eval_user_data = user_data
 
 
 class _Watched(Llama):  # type: ignore[misc]
@@ -233,11 +243,6 @@ class _WatchedContext(LlamaContext):  # type: ignore[misc]
     def decode(self, batch: Any) -> None:
         with self.lock:
             super().decode(batch)
-
-
-def _address(function: Any) -> int:
-    """Of a function that ctypes knows; 0 for none."""
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def _plain_context(llama: Llama) -> LlamaContext:

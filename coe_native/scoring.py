@@ -37,8 +37,9 @@ def _method(name: str, *, weights: bool = False, ranks: bool = False) -> Callabl
 @_method("utility", weights=True)
 def utility(profile: RoutingProfile) -> Scores:
     """``sum over r of histograms/N * weight_sum/max(histograms, 1)``: how often an expert is chosen at a
-    rank, times the mean weight that it then has. Equal to ``sum over r of weight_sum / N``."""
-    frequency = profile.histograms / profile.n_tokens
+    rank, times the mean weight that it then has. Equal to ``sum over r of weight_sum / N``. N: the tokens that the
+    layer has seen."""
+    frequency = profile.histograms / _tokens(profile)[:, :, np.newaxis]
     mean_weight = profile.weight_sum / np.maximum(profile.histograms, 1)
     return np.asarray((frequency * mean_weight).sum(axis=2))
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
+from bare_host import BareHost
 from numpy.typing import NDArray
-
-from coe_native._native import core
 
 
 class Tensor(ctypes.Structure):
@@ -48,18 +47,10 @@ class SlowCapture:
         self.nodes: dict[tuple[str, int], list[NDArray[np.generic]]] = {}
         self._seen: set[tuple[str, int]] = set()
         self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._see)
-        llama_cpp.llama_backend_init()
-        model_params = llama_cpp.llama_model_default_params()
-        model_params.use_extra_bufts = not core.has_amx()  # as in csrc/session.cpp, which says why
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
-        params.cb_eval = self._callback
-        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        self._host = BareHost(path, self._callback, n_ctx=n_ctx, n_ubatch=n_ctx)
 
     def close(self) -> None:
-        llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)
+        self._host.close()
 
     def _see(self, address: int, ask: bool, _: object) -> bool:
         tensor = ctypes.cast(address, ctypes.POINTER(Tensor)).contents
@@ -77,19 +68,8 @@ class SlowCapture:
         """Every window of every document in a decode of its own, with all logits."""
         for document in documents:
             for start in range(0, len(document), n_ctx):
-                window = document[start : start + n_ctx]
-                batch = llama_cpp.llama_batch_init(len(window), 0, 1)
-                batch.n_tokens = len(window)
-                for i, token in enumerate(window):
-                    batch.token[i] = token
-                    batch.pos[i] = i
-                    batch.n_seq_id[i] = 1
-                    batch.seq_id[i][0] = 0
-                    batch.logits[i] = 1
-                llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
                 self._seen.clear()
-                assert llama_cpp.llama_decode(self._context, batch) == 0
-                llama_cpp.llama_batch_free(batch)
+                self._host.run(document[start : start + n_ctx])
 
     def counts(self, block: int, n_experts: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Histogram and weight sums of one block, [expert, rank]."""

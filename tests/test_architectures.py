@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES, COVERED, NOT_COVERED
+from bare_host import BareHost, CProfiler
 from click.testing import CliRunner
 from conftest import TOLERANCE, unused_experts
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, GGUFReader
@@ -74,6 +75,26 @@ def test_counts_equal_an_independent_capture(row: Row) -> None:
         k = layer_top_k[index]
         np.testing.assert_array_equal(profile.histograms[index, :, :k], histogram)
         np.testing.assert_allclose(profile.weight_sum[index, :, :k], weight_sum, rtol=1e-6)
+
+
+def test_a_c_host_writes_the_profile_that_python_writes(row: Row) -> None:
+    """By the byte, but for the corpus's name: counts, sums, fingerprint, sizes, groups, names."""
+    profiler = CProfiler(row.path)
+    host = BareHost(row.path, profiler.callback, profiler.pointer)
+    for document in row.documents:
+        for start in range(0, len(document), 128):
+            host.run(document[start : start + 128])
+    host.close()
+    written = profiler.save(row.directory / "c.profile.gguf", "text")
+    profiler.close()
+    profile = coe.RoutingProfile.load(written)
+    assert profile.is_whole
+    np.testing.assert_array_equal(profile.histograms, row.profile.histograms)
+    np.testing.assert_allclose(profile.weight_sum, row.profile.weight_sum, rtol=1e-6)
+    for name in ("architecture", "model_name", "fingerprint", "layers", "n_tokens", "router_shape"):
+        assert getattr(profile, name) == getattr(row.profile, name), name
+    profile.save(row.directory / "python.profile.gguf")
+    assert (row.directory / "python.profile.gguf").read_bytes() == written.read_bytes()
 
 
 def test_sharing_and_cutting_batches_moves_near_ties_only(row: Row) -> None:

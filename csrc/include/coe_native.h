@@ -115,8 +115,8 @@ COE_API int32_t coe_profiler_mask(coe_profiler* profiler, const int32_t* kept, s
 
 COE_API int32_t coe_profiler_clear_mask(coe_profiler* profiler);
 
-/* How many graphs have run with the mask written over the routers of each layer since it was set, [n_blocks]:
- * 0 where it has had nothing to act on. */
+/* How often the mask was written over the router of each layer since it was set, once or twice for each graph
+ * [n_blocks]: 0 where it has had nothing to act on. */
 COE_API int32_t coe_profiler_mask_applications(coe_profiler* profiler, uint64_t* applications);
 
 /* ---- Profiles ---- */

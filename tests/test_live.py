@@ -1,0 +1,319 @@
+"""`attach`: what a Llama generates does not change, and what its routers choose is counted."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import llama_cpp.llama_cpp as low_level
+import numpy as np
+import pytest
+from bare_host import BareHost
+from conftest import unused_experts
+from llama_cpp import Llama
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+from random_models import write_random_model
+
+import coe_native as coe
+from coe_native._native import core
+
+ModelFile = Callable[[str, str], Path]
+DEMO = Path(coe.__file__).parent / "demo_data" / "demo-Q8_0.gguf"
+
+
+@pytest.fixture(autouse=True)
+def plain_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU with AMX llama.cpp itself crashes on Gemma 4: csrc/session.cpp says why."""
+    default = low_level.llama_model_default_params
+
+    def without_amx() -> Any:
+        params = default()
+        params.use_extra_bufts = not core.has_amx()
+        return params
+
+    monkeypatch.setattr(low_level, "llama_model_default_params", without_amx)
+
+
+def load(path: Path, **options: Any) -> Llama:
+    sizes = {"n_ctx": 256, "n_batch": 64, "n_threads": 2, "n_threads_batch": 2} | options
+    return Llama(str(path), verbose=False, **sizes)
+
+
+def tokens_of(llama: Llama, prompt: list[int], n_tokens: int, **options: Any) -> list[int]:
+    """What it generates, and after one token less it stops: the last is not run."""
+    found = []
+    for token in llama.generate(prompt, **options):
+        found.append(int(token))
+        if len(found) == n_tokens:
+            return found
+    raise AssertionError("generation ended by itself")
+
+
+def use(llama: Llama) -> Iterator[Any]:
+    """A program's life with a Llama: completions, the same again, chat, streams, seeds, a grammar, by hand."""
+    yield llama("def add(a, b):", max_tokens=24, temperature=0.9, seed=11)["choices"][0]["text"]
+    yield llama("def add(a, b):", max_tokens=24, temperature=0.9, seed=11)["choices"][0]["text"]
+    yield llama("def add(a, b):\n    return", max_tokens=8, temperature=0.0)["choices"][0]["text"]
+    messages = [{"role": "user", "content": "Write a loop."}]
+    yield llama.create_chat_completion(messages, max_tokens=16, seed=3)["choices"][0]["message"]["content"]
+    stream = llama.create_completion("import ", max_tokens=12, stream=True, seed=5)
+    yield [chunk["choices"][0]["text"] for chunk in stream]
+    grammar = llama_cpp.LlamaGrammar.from_string('root ::= "yes" | "no"', verbose=False)
+    yield llama("Is it?", max_tokens=4, grammar=grammar)["choices"][0]["text"]
+    llama.reset()
+    llama.eval(llama.tokenize(b"x = ["))
+    yield llama.sample(temp=0.0)
+
+
+def test_the_demo_generates_what_it_generates_unwatched() -> None:
+    plain = load(DEMO)
+    watched = load(DEMO)
+    with coe.attach(watched) as capture:
+        assert list(use(watched)) == list(use(plain))
+        assert capture.prompts.n_tokens > 30
+        assert capture.generated.n_tokens > 80
+        whole = capture.profile
+    # As it was before, and what was counted stays.
+    assert list(use(watched)) == list(use(plain))
+    assert type(watched) is Llama
+    assert not watched.context_params.cb_eval
+    np.testing.assert_array_equal(capture.profile.histograms, whole.histograms)
+
+
+@pytest.mark.parametrize("family", ["qwen3moe", "gpt-oss", "deepseek2", "qwen35moe", "granitehybrid"])
+def test_counts_of_prompts_and_of_answers(tmp_path: Path, documents: list[list[int]], family: str) -> None:
+    """Against a profile of the same tokens: prompts by the token, but for layers whose rows are left out; answers,
+    which run one at a time, too."""
+    path = tmp_path / "model.gguf"
+    write_random_model(path, family)
+    prompt = documents[1][:60]
+    plain = load(path, flash_attn=True)  # as in a Model
+    answer = tokens_of(plain, prompt, 20, temp=0.0)
+    llama = load(path, flash_attn=True)
+    capture = coe.attach(llama)
+    assert tokens_of(llama, prompt, 20, temp=0.0) == answer
+    prompts, generated = capture.prompts, capture.generated
+    assert prompts.n_tokens == 60
+    assert set(prompts.layer_tokens) <= {60, 1}
+    assert generated.layer_tokens == (19,) * len(generated.layers)
+    with coe.Model(path, n_ctx=128, n_batch=128, n_threads=2) as model:
+        of_prompt = coe.profile(model, [prompt])
+        of_both = coe.profile(model, [prompt + answer[:-1]])
+    for index, seen in enumerate(prompts.layer_tokens):
+        if seen == 60:
+            np.testing.assert_array_equal(prompts.histograms[index], of_prompt.histograms[index])
+            np.testing.assert_allclose(prompts.weight_sum[index], of_prompt.weight_sum[index], rtol=1e-5)
+            # One at a time and all at once differ in the last bits, which decide between near-ties.
+            moved = np.abs(capture.profile.histograms[index] - of_both.histograms[index]).sum() / 2
+            assert moved <= 0.01 * of_both.histograms[index].sum()
+
+
+def test_what_counts_as_prompt(model_file: ModelFile) -> None:
+    llama = load(model_file("qwen3moe", "F32"))
+    with coe.attach(llama) as capture:
+
+        def counted() -> tuple[int, int]:
+            found = capture.prompts.n_tokens, capture.generated.n_tokens
+            capture.reset()
+            return found
+
+        prompt = list(range(1, 31))
+        answer = tokens_of(llama, prompt, 5, temp=0.0)
+        assert counted() == (30, 4)
+        # The next turn finds all but the last token of the answer in memory.
+        tokens_of(llama, [*prompt, *answer, 7, 8], 3, temp=0.0)
+        assert counted() == (3, 2)
+        # By hand, too; and a prompt longer than a batch.
+        llama.reset()
+        llama.eval(list(range(100)))
+        token = llama.sample(temp=0.0)
+        llama.eval([token])
+        llama.eval([llama.sample(temp=0.0)])
+        assert counted() == (100, 2)
+        llama.draft_model = LlamaPromptLookupDecoding(num_pred_tokens=4)
+        tokens_of(llama, [1, 2, 3, 1, 2, 3, 1, 2], 6, temp=0.0)
+        n_prompt, n_generated = counted()
+        assert n_prompt == 8
+        assert n_generated >= 5
+
+
+def test_embeddings_are_prompts(model_file: ModelFile) -> None:
+    llama = load(model_file("qwen3moe", "F32"), embedding=True)
+    capture = coe.attach(llama)
+    llama.tokenize = lambda *_, **__: [1, 2, 3, 4, 5]  # the model has no tokenizer
+    llama.embed("text")
+    assert (capture.prompts.n_tokens, capture.generated.n_tokens) == (5, 0)
+
+
+@pytest.mark.parametrize("family", ["qwen3moe", "gemma4", "qwen35moe"])
+def test_attaching_in_the_middle_of_a_conversation(tmp_path: Path, family: str) -> None:
+    """What the context holds is carried over, in both directions, and is not counted again."""
+    path = tmp_path / "model.gguf"
+    write_random_model(path, family)
+    prompt = [5, 9, 2, 77, 31, 8] * 5
+
+    def talk(llama: Llama, meanwhile: Callable[[], None]) -> list[list[int]]:
+        answers = [tokens_of(llama, prompt, 6, temp=0.0)]
+        for _ in range(2):
+            meanwhile()
+            prompt_now = [*prompt, *(token for answer in answers for token in answer), 3]
+            answers.append(tokens_of(llama, prompt_now, 6, temp=0.0))
+        return answers
+
+    expected = talk(load(path), lambda: None)
+    llama = load(path)
+    captures: list[coe.Capture] = []
+
+    def change() -> None:
+        if captures:
+            captures[0].detach()
+        else:
+            captures.append(coe.attach(llama))
+
+    assert talk(llama, change) == expected
+    assert captures[0].generated.n_tokens == 5
+    if family != "qwen35moe":  # a recurrent state cannot be cut back, so its prompt is run anew
+        assert captures[0].prompts.n_tokens == 2
+
+
+def test_a_live_mask_is_the_specialist(model_file: ModelFile, documents: list[list[int]], tmp_path: Path) -> None:
+    path = model_file("qwen3moe", "F32")
+    mask = unused_experts(coe.profile(path, documents, n_ctx=128, n_threads=1), 8)
+    coe.prune(path, mask, tmp_path / "pruned.gguf")
+    prompt = documents[3]
+    unmasked = tokens_of(load(path), prompt, 12, temp=0.0)
+    specialist = tokens_of(load(tmp_path / "pruned.gguf"), prompt, 12, temp=0.0)
+    assert specialist != unmasked
+    llama = load(path)
+    with coe.attach(llama) as capture:
+        assert tokens_of(llama, prompt, 12, temp=0.0) == unmasked
+        capture.apply(mask)
+        capture.reset()
+        assert tokens_of(llama, prompt, 12, temp=0.0) == specialist
+        assert capture.prompts.n_tokens == len(prompt)  # nothing of the unmasked model's memory is used
+        for index, block in enumerate(capture.profile.layers):
+            assert set(np.flatnonzero(capture.profile.counts[index])) <= set(mask.kept[block])
+        capture.clear_mask()
+        assert tokens_of(llama, prompt, 12, temp=0.0) == unmasked
+        capture.apply(mask)
+    assert tokens_of(llama, prompt, 12, temp=0.0) == unmasked
+
+
+def test_a_callback_of_the_host_goes_on(model_file: ModelFile) -> None:
+    llama = load(model_file("qwen3moe", "F32"))
+    asked = []
+
+    @low_level.ggml_backend_sched_eval_callback
+    def callback(_node: int, ask: bool, _data: int) -> bool:
+        asked.append(ask)
+        return not ask
+
+    llama.context_params.cb_eval = callback
+    with coe.attach(llama) as capture:
+        asked.clear()
+        tokens_of(llama, [1, 2, 3], 3, temp=0.0)
+        assert capture.profile.n_tokens == 5
+        assert len(asked) > 100
+        assert all(asked)
+    asked.clear()
+    tokens_of(llama, [1, 2, 3], 3, temp=0.0)
+    assert len(asked) > 100
+
+
+def test_counts_are_looked_at_while_it_generates(model_file: ModelFile) -> None:
+    """From another thread, between two tokens: every layer has seen the same."""
+    llama = load(model_file("deepseek2", "F32"))
+    capture = coe.attach(llama)
+    ended = threading.Event()
+    uneven: list[tuple[int, ...]] = []
+
+    def look() -> None:
+        while not ended.is_set():
+            seen = capture.generated.layer_tokens
+            if len(set(seen)) > 1:
+                uneven.append(seen)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        tokens_of(llama, [1, 2, 3], 150, temp=0.0)
+    finally:
+        ended.set()
+        thread.join()
+    assert not uneven
+    assert capture.generated.n_tokens == 149
+
+
+def test_forgetting_both_frees_the_model(model_file: ModelFile) -> None:
+    llama = load(model_file("qwen3moe", "F32"))
+    capture = coe.attach(llama)
+    gone = weakref.ref(llama)
+    gc.disable()
+    try:
+        del llama, capture
+        assert gone() is None
+    finally:
+        gc.enable()
+    # Whatever is forgotten first, the callback lives as long as the context.
+    llama = load(model_file("qwen3moe", "F32"))
+    coe.attach(llama)
+    gc.collect()
+    tokens_of(llama, [1, 2, 3], 3, temp=0.0)
+
+
+def test_what_is_refused(model_file: ModelFile, documents: list[list[int]]) -> None:
+    path = model_file("qwen3moe", "F32")
+    other = unused_experts(coe.profile(model_file("olmoe", "F32"), documents, n_ctx=128, n_threads=1), 8)
+    mine = unused_experts(coe.profile(path, documents, n_ctx=128, n_threads=1), 8)
+    llama = load(path)
+    with coe.attach(llama) as capture:
+        with pytest.raises(coe.InputError, match="is watched already"):
+            coe.attach(llama)
+        with pytest.raises(coe.InputError, match="was made for another model"):
+            capture.apply(other)
+        llama.set_cache(llama_cpp.LlamaRAMCache())
+        with pytest.raises(coe.InputError, match="cache holds states"):
+            capture.apply(mine)
+        llama.set_cache(None)
+        capture.apply(mine)
+    with pytest.raises(coe.CoeError, match="not watched any more"):
+        capture.apply(mine)
+
+
+def test_a_llama_that_is_not_what_its_file_says_stays_as_it_was(model_file: ModelFile) -> None:
+    """Told to choose two experts, where the header says four."""
+    path = model_file("qwen3moe", "F32")
+    overrides = {"qwen3moe.expert_used_count": 2}
+    expected = tokens_of(load(path, kv_overrides=overrides), [1, 2, 3], 8, temp=0.0)
+    llama = load(path, kv_overrides=overrides)
+    begun = tokens_of(llama, [1, 2, 3], 4, temp=0.0)
+    with pytest.raises(coe.CoeError, match="chooses 2 experts for a token in block 0, not the 4"):
+        coe.attach(llama)
+    assert begun == expected[:4]
+    assert tokens_of(llama, [1, 2, 3, *begun], 4, temp=0.0) == expected[4:]
+    assert type(llama) is Llama
+
+
+def test_bare_callbacks_see_what_attached_ones_see(model_file: ModelFile, documents: list[list[int]]) -> None:
+    """The same through llama.cpp's own functions and the address of the callback."""
+    path = model_file("olmoe", "F32")
+    live = core.LiveProfiler([0, 1, 2], 16, [4, 4, 4], 2)
+    assert ctypes.c_void_p(live.callback).value
+    host = BareHost(path, live.callback, live.user_data)
+    host.run(documents[0])
+    live.select(1)
+    host.run(documents[3])
+    host.close()
+    for part, document in enumerate((documents[0], documents[3])):
+        histograms, _, _, tokens = live.counts(part)
+        expected = coe.profile(path, [document], n_ctx=128, n_batch=128, n_threads=1)
+        np.testing.assert_array_equal(histograms, expected.histograms)
+        assert tokens == [len(document)] * 3
+    with pytest.raises(ValueError, match="no such part"):
+        live.select(2)
