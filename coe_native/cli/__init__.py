@@ -6,11 +6,14 @@ A command's module is imported when the command is called, so that ``--help`` is
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
 
 import click
 
 from coe_native import __version__
-from coe_native.errors import printable
+from coe_native.errors import CoeError, printable
 
 COMMANDS = {
     "inspect": "Show a model's experts, and the size of a specialist.",
@@ -50,8 +53,31 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _directory(name: str, use: str) -> dict[str, Any]:
+    """An option that prints where a part of the C library is installed, for `use` to be set to."""
+
+    def show(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            # The compiled module stands in the same place, wherever Python's files are.
+            spec = importlib.util.find_spec("coe_native._core")
+            if spec is None or spec.origin is None:
+                raise CoeError("the compiled module is not there; build the package: pip install .")
+            click.echo(Path(spec.origin).parent / "lib" / name)
+            context.exit()
+
+    return {
+        "is_flag": True,
+        "is_eager": True,
+        "expose_value": False,
+        "callback": show,
+        "help": f"Print what {use} is to be, for programs that use the C library.",
+    }
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="coe-native")
+@click.option("--cmake-dir", **_directory("cmake/coe_native", "CMake's coe_native_DIR"))
+@click.option("--pkg-config-dir", **_directory("pkgconfig", "PKG_CONFIG_PATH"))
 @click.option("--debug", is_flag=True, help="Show a traceback where an error is reported.")
 def group(debug: bool) -> None:
     """Domain specialists from quantised mixture-of-experts GGUFs.
@@ -67,7 +93,7 @@ def main() -> None:
     import signal
     import sys
 
-    from coe_native.errors import CoeError, InputError
+    from coe_native.errors import InputError
 
     # Ends like an error, so that nothing half-written is left behind; 128 and the signal's number is custom.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
