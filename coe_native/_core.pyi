@@ -73,7 +73,7 @@ class LiveProfiler:
     def unmask(self) -> None: ...
     def mask_applications(self) -> list[int]: ...
 
-class Placement:
+class WeightPlacement:
     devices: int
     overrides: int
     repack: bool

@@ -17,12 +17,12 @@ from coe_native._native import core
 from coe_native.errors import CoeError, InputError
 from coe_native.masking import ExpertMask, check_cut
 from coe_native.moe_model import MoeModel
-from coe_native.routing_profile import CorpusRecord, RoutingProfile
+from coe_native.routing_profile import CorpusRecord, RoutingProfile, merge
 
 PROMPT, GENERATED = 0, 1
 """The parts in which tokens are counted."""
 
-_NAMES = ("prompts, live", "answers, live")
+_NAMES = ("prompts, live", "generated, live")
 
 
 def attach(llama: Llama) -> Capture:
@@ -91,10 +91,15 @@ class Capture:
         return self._profile(GENERATED)
 
     @property
-    def profile(self) -> RoutingProfile:
-        """Of both."""
+    def parts(self) -> tuple[RoutingProfile, RoutingProfile]:
+        """Of what it has read, and of what it has written, at one moment."""
         with self._lock:
-            return self.prompts + self.generated
+            return self.prompts, self.generated
+
+    @property
+    def profile(self) -> RoutingProfile:
+        """Of both together."""
+        return merge(self.parts)
 
     def reset(self) -> None:
         """Forgets what was counted, and what went wrong."""

@@ -26,8 +26,10 @@ from coe_native.scoring import COMBINATIONS, Scores, score, shares
 FORMAT = "coe-native.expert-mask"
 VERSION = 1
 
-_MOST_BYTES = 16 << 20
+MOST_BYTES = 16 << 20
 """Of a mask's file: that of 256 layers with 4096 experts has some 6 MB."""
+
+_KIND = typed_json.Kind(FORMAT, VERSION, MOST_BYTES, "mask", "make one with `coe-native mask`")
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,18 @@ class ExpertMask:
     def load(cls, path: str | Path) -> ExpertMask:
         """Reads a mask back. Raises InputError for another kind of file, a newer version, or damage."""
         path = Path(path)
-        data = typed_json.read_document(
-            path,
-            kind=FORMAT,
-            version=VERSION,
-            most_bytes=_MOST_BYTES,
-            what="mask",
-            advice="make one with `coe-native mask`",
-        )
+        return cls._decoded(_KIND.read(path), str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, place: str = "the mask") -> ExpertMask:
+        """The same from a file's bytes, which came from `place`."""
+        if len(data) > MOST_BYTES:
+            raise InputError(f"{place}: is of no mask's size")
+        _KIND.check(data, place)
+        return cls._decoded(data, place)
+
+    @classmethod
+    def _decoded(cls, data: bytes, place: str) -> ExpertMask:
         try:
             document = typed_json.decode(data, _Document)
             return cls(
@@ -128,10 +134,10 @@ class ExpertMask:
                 document.swaps,
                 document.unplaced,
                 document.provenance,
-                str(path),
+                place,
             )
         except InputError as error:
-            raise InputError(f"{path}: is a damaged mask ({error}); make it again") from error
+            raise InputError(f"{place}: is a damaged mask ({error}); make it again") from error
 
 
 class _Document(msgspec.Struct, kw_only=True):

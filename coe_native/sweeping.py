@@ -26,8 +26,7 @@ from coe_native.runtime import Model
 FORMAT = "coe-native.sweep"
 VERSION = 1
 
-_MOST_BYTES = 16 << 20
-"""Of a sweep's file; one of 1000 masks on 10 texts has some 3 MB."""
+_KIND = typed_json.Kind(FORMAT, VERSION, 16 << 20, "sweep", "make one with `coe-native sweep -o NAME.json`")
 
 
 @dataclass(frozen=True)
@@ -101,14 +100,7 @@ class Sweep:
     def load(cls, path: str | Path) -> Sweep:
         """Reads a sweep's JSON back. Raises InputError for another kind of file, a newer version, or damage."""
         path = Path(path)
-        data = typed_json.read_document(
-            path,
-            kind=FORMAT,
-            version=VERSION,
-            most_bytes=_MOST_BYTES,
-            what="sweep",
-            advice="make one with `coe-native sweep -o NAME.json`",
-        )
+        data = _KIND.read(path)
         try:
             sweep = typed_json.decode(data, Sweep)
         except InputError as error:

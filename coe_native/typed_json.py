@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,22 +20,39 @@ class _Head(msgspec.Struct):
     version: int = 0
 
 
-def read_document(path: Path, *, kind: str, version: int, most_bytes: int, what: str, advice: str) -> bytes:
-    """The bytes of a JSON file of one of our formats. Raises InputError for a file that can't be read or is none
-    (`what` it should be, and `advice` on how to make one), and for a newer version."""
-    try:
-        data = path.read_bytes() if path.stat().st_size <= most_bytes else b""
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        head = decode(data, _Head)
-    except InputError:
-        head = _Head()
-    if head.format != kind:
-        raise InputError(f"{path}: is not a {what}; {advice}")
-    if not 1 <= head.version <= version:
-        raise InputError(f"{path}: has {what} version {head.version}; this coe-native reads up to {version}")
-    return data
+@dataclass(frozen=True)
+class Kind:
+    """One of our formats: its name and newest version, the most bytes that a file of it has, what to call it, and
+    how to make one."""
+
+    name: str
+    version: int
+    most_bytes: int
+    what: str
+    advice: str
+
+    def read(self, path: Path) -> bytes:
+        """The bytes of a JSON file of this format. Raises InputError for one that can't be read or is none, and
+        for a newer version."""
+        try:
+            data = path.read_bytes() if path.stat().st_size <= self.most_bytes else b""
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        self.check(data, str(path))
+        return data
+
+    def check(self, data: bytes, place: str) -> None:
+        """Raises InputError for bytes, from a `place`, that are no document of this format and our versions."""
+        try:
+            head = decode(data, _Head)
+        except InputError:
+            head = _Head()
+        if head.format != self.name:
+            raise InputError(f"{place}: is not a {self.what}; {self.advice}")
+        if not 1 <= head.version <= self.version:
+            raise InputError(
+                f"{place}: has {self.what} version {head.version}; this coe-native reads up to {self.version}"
+            )
 
 
 def decode(data: bytes | str, kind: type[Value]) -> Value:

@@ -119,7 +119,7 @@ std::vector<std::string> expert_patterns(int32_t n_cpu_moe) {
 
 }  // namespace
 
-Placement::Placement(const SessionOptions& options) {
+WeightPlacement::WeightPlacement(const SessionOptions& options) {
     start_backends();
     devices_ = find_devices(options.devices, options.rpc);
     patterns_ = expert_patterns(options.n_cpu_moe);
@@ -180,7 +180,7 @@ Session::Session(const std::string& path, const SessionOptions& options)
 
     llama_model_params model_params = llama_model_default_params();
     model_params.n_gpu_layers = options.n_gpu_layers;
-    Placement placement(options);
+    WeightPlacement placement(options);
     model_params.devices = placement.devices();
     model_params.tensor_buft_overrides = placement.overrides();
     model_params.use_extra_bufts = placement.repack();

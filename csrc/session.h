@@ -30,10 +30,10 @@ struct SessionOptions {
 };
 
 // Where a model's weights go: what llama.cpp's parameters point to, for as long as a model is being loaded.
-class Placement {
+class WeightPlacement {
   public:
     // Throws std::runtime_error for a device that there is not.
-    explicit Placement(const SessionOptions& options);
+    explicit WeightPlacement(const SessionOptions& options);
     // A null pointer stands at the end of each; null where llama.cpp is to choose.
     ggml_backend_dev_t* devices() { return devices_.empty() ? nullptr : devices_.data(); }
     const llama_model_tensor_buft_override* overrides() const {

@@ -31,6 +31,7 @@ COMMANDS = {
     "corpus": "Look at text, and draw samples from it.",
     "humaneval": "Let a model solve programming problems.",
     "modelfile": "Print how to use a model: Modelfile and prefill.",
+    "serve": "Serve a model, and count what its users need.",
     "import": "Take over counts and masks of other tools.",
     "specialise": "Profile, mask, prune, verify and evaluate in one go.",
     "demo": "Specialise the model that comes with the package.",

@@ -123,19 +123,19 @@ void register_session(py::module_& module) {
     module.def("free_gpu_memory", &free_gpu_memory);
     module.def("count_rpc_devices", &count_rpc_devices, py::arg("endpoint"), ReleaseGil());
     // Addresses are what ctypes, by which llama_cpp loads models, takes for pointers.
-    py::class_<Placement>(module, "Placement")
+    py::class_<WeightPlacement>(module, "WeightPlacement")
         .def(py::init([](const std::vector<std::string>& devices, int32_t n_cpu_moe) {
                  SessionOptions options;
                  options.devices = devices;
                  options.n_cpu_moe = n_cpu_moe;
-                 return std::make_unique<Placement>(options);
+                 return std::make_unique<WeightPlacement>(options);
              }),
              py::kw_only(), py::arg("devices"), py::arg("n_cpu_moe"))
         .def_property_readonly("devices",
-                               [](Placement& p) { return reinterpret_cast<uintptr_t>(p.devices()); })
-        .def_property_readonly("overrides",
-                               [](const Placement& p) { return reinterpret_cast<uintptr_t>(p.overrides()); })
-        .def_property_readonly("repack", &Placement::repack);
+                               [](WeightPlacement& p) { return reinterpret_cast<uintptr_t>(p.devices()); })
+        .def_property_readonly(
+            "overrides", [](const WeightPlacement& p) { return reinterpret_cast<uintptr_t>(p.overrides()); })
+        .def_property_readonly("repack", &WeightPlacement::repack);
     py::class_<Session>(module, "Session")
         .def(py::init([](const std::string& path, int32_t n_ctx, int32_t n_batch, int32_t n_seq_max,
                          int32_t n_threads, int32_t n_gpu_layers, int32_t n_cpu_moe,

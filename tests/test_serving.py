@@ -1,0 +1,310 @@
+"""`coe-native serve` with the `openai` client: what is asked, streamed and asked at once is counted."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from conftest import unused_experts
+from test_live import DEMO, load, plain_layout
+
+import coe_native as coe
+
+__all__ = ["plain_layout"]
+
+GREEDY: dict[str, Any] = {"temperature": 0.0, "repeat_penalty": 1.1}
+"""As the server samples, whose penalty is another than a Llama's, when it is asked for a temperature of 0."""
+
+SECRET = "xylophone_quartet"
+"""In prompts, and nowhere else."""
+
+
+class Server:
+    """A server of the demo model, and a client."""
+
+    def __init__(self, directory: Path, *options: str, key: str = "") -> None:
+        self.directory = directory
+        command = [sys.executable, "-m", "coe_native", "serve", str(DEMO), "-o", "live.gguf", "--port", "0"]
+        keyed = ["--api-key", key] if key else []
+        self.log = directory / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, "--ctx", "512", "--threads", "2", *keyed, *options],
+                cwd=directory,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.key = key
+        self.url = self._wait_for_url()
+        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or "none", max_retries=0, timeout=120)
+
+    def _wait_for_url(self) -> str:
+        for _ in range(600):
+            if found := re.search(r"(http://\S+)/v1", self.log.read_text()):
+                return found[1]
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    def routing(self, path: str = "", data: bytes | None = None, key: str | None = None) -> Any:
+        headers = {"Authorization": f"Bearer {self.key if key is None else key}"}
+        request = urllib.request.Request(f"{self.url}/routing{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def refused(self, path: str, data: bytes | None, key: str | None = None) -> tuple[int, str]:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            self.routing(path, data, key)
+        with caught.value as error:
+            return error.code, json.load(error)["detail"]
+
+    def complete(self, prompt: str, n_tokens: int = 12, **options: Any) -> str:
+        answer = self.client.completions.create(
+            model="demo", prompt=prompt, max_tokens=n_tokens, **{"temperature": 0.0, **options}
+        )
+        return str(answer.choices[0].text)
+
+    def stream(self, prompt: str, n_tokens: int = 12) -> str:
+        chunks = self.client.completions.create(
+            model="demo", prompt=prompt, max_tokens=n_tokens, temperature=0.0, stream=True
+        )
+        return "".join(chunk.choices[0].text for chunk in chunks)
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> str:
+        """Its last line on standard error."""
+        self.process.send_signal(number)
+        stdout, _ = self.process.communicate(timeout=60)
+        log = self.log.read_text()
+        assert self.process.returncode == 0, log
+        assert stdout == ""
+        assert "Traceback" not in log
+        assert SECRET not in log
+        return log.splitlines()[-1]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    started = Server(tmp_path)
+    yield started
+    started.process.kill()
+    started.process.communicate()
+
+
+def test_completions_chat_and_streams_are_counted(server: Server) -> None:
+    """The texts are those of a Llama that nobody serves or watches, the counts those of an attached one."""
+    assert server.routing()["tokens"] == {"prompts": 0, "generated": 0}
+    sampled = {"temperature": 0.8, "seed": 7}
+    texts = [server.complete(f"def {SECRET}(x):", **sampled), server.stream("import os\n")]
+    messages: list[Any] = [{"role": "user", "content": f"What is a {SECRET}?"}]
+    chat = server.client.chat.completions.create(model="demo", messages=messages, max_tokens=12, temperature=0.0)
+    chunks = server.client.chat.completions.create(
+        model="demo", messages=messages, max_tokens=12, temperature=0.0, stream=True
+    )
+    texts += [chat.choices[0].message.content, "".join(chunk.choices[0].delta.content or "" for chunk in chunks)]
+
+    llama = load(DEMO, n_ctx=512, n_batch=512)
+    with coe.attach(llama) as capture:
+        expected = [
+            llama(f"def {SECRET}(x):", max_tokens=12, **GREEDY | sampled)["choices"][0]["text"],
+            llama("import os\n", max_tokens=12, **GREEDY)["choices"][0]["text"],
+        ]
+        for _ in range(2):
+            answer = llama.create_chat_completion(messages, max_tokens=12, **GREEDY)
+            expected.append(answer["choices"][0]["message"]["content"])
+        prompts, generated = capture.parts
+    assert texts == expected
+    status = server.routing()
+    assert status["tokens"] == {"prompts": prompts.n_tokens, "generated": generated.n_tokens}
+    assert prompts.n_tokens > 20
+    assert generated.n_tokens == 44  # the last token of an answer is not run
+    for index, block in enumerate(prompts.layers):
+        layer = status["layers"][str(block)]
+        assert layer["prompts"] == {"tokens": prompts.n_tokens, "counts": prompts.counts[index].tolist()}
+        assert layer["generated"]["counts"] == generated.counts[index].tolist()
+    assert status["fingerprint"] == prompts.fingerprint
+    assert status["mask"] is None
+
+    saved = server.routing("/save", b"")["saved"]
+    assert saved == ["live.gguf", "live.prompts.gguf", "live.generated.gguf"]
+    both, of_prompts, of_generated = (coe.RoutingProfile.load(server.directory / name) for name in saved)
+    np.testing.assert_array_equal(of_prompts.histograms, prompts.histograms)
+    np.testing.assert_array_equal(of_generated.weight_sum, generated.weight_sum)
+    np.testing.assert_array_equal(both.histograms, prompts.histograms + generated.histograms)
+    assert [record.name for record in both.corpora] == ["prompts, live", "generated, live"]
+    assert "saved: live.gguf" in server.end()
+    for path in server.directory.iterdir():
+        assert SECRET.encode() not in path.read_bytes()
+
+
+def test_requests_at_once(server: Server) -> None:
+    """Each gets its own answer whole, streamed or not, and all tokens are counted, which can be seen meanwhile."""
+    prompts = [f"class {name}:\n    def " for name in ("One", "Second", "Third", "Fourth", "Fifth", "Sixth")]
+    alone = [server.complete(prompt, 24) for prompt in prompts]
+    before = server.routing()["tokens"]["generated"]
+    with ThreadPoolExecutor(7) as threads:
+        ask = [server.stream, server.complete] * 3
+        answers = [threads.submit(how, prompt, 24) for how, prompt in zip(ask, prompts, strict=True)]
+        seen = []
+        while not all(answer.done() for answer in answers):
+            seen.append(server.routing()["tokens"]["generated"])
+    assert [answer.result() for answer in answers] == alone
+    assert seen == sorted(seen)
+    assert server.routing()["tokens"]["generated"] == before + 6 * 23
+
+
+def test_a_mask_from_the_body(server: Server, tmp_path: Path) -> None:
+    """What is served then is the specialist; without, the model again."""
+    prompt = "def parse(line):\n"
+    with coe.Model(DEMO, n_threads=2) as model:
+        profile = coe.profile(model, [prompt * 10])
+    mask = unused_experts(profile, 16)
+    mask.save(tmp_path / "mask.json")
+    coe.prune(DEMO, mask, tmp_path / "specialist.gguf")
+    specialist = load(tmp_path / "specialist.gguf", n_ctx=512, n_batch=512)
+    expected = specialist(prompt, max_tokens=12, **GREEDY)["choices"][0]["text"]
+    whole = server.complete(prompt)
+    assert whole != expected
+    applied = server.routing("/mask", (tmp_path / "mask.json").read_bytes())
+    assert applied == {"mask": {"digest": mask.digest, "keep": 16}}
+    assert server.complete(prompt) == expected
+    assert server.routing()["mask"] == applied["mask"]
+    assert server.routing("/mask", b"") == {"mask": None}
+    assert server.complete(prompt) == whole
+
+    code, why = server.refused("/mask", b'{"format": "something"}')
+    assert (code, why) == (422, "the body: is not a mask; make one with `coe-native mask`")
+    other = json.loads((tmp_path / "mask.json").read_bytes()) | {"fingerprint": "0" * 64}
+    code, why = server.refused("/mask", json.dumps(other).encode())
+    assert code == 422
+    assert "was made for another model" in why
+    assert server.refused("/mask", b" " * (17 << 20))[0] == 413
+    assert server.routing()["mask"] is None
+
+
+def test_saved_on_a_timer_and_at_the_end_and_gone_on_with(tmp_path: Path) -> None:
+    server = Server(tmp_path, "--save-every", "0.5")
+    server.complete("def one():")
+    for _ in range(100):
+        if (tmp_path / "live.gguf").exists():
+            break
+        time.sleep(0.1)
+    first = coe.RoutingProfile.load(tmp_path / "live.gguf")
+    assert first.n_tokens >= 11
+    server.complete("class Two:")
+    assert "saved: " in server.end(signal.SIGTERM)
+    whole = coe.RoutingProfile.load(tmp_path / "live.gguf")
+    assert whole.n_tokens > first.n_tokens
+
+    command = [sys.executable, "-m", "coe_native", "serve", str(DEMO), "-o", "live.gguf", "--port", "0"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "live.gguf: exists" in run.stderr
+
+    again = Server(tmp_path, "--resume")
+    tokens = again.routing()["tokens"]
+    assert sum(tokens.values()) == whole.n_tokens
+    again.complete("def three():")
+    again.end()
+    total = coe.RoutingProfile.load(tmp_path / "live.gguf")
+    added = total.n_tokens - whole.n_tokens
+    assert added >= 11
+    assert (total.histograms >= whole.histograms).all()
+    assert [record.tokens for record in total.corpora] == [
+        coe.RoutingProfile.load(tmp_path / f"live.{part}.gguf").n_tokens for part in ("prompts", "generated")
+    ]
+
+
+def test_the_key(tmp_path: Path) -> None:
+    server = Server(tmp_path, key="open sesame")
+    try:
+        assert server.complete("x = ", 2)
+        assert sum(server.routing()["tokens"].values()) > 0
+        for path, data in (("", None), ("/save", b""), ("/mask", b"")):
+            assert server.refused(path, data, "open barley")[0] == 401
+            assert server.refused(path, data, "")[0] == 401
+        server.client.api_key = "open barley"
+        with pytest.raises(openai.AuthenticationError):
+            server.complete("x = ", 2)
+    finally:
+        server.end()
+
+
+def test_the_stability_of_the_mask_is_shown(tmp_path: Path) -> None:
+    server = Server(tmp_path, "--keep", "28", "--stable", "0.5")
+    try:
+        text = (DEMO.parent / "python.profile.jsonl").read_text()
+        for start in range(0, 60_000, 800):
+            server.complete(text[start : start + 800], 1)
+            if server.routing()["stability"]["stable"]:
+                break
+        stability = server.routing()["stability"]
+        assert stability["stable"]
+        last = stability["agreement"][-1]
+        assert min(last["half"], last["three_quarters"]) >= stability["threshold"] == 0.5
+        assert sum(server.routing()["tokens"].values()) >= last["tokens"] > 8000
+    finally:
+        server.end()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "can be reached from other machines; set an API key"),
+        (["--host", "no.such.host.invalid"], "is no address of this machine"),
+        (["--keep", "2"], "keep must be from 4"),
+        (["--api-key", ""], "at least one character"),
+        (["--mask", "missing.json"], "missing.json: cannot be read"),
+        (["--resume", "--force"], "choose one"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "coe_native", "serve", str(DEMO), "-o", "live.gguf", "--port", "0", *options]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_that_is_taken(server: Server, tmp_path: Path) -> None:
+    port = server.url.rpartition(":")[2]
+    command = [sys.executable, "-m", "coe_native", "serve", str(DEMO), "-o", "other.gguf", "--port", port]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 1
+    assert re.fullmatch(rf"coe-native: 127\.0\.0\.1:{port}: cannot be listened on: .*\n", run.stderr)
+
+
+def test_the_earlier_run_was_of_another_model(tmp_path: Path) -> None:
+    with coe.Model(DEMO, n_threads=2) as model:
+        profile = coe.profile(model, ["some text"])
+    object.__setattr__(profile, "fingerprint", "0" * 64)
+    profile.save(tmp_path / "live.prompts.gguf")
+    command = [
+        sys.executable,
+        "-m",
+        "coe_native",
+        "serve",
+        str(DEMO),
+        "-o",
+        "live.gguf",
+        "--port",
+        "0",
+        "--resume",
+    ]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 2
+    assert "live.prompts.gguf: is of another model" in run.stderr.splitlines()[-1]
