@@ -18,14 +18,14 @@ from pathlib import Path
 import click
 
 import coe_native as coe
-from benchmarks import profiling, random_gemma4, side_by_side, starting, surgery
+from benchmarks import generating, profiling, random_gemma4, side_by_side, starting, surgery
 from benchmarks.side_by_side import Comparison
 
 SHAPE = random_gemma4.Shape(n_embd=1024, n_ff=1056, n_ff_expert=352, n_layers=24, head_size=64)
 DEMO = Path(coe.__file__).parent / "demo_data" / "demo-Q8_0.gguf"
 
 EXISTING = click.Path(path_type=Path, exists=True)
-PARTS = ("start", "profile", "surgery", "transformers")
+PARTS = ("start", "profile", "generate", "surgery", "transformers")
 
 
 def processor() -> str:
@@ -66,6 +66,8 @@ def main(
             yield from starting.comparisons(parent)
         if "profile" in parts:
             yield from profiling.comparisons(parent, directory, tools, windows, threads)
+        if "generate" in parts:
+            yield from generating.comparisons(parent, tools, threads)
         if "surgery" in parts:
             yield from surgery.comparisons(parent, directory)
         if "transformers" in parts and reference is not None:

@@ -25,6 +25,8 @@ WINDOW = 512
 SHORT = (30, 120)
 """Tokens of the shortest and longest of the short documents."""
 
+_QUIET = llama_cpp.llama_log_callback(lambda _level, _text, _data: None)
+
 TEXT = Path(coe.__file__).parent / "demo_data" / "python.profile.jsonl"
 
 
@@ -90,15 +92,21 @@ def llama_bench(tools: Path, model: Path, windows: int, threads: int) -> Measure
     """Averaged over its own repetitions, after its own warm-up."""
     line = [
         *(tools / "llama-bench", "-m", model, "-p", WINDOW, "-n", 0, "-ub", WINDOW, "-t", threads),
-        *("-r", windows, "-o", "json"),
+        *("-r", windows, "-o", "json", *repacking("--repack", 0)),
     ]
     return lambda: float(json.loads(output_of(list(map(str, line))))[0]["avg_ts"])
+
+
+def repacking(*option: object) -> tuple[object, ...]:
+    """The option by which a tool of llama.cpp leaves weights in their layout, where it would crash else."""
+    return option if core.has_amx() else ()
 
 
 def llama_imatrix(tools: Path, model: Path, text: Path, windows: int, threads: int, directory: Path) -> Measure:
     line = [
         *(tools / "llama-imatrix", "-m", model, "-f", text, "--no-ppl", "-o", directory / "imatrix.gguf"),
         *("-c", WINDOW, "-b", WINDOW, "-ub", WINDOW, "-t", threads, "--chunks", windows),
+        *repacking("--no-repack"),
     ]
 
     def measure() -> float:
@@ -152,37 +160,31 @@ def batches(parent: Path, long: NDArray[np.int32], threads: int) -> Iterator[Com
 
 @contextlib.contextmanager
 def bare_contexts(parent: Path, threads: int) -> Iterator[tuple[int, int]]:
-    """Two contexts of llama.cpp on one model: one as it is, one whose callback is the profiler's, by the C API.
+    """Two contexts of llama.cpp on one model: one as it is, one whose callback is the profiler's, as of the C API.
     Both compute the whole graph, as for a host that decodes for its own ends."""
-    library = ctypes.CDLL(str(next((Path(core.__file__).parent / "lib").glob("*coe_native.*"))))
-    library.coe_profiler_new.restype = ctypes.c_void_p
-    library.coe_profiler_new.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 3]
-    library.coe_profiler_free.argtypes = [ctypes.c_void_p]
     moe = coe.MoeModel(parent)
-    blocks = np.array(moe.blocks, np.int32)
-    profiler = library.coe_profiler_new(blocks.ctypes.data, len(blocks), moe.n_experts, moe.top_k)
-    quiet = llama_cpp.llama_log_callback(lambda _level, _text, _data: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p())
-    model = llama_cpp.llama_model_load_from_file(os.fsencode(parent), llama_cpp.llama_model_default_params())
+    profiler = core.LiveProfiler(moe.blocks, moe.n_experts, [layer.top_k for layer in moe.routed_layers], 1)
+    llama_cpp.llama_log_set(_QUIET, ctypes.c_void_p())
+    model_params = llama_cpp.llama_model_default_params()
+    model_params.use_extra_bufts = not core.has_amx()  # as for our own, which csrc/session.cpp explains
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(parent), model_params)
     contexts = []
     for with_tap in (False, True):
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = WINDOW
         params.n_threads = params.n_threads_batch = threads
         if with_tap:
-            params.cb_eval = ctypes.cast(library.coe_profiler_callback, type(params.cb_eval))
-            params.cb_eval_user_data = profiler
+            params.cb_eval = ctypes.cast(profiler.callback, type(params.cb_eval))
+            params.cb_eval_user_data = profiler.user_data
         contexts.append(llama_cpp.llama_init_from_model(model, params))
         decode(contexts[-1], np.zeros((1, WINDOW), np.int32))
-    seen = np.zeros(len(blocks), np.uint64)
-    library.coe_profiler_tokens.argtypes = [ctypes.c_void_p] * 2
-    if library.coe_profiler_tokens(profiler, seen.ctypes.data) or seen[0] != WINDOW:
-        raise SystemExit(f"the tap has counted {seen.tolist()} of {WINDOW} tokens")
+    *_, seen = profiler.counts(0)
+    if seen[0] != WINDOW:
+        raise SystemExit(f"the tap has counted {seen} of {WINDOW} tokens")
     yield contexts[0], contexts[1]
     for context in contexts:
         llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
-    library.coe_profiler_free(profiler)
 
 
 def decode(context: int, rows: NDArray[np.int32]) -> float:

@@ -132,8 +132,8 @@ class RoutingProfile:
     those of RouterShape. In every layer each rank holds ``n_tokens`` choices, but for the last ranks of a layer
     that chooses fewer experts than others, which hold none; anything else raises InputError.
 
-    A program that asks for few outputs lets the last layers run for those tokens only. `layer_tokens` gives the
-    tokens that each layer has seen, if not `n_tokens`, which is the largest of them.
+    A program that asks for few outputs lets the last layers run for those tokens only. `layer_tokens` gives how
+    many each layer has seen, if not all `n_tokens`.
 
     Other tools may count choices alone. Where they know no weights, `has_weights` is false, and `weight_sum` zero.
     Where they know no ranks, `n_chosen` is the largest number of experts that a layer chooses for a token, and the
@@ -176,8 +176,10 @@ class RoutingProfile:
             raise InputError("a profile's layers must be different blocks in ascending order")
         if not 0 <= self.n_tokens <= _MOST_TOKENS:
             raise InputError(f"a profile cannot be of {self.n_tokens} tokens")
-        if len(self.layer_tokens) != len(self.layers) or max(self.layer_tokens, default=0) != self.n_tokens:
-            raise InputError(f"a profile of {self.n_tokens} tokens needs those that each layer has seen")
+        if len(self.layer_tokens) != len(self.layers) or not all(
+            0 <= seen <= self.n_tokens for seen in self.layer_tokens
+        ):
+            raise InputError(f"a profile of {self.n_tokens} tokens needs those of them that each layer has seen")
         if (self.histograms < 0).any() or (self.histograms > self.n_tokens).any():
             raise InputError(f"no expert can be chosen less than 0 or more than {self.n_tokens} times")
         if not self.has_weights and self.weight_sum.any():

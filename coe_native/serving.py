@@ -198,7 +198,7 @@ def make_app(
         interrupt_requests=False,  # a second request waits; it does not cut the first one's answer short
     )
     try:
-        with _placed(placement), _without("CONFIG_FILE"):
+        with placed(placement), _without("CONFIG_FILE"):
             app: FastAPI = llama_server.create_app(server_settings=server_settings, model_settings=[settings])
     except (ValueError, RuntimeError) as error:
         raise CoeError(f"{model}: llama-cpp-python cannot load it: {error}") from error
@@ -206,8 +206,8 @@ def make_app(
 
 
 @contextlib.contextmanager
-def _placed(placement: Placement) -> Iterator[None]:
-    """Models that are loaded in the block go where `placement` says; llama-cpp-python has no options for devices
+def placed(placement: Placement) -> Iterator[None]:
+    """Models that llama-cpp-python loads in the block go where `placement` says; it has no options for devices
     and for experts in host memory."""
     where = core.WeightPlacement(devices=list(placement.devices), n_cpu_moe=placement.n_cpu_moe)
     defaults = llama_api.llama_model_default_params

@@ -17,8 +17,8 @@ LiveCounts LiveProfiler::nothing() const {
 
 bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {
     auto& self = *static_cast<LiveProfiler*>(user_data);
-    bool ours = true;
-    if (ask || self.ours_) {
+    bool ours = !ask;  // as for a node that is nothing to the profiler: most are, and cost no lock
+    if ((ask || self.ours_) && parse_router_node(node->name).node != RouterNode::none) {
         const std::lock_guard<std::mutex> lock(self.mutex_);
         ours = RouterHooks::callback(node, ask, &self.hooks_);
     }

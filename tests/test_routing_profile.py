@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
@@ -228,3 +230,92 @@ def test_shards_that_cannot_be_are_refused(shards: tuple[int, ...]) -> None:
         CorpusRecord("c", 1, 10, "0" * 64, shards, 2)
     with pytest.raises(coe.InputError, match="cannot have shards"):
         CorpusRecord("c", 1, 10, "0" * 64, (1,), 10**9)
+
+
+def live_profile(seen: tuple[int, ...]) -> coe.RoutingProfile:
+    """Of a program that lets some layers run for fewer tokens than others: of 60, so many."""
+    whole = make_profile(4)
+    random = np.random.default_rng(1)
+    histograms = np.zeros_like(whole.histograms)
+    for layer, n_tokens in enumerate(seen):
+        for _ in range(n_tokens):
+            chosen = random.choice(whole.n_experts, whole.top_k, replace=False)
+            histograms[layer, chosen, np.arange(whole.top_k)] += 1
+    return replace(
+        whole,
+        n_tokens=max(seen),
+        histograms=histograms,
+        weight_sum=histograms * 0.25,
+        weight_sum_rest=np.zeros(()),
+        layer_tokens=seen,
+    )
+
+
+def test_layers_may_have_seen_different_numbers_of_tokens(tmp_path: Path) -> None:
+    """A file of version 3, which says so; merged and scored layer by layer."""
+    profile = live_profile((60, 7))
+    assert profile.n_tokens == 60
+    assert not profile.is_whole
+    assert "of 60 tokens, only 7 in block" in profile.shortfall
+    profile.save(tmp_path / "p.gguf")
+    reader = GGUFReader(tmp_path / "p.gguf")
+    assert reader.fields["coe.profile.version"].contents() == 3
+    assert reader.fields["coe.profile.layer_tokens"].contents() == [60, 7]
+    loaded = coe.RoutingProfile.load(tmp_path / "p.gguf")
+    assert loaded.layer_tokens == (60, 7)
+    np.testing.assert_array_equal(loaded.histograms, profile.histograms)
+
+    for method, each in (("utility", 0.25 * 3), ("frequency", 3)):
+        np.testing.assert_allclose(coe.score(loaded, method).sum(axis=1), [each, each])
+    whole = make_profile(5)
+    assert whole.is_whole
+    assert whole.shortfall == ""
+    completed = loaded + whole
+    assert completed.layer_tokens == (120, 67)
+    assert completed.n_tokens == 120
+    np.testing.assert_allclose(coe.score(completed, "frequency"), completed.counts / np.array([[120], [67]]))
+    assert coe.build_mask(completed, 4).keep == 4
+
+
+def test_a_layer_without_tokens_has_no_score() -> None:
+    profile = live_profile((60, 0))
+    with pytest.raises(coe.InputError, match=r"blocks \[\d+\] have seen no tokens.*and merge both"):
+        coe.score(profile)
+    coe.score(profile + make_profile(5))
+
+
+@pytest.mark.parametrize("seen", [(60,), (60, 61), (59, 7), (60, 8)])
+def test_layers_tokens_must_be_those_of_their_choices(seen: tuple[int, ...]) -> None:
+    profile = live_profile((60, 7))
+    with pytest.raises(coe.InputError, match="a profile of 60 tokens needs"):
+        replace(profile, layer_tokens=seen)
+
+
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=2), st.lists(st.integers(0, 20), min_size=2, max_size=2))
+def test_live_profiles_add_up_layer_by_layer(first: list[int], second: list[int]) -> None:
+    one, other = live_profile(tuple(first)), live_profile(tuple(second))
+    total = one + other
+    assert total.layer_tokens == tuple(map(add, first, second))
+    assert total.n_tokens == max(first) + max(second)
+    np.testing.assert_array_equal(total.histograms, one.histograms + other.histograms)
+
+
+def test_the_command_line_says_that_layers_count_for_themselves(tmp_path: Path) -> None:
+    live_profile((60, 7)).save(tmp_path / "live.gguf")
+    live_profile((60, 0)).save(tmp_path / "blind.gguf")
+    make_profile(5).save(tmp_path / "whole.gguf")
+    for line in (["score", "live.gguf"], ["mask", "live.gguf", "--keep", "4", "-o", "mask.json"]):
+        run = subprocess.run(
+            [sys.executable, "-m", "coe_native", *line], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert "live.gguf: of 60 tokens, only 7 in block" in run.stderr
+        assert "each layer is scored by its own" in run.stderr
+    line = ["score", "blind.gguf"]
+    run = subprocess.run(
+        [sys.executable, "-m", "coe_native", *line], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert "have seen no tokens" in run.stderr.splitlines()[-1]
+    line = ["merge", "blind.gguf", "whole.gguf", "-o", "both.gguf"]
+    subprocess.run([sys.executable, "-m", "coe_native", *line], cwd=tmp_path, capture_output=True, check=True)
+    assert coe.RoutingProfile.load(tmp_path / "both.gguf").layer_tokens == (120, 60)

@@ -8,10 +8,12 @@ import json
 import random
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from fuzz.targets import SEEDS
+from gguf import GGUFWriter
 from random_models import write_random_model
 from test_humaneval import ADD, as_lines
 from test_importing import imatrix, torch_save
@@ -38,13 +40,40 @@ def _models(directory: Path) -> None:
         _save("gguf", f"{family}.gguf", coe.MoeModel(path).files[0].header_bytes)
 
 
+def _smallest_model(directory: Path) -> None:
+    """A header with all that a router's layout takes, and data of a few bytes."""
+    writer = GGUFWriter(directory / "smallest.gguf", "olmoe")
+    writer.add_block_count(3)
+    writer.add_expert_count(4)
+    writer.add_array("olmoe.expert_used_count", [2, 1, 2])
+    writer.add_expert_group_count(2)
+    writer.add_expert_group_used_count(1)
+    writer.add_uint32("olmoe.nextn_predict_layers", 1)
+    for block in (0, 1, 2):
+        writer.add_tensor(f"blk.{block}.ffn_gate_inp.weight", np.ones((4, 2), np.float32))
+        writer.add_tensor(f"blk.{block}.exp_probs_b.bias", np.ones(4, np.float32))
+    writer.add_tensor("blk.2.nextn.eh_proj.weight", np.ones(1, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    _save("gguf", "smallest.gguf", (directory / "smallest.gguf").read_bytes())
+
+
 def _profiles_and_masks(directory: Path) -> None:
     path = directory / "qwen3moe.gguf"
     documents = [[1, 2, 3, 4, 5] * 4, [7, 8, 9]]
     options = {"n_ctx": 16, "n_batch": 16, "n_threads": 1}
     whole = coe.profile(path, documents, **options)  # type: ignore[arg-type]
     shard = coe.profile(path, documents, shard=Shard(1, 2), **options)  # type: ignore[arg-type]
-    for name, profile in (("whole.gguf", whole), ("shard.gguf", shard)):
+    histograms, weight_sum = whole.histograms.copy(), whole.weight_sum.copy()
+    histograms[-1] = weight_sum[-1] = 0
+    histograms[-1, :2] = np.eye(2)
+    seen = (*(whole.n_tokens for _ in whole.layers[1:]), 1)
+    live = replace(
+        whole, histograms=histograms, weight_sum=weight_sum, weight_sum_rest=np.zeros(()), layer_tokens=seen
+    )
+    for name, profile in (("whole.gguf", whole), ("shard.gguf", shard), ("live.gguf", live)):
         profile.save(directory / name)
         _save("profile", name, (directory / name).read_bytes())
     checkpoint = Checkpoint(directory / "p.gguf")
@@ -114,6 +143,7 @@ def _for_the_core() -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         _models(Path(directory))
+        _smallest_model(Path(directory))
         _profiles_and_masks(Path(directory))
         _imported(Path(directory))
         _judged(Path(directory))

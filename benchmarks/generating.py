@@ -1,0 +1,116 @@
+"""Generation with its routers watched, beside generation without, and beside llama-bench."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+import coe_native as coe
+from benchmarks.profiling import WINDOW, bare_contexts, output_of, repacking
+from benchmarks.side_by_side import Comparison, Measure, Target
+from coe_native.fitting import Placement
+from coe_native.serving import placed
+
+N_TOKENS = 128
+"""Generated in each run."""
+
+TARGET = Target(0.97, True)
+
+
+def comparisons(parent: Path, tools: Path | None, threads: int) -> Iterator[Comparison]:
+    """`tools`: the directory of llama.cpp's programs."""
+    with bare_contexts(parent, threads) as (plain, tapped):
+        if tools is not None:
+            yield Comparison(
+                f"generate {N_TOKENS} tokens, watched by the C API",
+                "tokens/s",
+                lambda: one_by_one(tapped),
+                f"llama-bench -n {N_TOKENS}",
+                llama_bench(tools, parent, threads),
+                TARGET,
+            )
+        yield Comparison(
+            "the same",
+            "tokens/s",
+            lambda: one_by_one(tapped),
+            "no callback",
+            lambda: one_by_one(plain),
+            TARGET,
+        )
+    with llamas(parent, threads) as (unwatched, watched):
+        for what, measure in (("read", reading), ("write", writing)):
+            yield Comparison(
+                f"an attached Llama: {what}",
+                "tokens/s",
+                measure(watched),
+                "a Llama as it is",
+                measure(unwatched),
+                TARGET,
+            )
+
+
+def llama_bench(tools: Path, model: Path, threads: int) -> Measure:
+    line = [
+        *(tools / "llama-bench", "-m", model, "-p", 0, "-n", N_TOKENS, "-t", threads, "-r", 1, "-o", "json"),
+        *repacking("--repack", 0),
+    ]
+    return lambda: float(json.loads(output_of(list(map(str, line))))[0]["avg_ts"])
+
+
+def one_by_one(context: int) -> float:
+    """Tokens a second, each in a decode of its own, as llama-bench does it."""
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+    token = (llama_cpp.llama_token * 1)()
+    started = time.monotonic()
+    for i in range(N_TOKENS):
+        token[0] = 1 + i % 200
+        if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(token, 1)):
+            raise SystemExit("llama.cpp cannot decode")
+        llama_cpp.llama_synchronize(context)
+    return N_TOKENS / (time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def llamas(parent: Path, threads: int) -> Iterator[tuple[llama_cpp.Llama, llama_cpp.Llama]]:
+    """One as it is, and one attached."""
+    options = {"n_ctx": 2 * WINDOW, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
+    with placed(Placement()):
+        pair = [llama_cpp.Llama(str(parent), **options) for _ in range(2)]
+    with coe.attach(pair[1]):
+        yield pair[0], pair[1]
+    for llama in pair:
+        llama.close()
+
+
+def reading(llama: llama_cpp.Llama) -> Measure:
+    """A prompt of a window, anew each time."""
+    tokens = np.random.default_rng(1).integers(5, llama.n_vocab(), WINDOW).tolist()
+
+    def measure() -> float:
+        llama.reset()
+        started = time.monotonic()
+        llama.eval(tokens)
+        llama_cpp.llama_synchronize(llama.ctx)
+        return WINDOW / (time.monotonic() - started)
+
+    return measure
+
+
+def writing(llama: llama_cpp.Llama) -> Measure:
+    """The likeliest tokens behind a short prompt, with all that llama-cpp-python does for each."""
+
+    def measure() -> float:
+        generated = llama.generate([2, 10, 11, 12], temp=0.0)
+        next(generated)
+        started = time.monotonic()
+        for _ in range(N_TOKENS):
+            next(generated)
+        return N_TOKENS / (time.monotonic() - started)
+
+    return measure
