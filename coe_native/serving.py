@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +23,32 @@ from starlette.concurrency import run_in_threadpool
 
 from coe_native._native import core
 from coe_native.cores import available_cores
-from coe_native.errors import CoeError, InputError
+from coe_native.errors import CoeError, InputError, printable
 from coe_native.fitting import Placement
 from coe_native.live import Capture, attach
 from coe_native.masking import MOST_BYTES, ExpertMask
+from coe_native.memory import check_context
 from coe_native.moe_model import MoeModel
 from coe_native.routing_profile import RoutingProfile, merge
 from coe_native.stability import Stability
+
+_ERROR = 4
+"""ggml.h's GGML_LOG_LEVEL_ERROR; llama-cpp-python goes by older numbers, shows warnings and hides errors."""
+
+_errors: list[str] = []
+
+
+@llama_api.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_errors(level: int, text: bytes, _: int) -> None:
+    if level == _ERROR:
+        _errors.append(text.decode(errors="replace").strip())
+
+
+@llama_api.llama_log_callback  # type: ignore[untyped-decorator]
+def _show_errors(level: int, text: bytes, _: int) -> None:
+    if level == _ERROR:
+        print(text.decode(errors="replace"), end="", file=sys.stderr, flush=True)
+
 
 _PATIENCE = 3
 """Seconds that answers have to come to their end when the server does."""
@@ -178,6 +198,8 @@ def make_app(
 ) -> FastAPI:
     """llama-cpp-python's server for one model. Raises CoeError where llama.cpp cannot load it."""
     moe = MoeModel(model)
+    if moe.is_causal and not (placement.n_gpu_layers and core.free_gpu_memory()):
+        check_context(moe, placement.n_ctx, placement.n_batch, bytes_of_value=2)
     settings = ModelSettings(
         model=str(model),
         model_alias=moe.path.stem,
@@ -197,11 +219,15 @@ def make_app(
         api_key=address.api_key,
         interrupt_requests=False,  # a second request waits; it does not cut the first one's answer short
     )
+    _errors.clear()
+    llama_api.llama_log_set(_keep_errors, None)
     try:
         with placed(placement), _without("CONFIG_FILE"):
             app: FastAPI = llama_server.create_app(server_settings=server_settings, model_settings=[settings])
     except (ValueError, RuntimeError) as error:
-        raise CoeError(f"{model}: llama-cpp-python cannot load it: {error}") from error
+        reason = printable(_errors[0] if _errors else str(error))
+        raise CoeError(f"{model}: llama.cpp cannot load it: {reason}") from error
+    llama_api.llama_log_set(_show_errors, None)
     return app
 
 
