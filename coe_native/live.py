@@ -19,10 +19,10 @@ from coe_native.masking import ExpertMask, check_cut
 from coe_native.moe_model import MoeModel
 from coe_native.routing_profile import CorpusRecord, RoutingProfile, merge
 
-PROMPT, GENERATED = 0, 1
+PROMPT, GENERATED, MASKED = 0, 1, 2
 """The parts in which tokens are counted."""
 
-_NAMES = ("prompts, live", "generated, live")
+_NAMES = ("prompts, live", "generated, live", "under a mask, live")
 
 
 def attach(llama: Llama) -> Capture:
@@ -31,8 +31,9 @@ def attach(llama: Llama) -> Capture:
     same.
 
     Its context is made anew, for llama.cpp takes callbacks only when a context is made; what it holds in memory is
-    carried over. A callback that it had before goes on being called. Generation becomes some 1 % slower, reading
-    prompts does not (``python -m benchmarks --only generate``).
+    carried over. A callback that it had before goes on being called. Not in the middle of an answer that a draft
+    model helps with. Generation becomes some 1 % slower, reading prompts does not (``python -m benchmarks --only
+    generate``).
 
     Raises InputError for a model without experts, and CoeError where its routers are not what its header says.
     """
@@ -45,13 +46,15 @@ class Capture:
     Tokens of prompts and generated ones are counted apart: what is evaluated after the first token has been
     sampled is generated, until the next call of ``generate`` (which all completions go through), ``embed`` or
     ``reset``. The last token of an answer is run with the next prompt, if at all. With a draft model, drafted
-    tokens count as generated once the model has run them, also those that it then refuses.
+    tokens count as generated once the model has run them, also those that it then refuses. Tokens that run under
+    a live mask are in neither, for what they choose says nothing of the experts that it drops.
 
     Each layer counts for itself: where only the last token's logits are wanted, the last layer of most
     architectures runs for that token only. `RoutingProfile.layer_tokens` has the numbers; score and merge go by
     them. Nothing of any text is kept.
 
-    May be looked at from other threads while the model runs.
+    May be looked at from other threads while the model runs: between two batches, but for images, which
+    llama-cpp-python runs past its own context.
     """
 
     def __init__(self, llama: Llama) -> None:
@@ -61,7 +64,7 @@ class Capture:
         if isinstance(llama, _Watched):
             raise InputError(f"{self.moe.path}: is watched already; detach that first")
         layers = self.moe.routed_layers
-        self._live = core.LiveProfiler(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers], 2)
+        self._live = core.LiveProfiler(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers], 3)
         self._lock = threading.RLock()
         self._llama: Llama | None = llama
         self._before = _Before(llama)
@@ -70,6 +73,7 @@ class Capture:
         _renew_context(llama, self._make_context, self._before)
         self._live.reset()
         llama.coe_native_live = self._live
+        llama.coe_native_masked = False
         llama.__class__ = type(type(llama).__name__, (_Watched, type(llama)), {})
 
     def __enter__(self) -> Capture:
@@ -92,6 +96,11 @@ class Capture:
         return self._profile(GENERATED)
 
     @property
+    def masked(self) -> RoutingProfile:
+        """Of all tokens that have run under a live mask."""
+        return self._profile(MASKED)
+
+    @property
     def parts(self) -> tuple[RoutingProfile, RoutingProfile]:
         """Of what it has read, and of what it has written, at one moment."""
         with self._lock:
@@ -107,6 +116,11 @@ class Capture:
         with self._lock:
             self._live.reset()
 
+    def recover(self) -> None:
+        """Goes on after what went wrong; what was counted since somebody last looked is lost."""
+        with self._lock:
+            self._live.recover()
+
     def apply(self, mask: ExpertMask) -> None:
         """Makes the dropped experts unselectable from the next prompt on: the model is then the specialist that
         `prune` would write. What the Llama holds in memory is forgotten. Not in the middle of an answer.
@@ -114,37 +128,54 @@ class Capture:
         Raises InputError for a mask that was made for another model, or that the model can't be cut to.
         """
         check_cut(mask, self.moe)
-        self._change_mask(lambda: self._live.mask([list(mask.kept[block]) for block in sorted(mask.kept)]))
-        self.mask = mask
+        llama = self._without_cache()
+        with self._lock:
+            self._live.mask([list(mask.kept[block]) for block in sorted(mask.kept)])
+            llama.coe_native_masked = True
+            llama.reset()
+            self.mask = mask
 
     def clear_mask(self) -> None:
         """All experts are selectable again, from the next prompt on."""
-        self._change_mask(self._live.unmask)
-        self.mask = None
+        self._unmask(self._without_cache())
 
     def detach(self) -> None:
-        """Stops counting, takes a mask away and gives the Llama back as it was. The counts stay."""
+        """Stops counting, takes a mask away and gives the Llama back as it was. The counts stay. A cache that it
+        was given under a mask is taken away."""
         with self._lock:
-            if self._llama is None:
+            llama, self._llama = self._llama, None
+            if llama is None:
                 return
             if self.mask is not None:
-                self.clear_mask()
-            self._before.restore(self._llama)
-            _renew_context(self._llama, _plain_context, self._before)
-            self._llama = None
+                self._unmask(llama)
+                llama.set_cache(None)
+            self._before.restore(llama)
+            if llama._ctx.ctx is not None:
+                _renew_context(llama, _plain_context, self._before)
 
-    def _change_mask(self, change: Callable[[], None]) -> None:
-        llama = self._llama
-        if llama is None:
+    def interrupt(self) -> None:
+        """From now on, whatever the Llama is asked to run ends with an exception, and so does what it runs."""
+        if self._llama is not None:
+            self._llama._ctx.interrupted = True
+
+    def _unmask(self, llama: Llama) -> None:
+        with self._lock:
+            self._live.unmask()
+            llama.coe_native_masked = False
+            if llama._ctx.ctx is not None:
+                llama.reset()
+            self.mask = None
+
+    def _without_cache(self) -> Llama:
+        """The Llama, whose states were all computed with the experts of now."""
+        if self._llama is None:
             raise CoeError(f"{self.moe.path}: is not watched any more")
-        if llama.cache is not None:
+        if self._llama.cache is not None:
             raise InputError(
                 f"{self.moe.path}: its cache holds states that were computed with other experts; take it away "
                 "first (set_cache(None))"
             )
-        with self._lock:
-            change()
-            llama.reset()
+        return self._llama
 
     def _profile(self, part: int) -> RoutingProfile:
         with self._lock:
@@ -173,18 +204,22 @@ class Capture:
             raise CoeError(f"{self.moe.path}: {error}") from error
 
     def _make_context(self, llama: Llama) -> LlamaContext:
-        """A watched context in which two tokens have run, that nobody sees: so the names of the routers' nodes are
-        learnt before anything counts. Raises CoeError where the routers are not what the header says."""
+        """A watched context in which two tokens have run, that nobody sees: so it is known before anything counts
+        that the routers are where the header says. Raises CoeError where they are not."""
         context = _WatchedContext(model=llama._model, params=llama.context_params, verbose=llama.verbose)
-        context.lock, context.live = self._lock, self._live
-        if context.memory is not None:
-            tokens = (llama_cpp.llama_token * min(2, llama.n_batch))()
-            llama_cpp.llama_decode(context.ctx, llama_cpp.llama_batch_get_one(tokens, len(tokens)))
-            context.kv_cache_clear()
-            seen = self._counts(PROMPT)[-1]
-            unseen = [block for block, n_tokens in zip(self.moe.blocks, seen, strict=True) if n_tokens == 0]
-            if unseen:
-                raise CoeError(f"{self.moe.path}: the routers of blocks {unseen} were not seen")
+        context.lock, context.live, context.before = self._lock, self._live, self._before
+        try:
+            if context.memory is not None:
+                tokens = (llama_cpp.llama_token * min(2, llama.n_batch))()
+                llama_cpp.llama_decode(context.ctx, llama_cpp.llama_batch_get_one(tokens, len(tokens)))
+                context.kv_cache_clear()
+                seen = self._counts(PROMPT)[-1]
+                unseen = [block for block, n_tokens in zip(self.moe.blocks, seen, strict=True) if n_tokens == 0]
+                if unseen:
+                    raise CoeError(f"{self.moe.path}: the routers of blocks {unseen} were not seen")
+        except BaseException:
+            context.close()
+            raise
         return context
 
 
@@ -203,6 +238,9 @@ class _Before:
     def restore(self, llama: Llama) -> None:
         llama.__class__ = self._kind
         _set_callback(llama, self.callback, self.user_data)
+        llama.context_params._objects.update(self._referred)
+        for name in ("coe_native_live", "coe_native_masked"):
+            llama.__dict__.pop(name, None)
 
 
 def _set_callback(llama: Llama, address: int, user_data: int | None) -> None:
@@ -217,6 +255,7 @@ class _Watched(Llama):  # type: ignore[misc]
     Capture, so that forgetting both frees the model at once."""
 
     coe_native_live: core.LiveProfiler
+    coe_native_masked: bool
 
     def generate(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         self._counting_as(PROMPT)
@@ -237,17 +276,21 @@ class _Watched(Llama):  # type: ignore[misc]
     def _counting_as(self, part: int) -> None:
         # What went wrong is for whoever wants the counts to hear, and no reason to end somebody's answer.
         with contextlib.suppress(RuntimeError):
-            self.coe_native_live.select(part)
+            self.coe_native_live.select(MASKED if self.coe_native_masked else part)
 
 
 class _WatchedContext(LlamaContext):  # type: ignore[misc]
-    """A context that is not looked at in the middle of a decode, and whose callback lives as long as it does."""
+    """A context that is not looked at in the middle of a decode, and whose callbacks live as long as it does."""
 
     lock: threading.RLock
     live: core.LiveProfiler
+    before: _Before
+    interrupted = False
 
     def decode(self, batch: Any) -> None:
         with self.lock:
+            if self.interrupted:
+                raise RuntimeError("interrupted")
             super().decode(batch)
 
 
@@ -268,6 +311,7 @@ def _renew_context(llama: Llama, make: Callable[[Llama], LlamaContext], before: 
         _put_context(llama, make(llama), state)
     except BaseException as error:
         before.restore(llama)
+        llama._ctx.close()
         _put_context(llama, _plain_context(llama), state)
         if isinstance(error, ValueError):
             raise CoeError(f"{llama.model_path}: llama.cpp cannot make its context anew: {error}") from error
@@ -275,14 +319,23 @@ def _renew_context(llama: Llama, make: Callable[[Llama], LlamaContext], before: 
 
 
 def _put_context(llama: Llama, context: LlamaContext, state: Any) -> None:
+    # The model closes it before itself.
     llama._ctx = context
-    llama._stack.enter_context(contextlib.closing(context))
     if llama._lora_adapter is not None:
         adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(llama._lora_adapter)
         scales = (ctypes.c_float * 1)(llama.lora_scale)
         llama_cpp.llama_set_adapters_lora(context.ctx, adapters, 1, scales)
-    if state is not None:
-        if llama_cpp.llama_state_set_data(context.ctx, state, len(state)) != len(state):
-            raise CoeError(f"{llama.model_path}: llama.cpp cannot restore what its context held")
-        # The state has no logits to sample from: the last token must be run again.
-        llama._requires_eval = True
+    if state is None:
+        return
+    if llama_cpp.llama_state_set_data(context.ctx, state, len(state)) != len(state):
+        raise CoeError(f"{llama.model_path}: llama.cpp cannot restore what its context held")
+    if not llama._requires_eval:
+        # The state has no logits, and somebody may sample from them: the last token is run again, or all where
+        # the memory cannot be cut back.
+        tokens = llama.input_ids[: llama.n_tokens].tolist()
+        kept = len(tokens) - 1
+        if not context.kv_cache_seq_rm(-1, kept, -1):
+            context.kv_cache_clear()
+            kept = 0
+        llama.n_tokens = kept
+        llama.eval(tokens[kept:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import ipaddress
 import os
 import socket
@@ -13,13 +14,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import llama_cpp.llama_cpp as llama_api
 import llama_cpp.server.app as llama_server
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from llama_cpp.server.errors import RouteErrorHandler
 from llama_cpp.server.settings import ModelSettings, ServerSettings
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe_native._native import core
 from coe_native.cores import available_cores
@@ -52,6 +59,22 @@ def _show_errors(level: int, text: bytes, _: int) -> None:
 
 _PATIENCE = 3
 """Seconds that answers have to come to their end when the server does."""
+
+
+class _ArgumentsAlone:
+    """The server's settings read variables like SEED and LORA_PATH from the environment; these do not."""
+
+    @classmethod
+    def settings_customise_sources(cls, _: type, init_settings: Any, **__: Any) -> tuple[Any, ...]:
+        return (init_settings,)
+
+
+class _ModelSettings(_ArgumentsAlone, ModelSettings):  # type: ignore[misc]
+    pass
+
+
+class _ServerSettings(_ArgumentsAlone, ServerSettings):  # type: ignore[misc]
+    pass
 
 
 @dataclass(frozen=True)
@@ -102,7 +125,7 @@ class LiveRouting:
         self.stability = stability
         self._before = self._saved(output) if resume else None
         self._output = output
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._saved_tokens = 0
 
     @staticmethod
@@ -113,32 +136,40 @@ class LiveRouting:
         )
         return output, prompts, generated
 
-    def _saved(self, output: Path) -> tuple[RoutingProfile | None, RoutingProfile | None]:
-        """What an earlier run has left. Raises InputError for that of another model."""
-        _, *paths = self.paths(output)
-        prompts, generated = (RoutingProfile.load(path) if path.exists() else None for path in paths)
-        for profile in (prompts, generated):
-            if profile is not None and profile.fingerprint != self.capture.moe.fingerprint:
+    def _saved(self, output: Path) -> tuple[RoutingProfile, RoutingProfile] | None:
+        """What an earlier run has left. Raises InputError for files that are not of one run with this model."""
+        paths = self.paths(output)
+        missing = [path for path in paths if not path.exists()]
+        if len(missing) == len(paths):
+            return None
+        if missing:
+            raise InputError(f"{output}: cannot be gone on with (--resume): {missing[0]} is not there")
+        whole, prompts, generated = map(RoutingProfile.load, paths)
+        for profile in (whole, prompts, generated):
+            if profile.fingerprint != self.capture.moe.fingerprint:
                 raise InputError(f"{profile.place}: is of another model than {self.capture.moe.path}")
+        if (whole.histograms != prompts.histograms + generated.histograms).any():
+            raise InputError(
+                f"{output}: is not the sum of {prompts.place} and {generated.place}: choose another name"
+            )
         return prompts, generated
 
     def profiles(self) -> tuple[RoutingProfile, RoutingProfile]:
         """Of prompts, and of what was generated."""
-        prompts, generated = self.capture.parts
+        now = self.capture.parts
         if self._before is None:
-            return prompts, generated
-        before_prompts, before_generated = self._before
-        return _continued(before_prompts, prompts), _continued(before_generated, generated)
+            return now
+        prompts, generated = map(_continued, self._before, now)
+        return prompts, generated
 
     def status(self) -> dict[str, Any]:
         """The counts so far, for `GET /routing`."""
-        prompts, generated = self.profiles()
-        self._look(prompts, generated)
-        parts = {"prompts": prompts, "generated": generated}
-        mask = self.capture.mask
         with self._lock:
+            prompts, generated = self.look()
             curve = [asdict(agreement) for agreement in self.stability.curve]
             stable = self.stability.stable
+        parts = {"prompts": prompts, "generated": generated}
+        mask = self.capture.mask
         return {
             "model": prompts.model_name,
             "architecture": prompts.architecture,
@@ -154,53 +185,58 @@ class LiveRouting:
                 for i, block in enumerate(prompts.layers)
             },
             "stability": {"threshold": self.stability.threshold, "stable": stable, "agreement": curve},
-            "mask": None if mask is None else {"digest": mask.digest, "keep": mask.keep},
+            "mask": None
+            if mask is None
+            else {"digest": mask.digest, "keep": mask.keep, "tokens": self.capture.masked.n_tokens},
         }
 
     def save(self) -> list[Path]:
         """Writes what there is to write, each file whole or not at all; returns their paths."""
-        prompts, generated = self.profiles()
-        saved = []
         with self._lock:
-            for path, profile in zip(
-                self.paths(self._output), (merge([prompts, generated]), prompts, generated), strict=True
-            ):
-                if profile.n_tokens:
-                    profile.save(path)
-                    saved.append(path)
-            self._saved_tokens = prompts.n_tokens + generated.n_tokens
-        return saved
+            prompts, generated = self.profiles()
+            total = merge([prompts, generated])
+            if total.n_tokens == 0:
+                return []
+            paths = self.paths(self._output)
+            # The sum last: where that is new, the parts are.
+            for path, profile in reversed(list(zip(paths, (total, prompts, generated), strict=True))):
+                profile.save(path)
+            self._saved_tokens = total.n_tokens
+        return list(paths)
 
-    def tend(self) -> bool:
-        """To be called now and then: whether there is something that has not been saved."""
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something that has not been saved."""
         prompts, generated = self.profiles()
-        self._look(prompts, generated)
         return prompts.n_tokens + generated.n_tokens > self._saved_tokens
 
-    def _look(self, prompts: RoutingProfile, generated: RoutingProfile) -> None:
+    def look(self) -> tuple[RoutingProfile, RoutingProfile]:
+        """The profiles; and where it is time for that, whether their mask is stable."""
         with self._lock:
+            prompts, generated = self.profiles()
             if self.stability.due(prompts.n_tokens + generated.n_tokens):
                 # A layer that nobody has asked the outputs of has no mask yet.
                 with contextlib.suppress(InputError):
                     self.stability.look(merge([prompts, generated]))
+        return prompts, generated
 
 
-def _continued(before: RoutingProfile | None, now: RoutingProfile) -> RoutingProfile:
+def _continued(before: RoutingProfile, now: RoutingProfile) -> RoutingProfile:
     """Both, as one corpus."""
-    if before is None:
-        return now
     total = before + now
     return replace(total, corpora=tuple(replace(record, tokens=total.n_tokens) for record in total.corpora[:1]))
 
 
-def make_app(
+@contextlib.contextmanager
+def _loaded(
     model: Path, placement: Placement, *, n_threads: int | None, logits_all: bool, address: Address
-) -> FastAPI:
-    """llama-cpp-python's server for one model. Raises CoeError where llama.cpp cannot load it."""
+) -> Iterator[FastAPI]:
+    """llama-cpp-python's server for one model, which is there while the block runs. Raises CoeError where
+    llama.cpp cannot load it."""
     moe = MoeModel(model)
     if moe.is_causal and not (placement.n_gpu_layers and core.free_gpu_memory()):
         check_context(moe, placement.n_ctx, placement.n_batch, bytes_of_value=2)
-    settings = ModelSettings(
+    settings = _ModelSettings(
         model=str(model),
         model_alias=moe.path.stem,
         n_gpu_layers=placement.n_gpu_layers,
@@ -210,10 +246,11 @@ def make_app(
         n_threads=n_threads or available_cores(),
         n_threads_batch=n_threads or available_cores(),
         logits_all=logits_all,
+        use_mlock=False,
         cache=False,  # its states would outlive a change of masks
         verbose=False,
     )
-    server_settings = ServerSettings(
+    server_settings = _ServerSettings(
         host=address.host,
         port=address.port,
         api_key=address.api_key,
@@ -228,7 +265,13 @@ def make_app(
         reason = printable(_errors[0] if _errors else str(error))
         raise CoeError(f"{model}: llama.cpp cannot load it: {reason}") from error
     llama_api.llama_log_set(_show_errors, None)
-    return app
+    RouteErrorHandler.error_message_wrapper = _explain_quietly
+    try:
+        yield app
+    finally:
+        RouteErrorHandler.error_message_wrapper = _explain
+        # Before the interpreter takes what llama.cpp would call.
+        llama_server._llama_proxy.free()
 
 
 @contextlib.contextmanager
@@ -261,6 +304,47 @@ def _without(variable: str) -> Iterator[None]:
     finally:
         if value is not None:
             os.environ[variable] = value
+
+
+class _LocalOnly:
+    """Refuses requests that a browser makes for a page from elsewhere, directly or by a name that its owner lets
+    lead here: without a key, whatever reaches this machine's address may use the server, and any page does."""
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        self._app = app
+        self._names = {"localhost", "127.0.0.1", "::1", host}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            asked = [f"//{headers.get('host', '')}", *([] if origin is None else [origin])]
+            if not all(_host_of(place) in self._names for place in asked):
+                refusal = JSONResponse({"detail": "without an API key, only this machine's pages may ask"}, 403)
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _host_of(place: str) -> str | None:
+    try:
+        return urlsplit(place).hostname
+    except ValueError:
+        return None
+
+
+_explain = RouteErrorHandler.error_message_wrapper
+
+
+def _explain_quietly(self: RouteErrorHandler, error: Exception, body: Any = None) -> tuple[int, Any]:
+    """What llama-cpp-python answers where a request fails; but its log would have the request's text in it."""
+    if isinstance(error, RequestValidationError):
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        return 422, {"message": wrong, "type": "invalid_request_error", "param": None, "code": None}
+    with contextlib.redirect_stderr(io.StringIO()):
+        answer: tuple[int, Any] = _explain(self, error, body)
+    print(f"a request failed: {type(error).__name__}", file=sys.stderr)
+    return answer
 
 
 def add_routes(app: FastAPI, routing: LiveRouting) -> None:
@@ -336,22 +420,30 @@ def serve(
 
     Raises InputError for bad input, CoeError where llama.cpp fails or the address is taken.
     """
-    listener = address.listen()
-    with contextlib.closing(listener):
-        app = make_app(model, placement, n_threads=n_threads, logits_all=logits_all, address=address)
+    with (
+        contextlib.closing(address.listen()) as listener,
+        _loaded(model, placement, n_threads=n_threads, logits_all=logits_all, address=address) as app,
+    ):
         capture = attach(llama_server._llama_proxy())
         routing = LiveRouting(capture, output, stability, resume=resume)
         if mask is not None:
             capture.apply(mask)
         add_routes(app, routing)
+        if address.api_key is None:
+            app.add_middleware(_LocalOnly, host=address.host)
         server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_PATIENCE, log_config=None)
+            uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=_PATIENCE, log_config=None)
         )
         host, port = listener.getsockname()[:2]
         place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         say(f"{model}: {place}/v1 for clients of OpenAI's API, {place}/routing for the counts")
-        with _tended(routing, save_every, say), contextlib.suppress(KeyboardInterrupt, SystemExit):
+        with (
+            _tended(routing, save_every, say),
+            contextlib.redirect_stdout(sys.stderr),  # where llama-cpp-python says that a client has gone
+            contextlib.suppress(KeyboardInterrupt, SystemExit),
+        ):
             server.run(sockets=[listener])
+        capture.interrupt()  # answers that nobody waits for any more
         if not server.started:
             raise CoeError(f"{place}: the server could not begin")
         return routing.save()
@@ -363,14 +455,18 @@ def _tended(routing: LiveRouting, save_every: float, say: Callable[[str], None])
     ended = threading.Event()
 
     def tend() -> None:
-        last = time.monotonic()
+        last, said = time.monotonic(), ""
         while not ended.wait(min(1.0, save_every)):
             try:
-                if routing.tend() and time.monotonic() - last >= save_every:
+                routing.look()
+                if routing.has_news and time.monotonic() - last >= save_every:
                     last = time.monotonic()
                     routing.save()
-            except CoeError as error:
-                say(str(error))
+            except (CoeError, OSError) as error:
+                if str(error) != said:
+                    said = str(error)
+                    say(said)
+                routing.capture.recover()
 
     thread = threading.Thread(target=tend, name="coe-native profiles", daemon=True)
     thread.start()

@@ -1,6 +1,7 @@
 #include "live_profiler.h"
 
 #include <stdexcept>
+#include <utility>
 
 namespace coe {
 
@@ -18,8 +19,15 @@ LiveCounts LiveProfiler::nothing() const {
 bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {
     auto& self = *static_cast<LiveProfiler*>(user_data);
     bool ours = !ask;  // as for a node that is nothing to the profiler: most are, and cost no lock
-    if ((ask || self.ours_) && parse_router_node(node->name).node != RouterNode::none) {
+    const RouterNodeName name = parse_router_node(node->name);
+    if ((ask || self.ours_) && name.node != RouterNode::none) {
         const std::lock_guard<std::mutex> lock(self.mutex_);
+        if (ask && name.node == RouterNode::logits) {
+            if (name.block <= self.last_block_) {
+                self.begin_graph();
+            }
+            self.last_block_ = name.block;
+        }
         ours = RouterHooks::callback(node, ask, &self.hooks_);
     }
     if (ask) {
@@ -36,6 +44,14 @@ bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {
     return (!self.theirs_ || self.chained_(node, false, self.chained_data_)) && ours;
 }
 
+void LiveProfiler::begin_graph() {
+    if (next_mask_) {
+        hooks_.mask = std::move(*next_mask_);
+        next_mask_.reset();
+        applications_.assign(blocks().size(), 0);
+    }
+}
+
 void LiveProfiler::chain(ggml_backend_sched_eval_callback host, void* user_data) {
     chained_ = host;
     chained_data_ = user_data;
@@ -47,7 +63,7 @@ void LiveProfiler::settle() {
     }
     try {
         hooks_.rethrow();
-        tap_.collect();
+        tap_.collect_final();
     } catch (...) {
         failure_ = std::current_exception();
         throw;
@@ -90,20 +106,32 @@ void LiveProfiler::reset() {
     parts_.assign(parts_.size(), nothing());
 }
 
-void LiveProfiler::mask(const std::vector<std::vector<int>>& kept) {
+void LiveProfiler::recover() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    hooks_.mask.set(blocks(), kept, n_experts());
-    applications_.assign(blocks().size(), 0);
+    if (failure_ || hooks_.error) {
+        tap_.clear();
+        failure_ = nullptr;
+        hooks_.error = nullptr;
+    }
+}
+
+void LiveProfiler::mask(const std::vector<std::vector<int>>& kept) {
+    LiveMask next;
+    next.set(blocks(), kept, n_experts());
+    const std::lock_guard<std::mutex> lock(mutex_);
+    next_mask_ = std::move(next);
 }
 
 void LiveProfiler::unmask() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    hooks_.mask.clear();
-    applications_.assign(blocks().size(), 0);
+    next_mask_ = LiveMask();
 }
 
 std::vector<uint64_t> LiveProfiler::mask_applications() {
     const std::lock_guard<std::mutex> lock(mutex_);
+    if (next_mask_) {
+        return std::vector<uint64_t>(blocks().size());
+    }
     if (hooks_.mask.active()) {
         const std::vector<uint64_t> more = hooks_.mask.take_applications(blocks());
         for (size_t layer = 0; layer < more.size(); ++layer) {

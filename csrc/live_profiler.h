@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "ggml-backend.h"
@@ -28,7 +29,7 @@ class LiveProfiler {
 
     // A ggml_backend_sched_eval_callback; `user_data` is the LiveProfiler.
     static bool callback(ggml_tensor* node, bool ask, void* user_data);
-    // The host's own callback, which goes on seeing what it asks for.
+    // The host's own callback, which goes on seeing what it asks for. Not while a graph runs.
     void chain(ggml_backend_sched_eval_callback host, void* user_data);
 
     // The part to which tokens count from the next decode on.
@@ -38,7 +39,10 @@ class LiveProfiler {
     LiveCounts counts(size_t part);
     // Forgets all counts and what went wrong, but not which nodes were learnt to be final.
     void reset();
+    // Forgets what went wrong, and what was counted since `counts` or `select` were called last before it.
+    void recover();
 
+    // Both take effect with the next graph, for half a masked graph is no model's.
     void mask(const std::vector<std::vector<int>>& kept);
     void unmask();
     // Times that the mask was written over the routers of each layer since it was set.
@@ -51,6 +55,8 @@ class LiveProfiler {
   private:
     // Moves what the tap has counted to the part that is selected.
     void settle();
+    // Before the first router of a graph.
+    void begin_graph();
     LiveCounts nothing() const;
 
     std::mutex mutex_;
@@ -59,6 +65,8 @@ class LiveProfiler {
     std::vector<LiveCounts> parts_;
     size_t part_ = 0;
     std::exception_ptr failure_;
+    std::optional<LiveMask> next_mask_;  // for the next graph
+    int last_block_ = most_blocks;       // whose router came by last
     std::vector<uint64_t> applications_;
     ggml_backend_sched_eval_callback chained_ = nullptr;
     void* chained_data_ = nullptr;

@@ -81,16 +81,17 @@ Mask parse_mask(const std::string& text) {
 }
 
 Mask read_mask(const std::string& path) {
+    const std::filesystem::path place = std::filesystem::u8path(path);
     std::error_code error;
-    if (!std::filesystem::is_regular_file(path, error)) {
+    if (!std::filesystem::is_regular_file(place, error)) {
         refuse(path + ": is no file that can be read; give a mask");
     }
-    const uintmax_t size = std::filesystem::file_size(path, error);
+    const uintmax_t size = std::filesystem::file_size(place, error);
     if (error || size > most_bytes) {
         refuse(path + ": is no mask: it has more than " + std::to_string(most_bytes) + " bytes");
     }
     std::string text(size, '\0');
-    std::ifstream file(path, std::ios::binary);
+    std::ifstream file(place, std::ios::binary);
     if (!file.read(text.data(), static_cast<std::streamsize>(size))) {
         refuse(path + ": cannot be read");
     }
@@ -115,6 +116,19 @@ void check_mask(const Mask& mask, const RouterLayout& layout) {
     if (mask.keep < most_chosen) {
         refuse("keeps " + std::to_string(mask.keep) + " experts, but a token needs " +
                std::to_string(most_chosen));
+    }
+    if (mask.keep == layout.n_experts) {
+        return;
+    }
+    if (!layout.obstacle.empty()) {
+        refuse("cannot be used: " + layout.obstacle);
+    }
+    // llama.cpp scores a group by its two best experts, and chooses within the best groups alone.
+    const size_t in_each =
+        std::max(size_t{2}, (most_chosen + layout.n_groups_used - 1) / layout.n_groups_used);
+    if (layout.n_groups > 1 && mask.keep < in_each * layout.n_groups) {
+        refuse("keeps " + std::to_string(mask.keep) + " experts, but each of the " +
+               std::to_string(layout.n_groups) + " groups needs " + std::to_string(in_each));
     }
     const size_t group_size = layout.n_experts / layout.n_groups;
     for (const auto& [block, kept] : mask.kept) {

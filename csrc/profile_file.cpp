@@ -10,7 +10,6 @@
 #include <random>
 #include <stdexcept>
 #include <system_error>
-#include <utility>
 
 #include "ggml.h"
 #include "gguf.h"
@@ -19,6 +18,8 @@
 #include <io.h>
 #else
 #include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #endif
 
@@ -51,25 +52,73 @@ std::string corpora(const Profile& profile, const std::string& source) {
                                                         nlohmann::json::error_handler_t::replace);
 }
 
+namespace fs = std::filesystem;
+
+[[noreturn]] void fail_by_errno() { throw std::system_error(errno, std::generic_category()); }
+
+// Where a path leads that is a link, also one to nothing yet: that is what is meant to be written.
+fs::path followed(fs::path path) {
+    constexpr int most_links = 40;
+    for (int i = 0; i < most_links && fs::is_symlink(path); ++i) {
+        path = path.parent_path() / fs::read_symlink(path);
+    }
+    return path;
+}
+
+struct Close {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+};
+using OpenFile = std::unique_ptr<std::FILE, Close>;
+
 #ifdef _WIN32
+OpenFile create(const fs::path& path) { return OpenFile(_wfopen(path.c_str(), L"wbx")); }
 void sync(std::FILE* file) { _commit(_fileno(file)); }
-void sync_directory(const std::filesystem::path&) {}
+void sync_directory(const fs::path&) {}
+bool is_ours(std::FILE*) { return true; }
 #else
+OpenFile create(const fs::path& path) { return OpenFile(std::fopen(path.c_str(), "wbx")); }
+
 void sync(std::FILE* file) {
     if (fsync(fileno(file)) != 0) {
-        throw std::system_error(errno, std::generic_category());
+        fail_by_errno();
     }
 }
 
 // Makes a rename last. Some file systems refuse it.
-void sync_directory(const std::filesystem::path& directory) {
-    const int descriptor = open(directory.c_str(), O_RDONLY);
+void sync_directory(const fs::path& directory) {
+    const int descriptor = open(directory.empty() ? "." : directory.c_str(), O_RDONLY);
     if (descriptor >= 0) {
         fsync(descriptor);
         close(descriptor);
     }
 }
+
+// Locked, as Python's writer wants it: that one removes what nobody holds. False where it has done so
+// already.
+bool is_ours(std::FILE* file) {
+    struct stat found = {};
+    flock(fileno(file), LOCK_EX | LOCK_NB);
+    return fstat(fileno(file), &found) == 0 && found.st_nlink > 0;
+}
 #endif
+
+// A new file, locked, beside `target`, and its path, by which Python's writer knows leftovers.
+OpenFile create_beside(const fs::path& target, fs::path& path) {
+    std::random_device random;
+    while (true) {
+        char suffix[32];
+        std::snprintf(suffix, sizeof(suffix), "%08x%08x.coe-tmp", random(), random());
+        path = target.parent_path() /
+               fs::u8path("." + target.filename().u8string().substr(0, 200) + "." + suffix);
+        OpenFile file = create(path);
+        if (file == nullptr) {
+            fail_by_errno();
+        }
+        if (is_ours(file.get())) {
+            return file;
+        }
+    }
+}
 
 }  // namespace
 
@@ -144,37 +193,27 @@ std::vector<uint8_t> encode_profile(const Profile& profile, const std::string& s
 }
 
 void write_file(const std::string& path, const std::vector<uint8_t>& bytes) {
-    namespace fs = std::filesystem;
     try {
-        // A link stays, and leads to what is written.
-        const fs::path target = fs::weakly_canonical(fs::path(path));
-        if (fs::exists(target) && !fs::is_regular_file(target)) {
-            throw std::runtime_error("is no regular file; name one to write");
+        const fs::path target = followed(fs::u8path(path));
+        const fs::file_status before = fs::status(target);
+        if (fs::exists(before) && !fs::is_regular_file(before)) {
+            throw std::runtime_error(path + ": is no regular file; name one to write");
         }
-        // As Python's writer names them, which removes what a killed process has left.
-        std::random_device random;
-        char suffix[32];
-        std::snprintf(suffix, sizeof(suffix), "%08x%08x.coe-tmp", random(), random());
-        const fs::path temporary =
-            target.parent_path() / ("." + target.filename().string().substr(0, 200) + "." + suffix);
-        std::FILE* file = std::fopen(temporary.string().c_str(), "wbx");
-        if (file == nullptr) {
-            throw std::system_error(errno, std::generic_category());
-        }
+        fs::path temporary;
+        OpenFile file = create_beside(target, temporary);
         try {
-            if (std::fwrite(bytes.data(), 1, bytes.size(), file) != bytes.size() || std::fflush(file) != 0) {
-                throw std::system_error(errno, std::generic_category());
+            if (fs::exists(before)) {
+                fs::permissions(temporary, before.permissions());
             }
-            sync(file);
-            const int closed = std::fclose(std::exchange(file, nullptr));
-            if (closed != 0) {
-                throw std::system_error(errno, std::generic_category());
+            if (std::fwrite(bytes.data(), 1, bytes.size(), file.get()) != bytes.size() ||
+                std::fflush(file.get()) != 0) {
+                fail_by_errno();
             }
+            sync(file.get());
+            file.reset();
             fs::rename(temporary, target);
         } catch (...) {
-            if (file != nullptr) {
-                std::fclose(file);
-            }
+            file.reset();
             std::error_code ignored;
             fs::remove(temporary, ignored);
             throw;
@@ -182,8 +221,6 @@ void write_file(const std::string& path, const std::vector<uint8_t>& bytes) {
         sync_directory(target.parent_path());
     } catch (const std::system_error& error) {
         throw std::runtime_error(path + ": cannot be written: " + error.code().message());
-    } catch (const std::runtime_error& error) {
-        throw std::runtime_error(path + ": " + error.what());
     }
 }
 

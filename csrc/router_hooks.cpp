@@ -6,10 +6,7 @@ namespace coe {
 
 bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcept {
     auto& hooks = *static_cast<RouterHooks*>(user_data);
-    if (hooks.error) {
-        // Let the graph run out: ending one of its splits would leave the next with inputs never computed.
-        return !ask;
-    }
+    bool answer = !ask;
     try {
         if (ask) {
             hooks.logits_seen = hooks.logits_seen || is_model_logits(node->name);
@@ -21,22 +18,26 @@ bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcep
         if (name.node == RouterNode::none) {
             return !ask;
         }
+        // Whatever has gone wrong, the mask stays in force, and the graph runs out: ending one of its splits
+        // would leave the next with inputs never computed.
+        const bool for_mask = hooks.mask.wants(name);
+        const bool for_tap = hooks.tap != nullptr && !hooks.error;
         if (ask) {
-            const bool tap_wants = hooks.tap != nullptr && hooks.tap->wants(node, name);
-            return hooks.mask.wants(name) || tap_wants;
-        }
-        if (hooks.mask.wants(name)) {
+            answer = for_mask;  // also where the tap throws
+            answer = (for_tap && hooks.tap->wants(node, name)) || for_mask;
+        } else if (for_mask) {
             hooks.mask.apply(node, name);
-            return true;
+        } else if (for_tap) {
+            answer = hooks.tap->read(node, name);
+            const RouterTap::Choices choices = hooks.tap->last_choices(name.block);
+            hooks.mask.check(name.block, choices.begin, choices.end);
         }
-        const bool goes_on = hooks.tap->read(node, name);
-        const RouterTap::Choices choices = hooks.tap->last_choices(name.block);
-        hooks.mask.check(name.block, choices.begin, choices.end);
-        return goes_on;
     } catch (...) {
-        hooks.error = std::current_exception();
-        return !ask;
+        if (!hooks.error) {
+            hooks.error = std::current_exception();
+        }
     }
+    return answer;
 }
 
 void RouterHooks::rethrow() {

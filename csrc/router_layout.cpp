@@ -29,12 +29,14 @@ constexpr uint64_t most_shards = 99999;
 class File {
   public:
     explicit File(const std::string& path) : path_(path) {
+        const std::filesystem::path place = std::filesystem::u8path(path);
         std::error_code error;
-        const uint64_t size = std::filesystem::is_regular_file(path, error)
-                                  ? static_cast<uint64_t>(std::filesystem::file_size(path, error))
-                                  : 0;
-        if (error || !std::filesystem::is_regular_file(path, error)) {
+        if (!std::filesystem::is_regular_file(place, error)) {
             refuse(path, "is no file that can be read; give a GGUF file");
+        }
+        const uint64_t size = std::filesystem::file_size(place, error);
+        if (error) {
+            refuse(path, "cannot be read");
         }
         // A header says nowhere how long it is: more of it is read until it is whole.
         for (uint64_t length = uint64_t{1} << 20;; length *= 4) {
@@ -55,7 +57,7 @@ class File {
 
     std::vector<uint8_t> read(uint64_t offset, uint64_t n_bytes) const {
         std::vector<uint8_t> bytes(n_bytes);
-        std::ifstream file(path_, std::ios::binary);
+        std::ifstream file(std::filesystem::u8path(path_), std::ios::binary);
         file.seekg(static_cast<std::streamoff>(offset));
         if (!file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(n_bytes))) {
             refuse(path_, "cannot be read");
@@ -171,6 +173,19 @@ bool has_experts(const std::string& rest) {
             parts.count(rest.substr(dot + 1)) > 0);
 }
 
+// Experts of a kind that no mask is for: ffn_*exps that has_experts() does not know. ffn_norm_exps is none.
+bool has_other_experts(const std::string& rest) {
+    const size_t dot = rest.find('.');
+    const std::string bank = rest.substr(0, dot);
+    const auto ends = [&](const char* end) {
+        const std::string ending = end;
+        return bank.size() > ending.size() &&
+               bank.compare(bank.size() - ending.size(), ending.size(), ending) == 0;
+    };
+    return dot != std::string::npos && bank.compare(0, 4, "ffn_") == 0 &&
+           bank.compare(0, 9, "ffn_norm_") != 0 && ends("exps") && !has_experts(rest);
+}
+
 struct Router {
     const File* file = nullptr;
     const GgufTensor* tensor = nullptr;
@@ -214,11 +229,12 @@ RouterLayout read_router_layout(const std::string& path) {
                          std::to_string(n_blocks) + " blocks; it is damaged");
     }
     layout.model_name = first_characters(
-        first.text("general.name").value_or(std::filesystem::path(path).stem().u8string()), longest_name);
+        first.text("general.name").value_or(std::filesystem::u8path(path).stem().u8string()), longest_name);
 
     std::map<size_t, Router> routers;  // by block; null where a block has experts and no router
     size_t first_mtp = n_blocks;  // layers that predict further tokens are the last, and run in no decode
     const uint64_t n_mtp = std::min(count("nextn_predict_layers"), n_blocks);
+    const uint64_t n_by_table = count("hash_layer_count");
     for (const File& file : files) {
         for (const GgufTensor& tensor : file.header().tensors) {
             const std::optional<BlockName> name = parse_block(tensor.name);
@@ -227,6 +243,12 @@ RouterLayout read_router_layout(const std::string& path) {
             }
             if (name->rest.compare(0, 6, "nextn.") == 0 && name->block >= n_blocks - n_mtp) {
                 first_mtp = std::min(first_mtp, name->block);
+            }
+            if (name->rest == "ffn_gate_tid2eid.weight" && name->block < n_by_table) {
+                layout.obstacle = "block " + std::to_string(name->block) +
+                                  " looks its experts up in a table from tokens to experts, so none can go";
+            } else if (has_other_experts(name->rest)) {
+                layout.obstacle = tensor.name + " holds experts of a kind that cannot be left out";
             }
             if (!has_experts(name->rest)) {
                 continue;
@@ -265,6 +287,10 @@ RouterLayout read_router_layout(const std::string& path) {
         layout.n_groups_used > layout.n_groups) {
         refuse(path, "chooses " + std::to_string(layout.n_groups_used) + " of " +
                          std::to_string(layout.n_groups) + " groups of experts; it is damaged");
+    }
+
+    if (layout.architecture == "llama4" && layout.n_experts == 128) {
+        layout.obstacle = "llama.cpp takes llama4 with 128 experts for a variant of its own";
     }
 
     Sha256 digest;

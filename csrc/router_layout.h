@@ -17,6 +17,7 @@ struct RouterLayout {
     size_t n_experts = 0;
     size_t n_groups = 1;  // groups of experts, of which a token uses so many
     size_t n_groups_used = 1;
+    std::string obstacle;  // why the model cannot do with fewer experts, if it cannot
 };
 
 // Reads the layout of a model, whose path is that of its first shard where it is split. Throws

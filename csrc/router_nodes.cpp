@@ -21,6 +21,8 @@ constexpr Kind kinds[] = {
     {"weights", RouterNode::chosen_weights},
     {"weights_softmax", RouterNode::later_weights},
     {"weights_norm", RouterNode::later_weights},
+    {"down", RouterNode::outputs},
+    {"down_scaled", RouterNode::outputs},
 };
 
 }  // namespace

@@ -15,6 +15,7 @@ enum class RouterNode {
     probs,           // [n_expert, n_tokens], what selects, before a selection bias is added
     chosen_weights,  // first node of the chain of a token's k weights
     later_weights,   // a later one of that chain: after a softmax over k, or normalised
+    outputs,         // what the experts put out; the chain of the weights is over by then
 };
 
 struct RouterNodeName {

@@ -63,6 +63,9 @@ size_t RouterTap::layer_of(int block) const {
 bool RouterTap::wants(const ggml_tensor* node, RouterNodeName name) {
     const bool starts_chain = name.node == RouterNode::chosen_weights;
     const size_t index = layer_of(name.block);
+    if (name.node == RouterNode::outputs && index != no_layer && layers_[index].unconfirmed > 0) {
+        learn(layers_[index]);
+    }
     if (!starts_chain && name.node != RouterNode::later_weights) {
         return false;
     }
@@ -138,10 +141,16 @@ RouterTap::Choices RouterTap::last_choices(int block) const {
     return {begin, begin + layer.unconfirmed * layer.top_k};
 }
 
+void RouterTap::learn(Layer& layer) {
+    if (layer.final_name.empty()) {
+        layer.final_name = layer.read_name;
+    }
+}
+
 void RouterTap::confirm(size_t index) {
     Layer& layer = layers_[index];
-    if (layer.unconfirmed > 0 && layer.final_name.empty()) {
-        layer.final_name = layer.read_name;
+    if (layer.unconfirmed > 0) {
+        learn(layer);
     }
     const size_t k = layer.top_k;
     const size_t n_tokens = std::exchange(layer.unconfirmed, 0);
@@ -158,6 +167,14 @@ void RouterTap::confirm(size_t index) {
 void RouterTap::collect() {
     for (size_t i = 0; i < layers_.size(); ++i) {
         confirm(i);
+    }
+}
+
+void RouterTap::collect_final() {
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        if (!layers_[i].final_name.empty()) {
+            confirm(i);
+        }
     }
 }
 

@@ -14,7 +14,8 @@ namespace coe {
 // How the tap knows which node of a layer to ask for: the weights that multiply the experts' outputs are
 // the last node of a short chain whose length depends on the architecture. In the first graph the tap asks
 // for every node of the chain, and what it reads last is what counts; from then on it asks for that node
-// alone. Reads are kept until the layer's next graph, or the end of the batch, confirms that they were last.
+// alone. Reads are kept until the experts' outputs, the layer's next graph, or the end of the batch shows
+// that they were last.
 class RouterTap {
   public:
     // `blocks`: block indices of the MoE layers, ascending; `top_k`: how many experts each of them chooses
@@ -39,8 +40,10 @@ class RouterTap {
     void begin_batch();
     void end_batch(size_t n_tokens);
 
-    // Adds what was read last; a host that does not announce its batches calls it before it looks at counts.
+    // For hosts that do not announce their batches: adds all that was read, where no graph is running; or
+    // what is known to be final, where one may be.
     void collect();
+    void collect_final();
 
     // Tokens counted in each layer since construction or `clear`.
     std::vector<uint64_t> tokens_seen() const;
@@ -73,6 +76,7 @@ class RouterTap {
 
     static constexpr size_t no_layer = static_cast<size_t>(-1);
     size_t layer_of(int block) const;
+    static void learn(Layer& layer);
     void confirm(size_t index);
 
     std::vector<int> blocks_;

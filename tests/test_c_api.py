@@ -9,8 +9,10 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 import pytest
+from architectures import ARCHITECTURES
 from bare_host import BareHost, CProfiler
 from conftest import TOLERANCE, unused_experts
+from random_models import write_random_model
 
 import coe_native as coe
 
@@ -129,6 +131,25 @@ def test_a_mask_of_another_model_is_refused(
         assert message in profiler.error
         assert "\n" not in profiler.error
     profiler.close()
+
+
+def test_masks_are_refused_where_python_refuses_them(tmp_path: Path) -> None:
+    """Every architecture, with all numbers of experts that it might be cut to, as many from each group."""
+    n_refused = 0
+    for name in ARCHITECTURES:
+        path = tmp_path / "model.gguf"
+        write_random_model(path, name)
+        moe = coe.MoeModel(path)
+        profiler = CProfiler(path)
+        for keep in range(moe.router_shape.n_groups, moe.n_experts + 1, moe.router_shape.n_groups):
+            scores = np.zeros(moe.n_experts)
+            kept = moe.router_shape.best(scores, keep) * len(moe.blocks)
+            array = (ctypes.c_int32 * len(kept))(*kept)
+            status = profiler.library.coe_profiler_mask(profiler.pointer, array, keep)
+            assert (status == 0) == (keep in moe.possible_keeps), (name, keep, profiler.error)
+            n_refused += status != 0
+        profiler.close()
+    assert n_refused > len(ARCHITECTURES)
 
 
 def test_split_models_and_what_is_no_model(model_file: ModelFile, tmp_path: Path) -> None:

@@ -626,7 +626,7 @@ def _write_profiles_and_masks(shop: Path) -> None:
     good = (shop / "profile.gguf").read_bytes()
     version = b"coe.profile.version" + struct.pack("<I", 4)
     counted = b"coe.profile.tokens" + struct.pack("<I", 10)
-    (shop / "newer.gguf").write_bytes(good.replace(version + struct.pack("<I", 1), version + struct.pack("<I", 3)))
+    (shop / "newer.gguf").write_bytes(good.replace(version + struct.pack("<I", 1), version + struct.pack("<I", 4)))
     (shop / "miscounted.gguf").write_bytes(
         good.replace(counted + struct.pack("<Q", 128), counted + struct.pack("<Q", 129))
     )
@@ -771,7 +771,7 @@ BAD_INPUT: list[tuple[str, str]] = [
     ("compare mask.json gemma-mask.json", "gemma-mask.json.*another model than mask.json"),
     # Profiles
     ("score parent.gguf", "parent.gguf.*not a routing profile"),
-    ("score newer.gguf", "newer.gguf.*version 3"),
+    ("score newer.gguf", "newer.gguf.*version 4"),
     ("score miscounted.gguf", "miscounted.gguf.*129 tokens"),
     ("score cut-profile.gguf", "cut-profile.gguf.*truncated"),
     ("specialise zeroed.gguf -c tokens.npy --keep 4 -o out.gguf", "zeroed.gguf: has zeroed experts"),

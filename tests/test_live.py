@@ -22,6 +22,7 @@ from random_models import write_random_model
 
 import coe_native as coe
 from coe_native._native import core
+from coe_native.live import _WatchedContext
 
 ModelFile = Callable[[str, str], Path]
 DEMO = Path(coe.__file__).parent / "demo_data" / "demo-Q8_0.gguf"
@@ -182,6 +183,44 @@ def test_attaching_in_the_middle_of_a_conversation(tmp_path: Path, family: str) 
         assert captures[0].prompts.n_tokens == 2
 
 
+@pytest.mark.parametrize("family", ["qwen3moe", "gemma4", "qwen35moe"])
+def test_attaching_between_a_token_and_the_next_by_hand(tmp_path: Path, family: str) -> None:
+    """Somebody may be about to sample."""
+    path = tmp_path / "model.gguf"
+    write_random_model(path, family)
+
+    def by_hand(llama: Llama, between: Callable[[int], None]) -> list[int]:
+        llama.eval([5, 9, 2, 77, 31, 8] * 3)
+        tokens = []
+        for step in range(4):
+            between(step)
+            tokens.append(int(llama.sample(temp=0.0)))
+            llama.eval(tokens[-1:])
+        return tokens
+
+    expected = by_hand(load(path), lambda _: None)
+    llama = load(path)
+    captures: list[coe.Capture] = []
+
+    def change(step: int) -> None:
+        if step == 1:
+            captures.append(coe.attach(llama))
+        if step == 3:
+            captures[0].detach()
+
+    assert by_hand(llama, change) == expected
+    assert captures[0].profile.n_tokens == 2
+
+
+def test_a_llama_that_is_closed_while_it_is_watched(model_file: ModelFile) -> None:
+    llama = load(model_file("qwen3moe", "F32"))
+    with coe.attach(llama) as capture:
+        tokens_of(llama, [1, 2, 3], 3, temp=0.0)
+        llama.close()
+    assert capture.profile.n_tokens == 5
+    assert type(llama) is Llama
+
+
 def test_a_live_mask_is_the_specialist(model_file: ModelFile, documents: list[list[int]], tmp_path: Path) -> None:
     path = model_file("qwen3moe", "F32")
     mask = unused_experts(coe.profile(path, documents, n_ctx=128, n_threads=1), 8)
@@ -193,15 +232,21 @@ def test_a_live_mask_is_the_specialist(model_file: ModelFile, documents: list[li
     llama = load(path)
     with coe.attach(llama) as capture:
         assert tokens_of(llama, prompt, 12, temp=0.0) == unmasked
+        before = capture.profile
         capture.apply(mask)
-        capture.reset()
         assert tokens_of(llama, prompt, 12, temp=0.0) == specialist
-        assert capture.prompts.n_tokens == len(prompt)  # nothing of the unmasked model's memory is used
-        for index, block in enumerate(capture.profile.layers):
-            assert set(np.flatnonzero(capture.profile.counts[index])) <= set(mask.kept[block])
+        # Nothing of the unmasked model's memory is used, and the model's profile is not that of the specialist.
+        assert capture.masked.n_tokens == len(prompt) + 11
+        np.testing.assert_array_equal(capture.profile.histograms, before.histograms)
+        for index, block in enumerate(capture.masked.layers):
+            assert set(np.flatnonzero(capture.masked.counts[index])) <= set(mask.kept[block])
         capture.clear_mask()
         assert tokens_of(llama, prompt, 12, temp=0.0) == unmasked
+        assert capture.profile.n_tokens == 2 * before.n_tokens
         capture.apply(mask)
+        llama.set_cache(llama_cpp.LlamaRAMCache())
+    # Its states are the specialist's.
+    assert llama.cache is None
     assert tokens_of(llama, prompt, 12, temp=0.0) == unmasked
 
 
@@ -224,6 +269,22 @@ def test_a_callback_of_the_host_goes_on(model_file: ModelFile) -> None:
     asked.clear()
     tokens_of(llama, [1, 2, 3], 3, temp=0.0)
     assert len(asked) > 100
+
+
+def test_a_callback_of_the_host_lives_as_long_as_it_is_called(model_file: ModelFile) -> None:
+    """Where nothing but the Llama's own parameters refers to it, and nobody keeps the Capture."""
+    llama = load(model_file("qwen3moe", "F32"))
+    called = []
+    llama.context_params.cb_eval = low_level.ggml_backend_sched_eval_callback(lambda *_: bool(called.append(1)))
+    capture = coe.attach(llama)
+    del capture
+    gc.collect()
+    # What is made now would take the place of what has gone.
+    others = [low_level.ggml_backend_sched_eval_callback(lambda *_: 1 / 0) for _ in range(20)]
+    called.clear()
+    tokens_of(llama, [1, 2, 3], 3, temp=0.0)
+    assert len(called) > 100
+    assert len(others) == 20
 
 
 def test_counts_are_looked_at_while_it_generates(model_file: ModelFile) -> None:
@@ -296,6 +357,9 @@ def test_a_llama_that_is_not_what_its_file_says_stays_as_it_was(model_file: Mode
     with pytest.raises(coe.CoeError, match="chooses 2 experts for a token in block 0, not the 4"):
         coe.attach(llama)
     assert begun == expected[:4]
+    gc.collect()
+    contexts = [found for found in gc.get_objects() if isinstance(found, _WatchedContext)]
+    assert not [context for context in contexts if context.ctx is not None and context.model is llama._model]
     assert tokens_of(llama, [1, 2, 3, *begun], 4, temp=0.0) == expected[4:]
     assert type(llama) is Llama
 

@@ -32,17 +32,29 @@ SECRET = "xylophone_quartet"
 """In prompts, and nowhere else."""
 
 
+def line(*options: str) -> list[str]:
+    """The command that serves the demo's model, on a free port if no other is given."""
+    return [sys.executable, "-m", "coe_native", "serve", str(DEMO), "-o", "live.gguf", "--port", "0", *options]
+
+
+def refused_with(directory: Path, *options: str) -> tuple[int, str]:
+    """The status and the one line of a server that must not begin."""
+    run = subprocess.run(line(*options), cwd=directory, capture_output=True, text=True, check=False, timeout=60)
+    (why,) = run.stderr.splitlines()
+    return run.returncode, why
+
+
 class Server:
     """A server of the demo model, and a client."""
 
-    def __init__(self, directory: Path, *options: str, key: str = "") -> None:
+    def __init__(self, directory: Path, *options: str, key: str = "", json_output: bool = False) -> None:
         self.directory = directory
-        command = [sys.executable, "-m", "coe_native", "serve", str(DEMO), "-o", "live.gguf", "--port", "0"]
+        self.json_output = json_output
         keyed = ["--api-key", key] if key else []
         self.log = directory / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, "--ctx", "512", "--threads", "2", *keyed, *options],
+                line("--ctx", "512", "--threads", "2", *keyed, *options),
                 cwd=directory,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -85,14 +97,17 @@ class Server:
         return "".join(chunk.choices[0].text for chunk in chunks)
 
     def end(self, number: signal.Signals = signal.SIGINT) -> str:
-        """Its last line on standard error."""
+        """Its last line on standard error, or what it has said on standard output."""
         self.process.send_signal(number)
         stdout, _ = self.process.communicate(timeout=60)
+        self.client.close()
         log = self.log.read_text()
         assert self.process.returncode == 0, log
-        assert stdout == ""
         assert "Traceback" not in log
         assert SECRET not in log
+        if self.json_output:
+            return stdout
+        assert stdout == ""
         return log.splitlines()[-1]
 
 
@@ -102,6 +117,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     yield started
     started.process.kill()
     started.process.communicate()
+    started.client.close()
 
 
 def test_completions_chat_and_streams_are_counted(server: Server) -> None:
@@ -180,8 +196,13 @@ def test_a_mask_from_the_body(server: Server, tmp_path: Path) -> None:
     assert whole != expected
     applied = server.routing("/mask", (tmp_path / "mask.json").read_bytes())
     assert applied == {"mask": {"digest": mask.digest, "keep": 16}}
+    counted = server.routing()["tokens"]
     assert server.complete(prompt) == expected
-    assert server.routing()["mask"] == applied["mask"]
+    # What is tried under a mask says nothing of the experts that it drops.
+    status = server.routing()
+    assert status["tokens"] == counted
+    assert status["mask"].pop("tokens") > 11
+    assert status["mask"] == applied["mask"]
     assert server.routing("/mask", b"") == {"mask": None}
     assert server.complete(prompt) == whole
 
@@ -209,10 +230,9 @@ def test_saved_on_a_timer_and_at_the_end_and_gone_on_with(tmp_path: Path) -> Non
     whole = coe.RoutingProfile.load(tmp_path / "live.gguf")
     assert whole.n_tokens > first.n_tokens
 
-    command = [sys.executable, "-m", "coe_native", "serve", str(DEMO), "-o", "live.gguf", "--port", "0"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert "live.gguf: exists" in run.stderr
+    status, why = refused_with(tmp_path)
+    assert status == 2
+    assert "live.gguf: exists" in why
 
     again = Server(tmp_path, "--resume")
     tokens = again.routing()["tokens"]
@@ -273,20 +293,17 @@ def test_the_stability_of_the_mask_is_shown(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "coe_native", "serve", str(DEMO), "-o", "live.gguf", "--port", "0", *options]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
-    assert run.returncode == 2
-    assert message in run.stderr
-    assert len(run.stderr.splitlines()) == 1
+    status, why = refused_with(tmp_path, *options)
+    assert status == 2
+    assert message in why
     assert not list(tmp_path.iterdir())
 
 
 def test_an_address_that_is_taken(server: Server, tmp_path: Path) -> None:
     port = server.url.rpartition(":")[2]
-    command = [sys.executable, "-m", "coe_native", "serve", str(DEMO), "-o", "other.gguf", "--port", port]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
-    assert run.returncode == 1
-    assert re.fullmatch(rf"coe-native: 127\.0\.0\.1:{port}: cannot be listened on: .*\n", run.stderr)
+    status, why = refused_with(tmp_path, "-o", "other.gguf", "--port", port)
+    assert status == 1
+    assert why.startswith(f"coe-native: 127.0.0.1:{port}: cannot be listened on: ")
 
 
 def test_the_earlier_run_was_of_another_model(tmp_path: Path) -> None:
@@ -294,18 +311,104 @@ def test_the_earlier_run_was_of_another_model(tmp_path: Path) -> None:
         profile = coe.profile(model, ["some text"])
     object.__setattr__(profile, "fingerprint", "0" * 64)
     profile.save(tmp_path / "live.prompts.gguf")
-    command = [
-        sys.executable,
-        "-m",
-        "coe_native",
-        "serve",
-        str(DEMO),
-        "-o",
-        "live.gguf",
-        "--port",
-        "0",
-        "--resume",
-    ]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
-    assert run.returncode == 2
-    assert "live.prompts.gguf: is of another model" in run.stderr.splitlines()[-1]
+    status, why = refused_with(tmp_path, "--resume")
+    assert status == 2
+    assert "live.gguf: cannot be gone on with (--resume): live.gguf is not there" in why
+    for name in ("live.gguf", "live.generated.gguf"):
+        profile.save(tmp_path / name)
+    status, why = refused_with(tmp_path, "--resume")
+    assert status == 2
+    assert "live.gguf: is of another model" in why
+    object.__setattr__(profile, "fingerprint", coe.MoeModel(DEMO).fingerprint)
+    for name in ("live.gguf", "live.prompts.gguf", "live.generated.gguf"):
+        profile.save(tmp_path / name)
+    status, why = refused_with(tmp_path, "--resume")
+    assert status == 2
+    assert "live.gguf: is not the sum of" in why
+
+
+def test_a_mask_of_another_model(tmp_path: Path) -> None:
+    """Refused after the model has been loaded, and with nothing more to say about that."""
+    with coe.Model(DEMO, n_threads=2) as model:
+        mask = unused_experts(coe.profile(model, ["some text"]), 16)
+    object.__setattr__(mask, "fingerprint", "0" * 64)
+    mask.save(tmp_path / "mask.json")
+    status, why = refused_with(tmp_path, "--mask", "mask.json")
+    assert status == 2
+    assert "mask.json: was made for another model" in why
+
+
+def test_it_ends_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    """What nobody waits for any more is not brought to its end; what was counted is saved."""
+    server = Server(tmp_path, "--json", json_output=True)
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(server.complete, "def f():", 480, seed=1, temperature=2.0)
+        while server.routing()["tokens"]["generated"] < 20:
+            assert not answer.done()
+        started = time.monotonic()
+        saved = json.loads(server.end())["saved"]
+        assert time.monotonic() - started < 20
+        answer.exception()
+    assert coe.RoutingProfile.load(tmp_path / saved[0]).n_tokens > 20
+
+
+def test_a_client_that_goes_away_and_one_that_asks_wrongly(tmp_path: Path) -> None:
+    """The one JSON object stays alone on standard output, and no text of a request is logged."""
+    server = Server(tmp_path, "--json", json_output=True)
+    chunks = server.client.completions.create(
+        model="demo", prompt=SECRET, max_tokens=400, temperature=0.0, stream=True
+    )
+    next(iter(chunks))
+    chunks.close()
+    wrong: Any = [{"role": "developer", "content": f"never say {SECRET}"}]
+    with pytest.raises(openai.APIStatusError) as caught:
+        server.client.chat.completions.create(model="demo", messages=wrong, max_tokens=4)
+    assert caught.value.status_code == 422
+    with pytest.raises(openai.APIStatusError):
+        server.complete(f"{SECRET} " * 200, 4)  # longer than the context
+    assert server.complete("x = ", 2)
+    assert json.loads(server.end())["saved"]
+
+
+def test_pages_from_elsewhere_may_not_ask(server: Server) -> None:
+    """Neither by their origin, nor by a name that leads here."""
+
+    def status_of(headers: dict[str, str], path: str = "/routing") -> int:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"{server.url}{path}", headers=headers)) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    port = server.url.rpartition(":")[2]
+    for path in ("/routing", "/v1/models"):
+        assert status_of({}, path) == 200
+        assert status_of({"Host": f"localhost:{port}"}, path) == 200
+        assert status_of({"Origin": "http://localhost:3000"}, path) == 200
+        for wrong in ("https://evil.example", "null", "http://localhost.evil.example", "http://["):
+            assert status_of({"Origin": wrong}, path) == 403, wrong
+        assert status_of({"Host": f"evil.example:{port}"}, path) == 403
+
+
+def test_the_environment_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables by which llama-cpp-python's own server is told what to do."""
+    monkeypatch.setenv("KV_OVERRIDES", '["gemma4.expert_used_count=int:2"]')
+    monkeypatch.setenv("CONFIG_FILE", "/no/such/file")
+    monkeypatch.setenv("API_KEY", "unknown to the client")
+    server = Server(tmp_path)
+    server.complete("x = ", 2)
+    assert server.routing()["tokens"]["generated"] == 1
+    server.end()
+
+
+def test_going_on_after_prompts_alone(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.complete("x = ", 1)
+    server.end()
+    assert coe.RoutingProfile.load(tmp_path / "live.generated.gguf").n_tokens == 0
+    again = Server(tmp_path, "--resume")
+    assert again.routing()["tokens"]["prompts"] > 1
+    again.complete("y = ", 3)
+    again.end()
+    assert coe.RoutingProfile.load(tmp_path / "live.generated.gguf").n_tokens == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from coe_native.cli.shared import FILE, Command, force_option, json_option, print_json, say
+from coe_native.cli.shared import FILE, Command, force_option, json_option, load_profile, print_json, say
 
 
 @click.command(name="merge", cls=Command)
@@ -20,10 +20,10 @@ def command(profiles: tuple[Path, ...], output: Path, force: bool, as_json: bool
     All shards of a run (profile --shard) make the profile that one run over everything would have made.
     """
     from coe_native.atomic import check_target
-    from coe_native.routing_profile import RoutingProfile, merge
+    from coe_native.routing_profile import merge
 
     check_target(output, force=force, inputs=profiles)
-    merged = merge(RoutingProfile.load(path) for path in profiles)
+    merged = merge(load_profile(path) for path in profiles)
     merged.save(output, force=force)
     missing = {record.name: record.missing for record in merged.corpora if record.missing}
     if as_json:

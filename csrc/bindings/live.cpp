@@ -42,6 +42,7 @@ void register_live(py::module_& module) {
         .def("select", &LiveProfiler::select, py::arg("part"), ReleaseGil())
         .def("counts", &counts, py::arg("part"))
         .def("reset", &LiveProfiler::reset, ReleaseGil())
+        .def("recover", &LiveProfiler::recover, ReleaseGil())
         .def("mask", &LiveProfiler::mask, py::arg("kept"), ReleaseGil())
         .def("unmask", &LiveProfiler::unmask, ReleaseGil())
         .def("mask_applications", &LiveProfiler::mask_applications, ReleaseGil());

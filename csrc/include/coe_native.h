@@ -71,7 +71,7 @@ enum coe_status {
 
 COE_API int32_t coe_native_abi_version(void);
 
-/* Why the last call in this thread failed, or "" if it did not. Valid until the thread's next call. */
+/* Why the last call in this thread that can fail did, or "" if it did not. Valid until the next such call. */
 COE_API const char* coe_last_error(void);
 
 /* ---- Watching a context ---- */
@@ -91,7 +91,7 @@ COE_API void coe_profiler_free(coe_profiler* profiler);
 COE_API bool coe_profiler_callback(struct ggml_tensor* tensor, bool ask, void* user_data);
 
 /* Passes every node on to a callback that the host has already, which goes on seeing what it asks for and may
- * end graphs; NULL takes it away. */
+ * end graphs; NULL takes it away. Not while a graph runs. */
 COE_API int32_t coe_profiler_chain(coe_profiler* profiler, coe_eval_callback callback, void* user_data);
 
 /* What has been counted so far; to be freed with coe_profile_free. */
@@ -102,9 +102,10 @@ COE_API int32_t coe_profiler_reset(coe_profiler* profiler);
 
 /* ---- Masking a context ----
  *
- * From the next decode on, all experts but the kept ones are unselectable: the model is the specialist that
- * `coe-native prune` would write. What the context has in its memory was computed before: clear that first.
- * That no other expert is chosen is checked at every token; where one is, the counts fail as above. */
+ * From the next graph on, all experts but the kept ones are unselectable: the model is the specialist that
+ * `coe-native prune` would write. A model that cannot be cut so is refused. What the context has in its
+ * memory was computed before: clear that first. That no other expert is chosen is checked at every token;
+ * where one is, the counts fail as above. A mask stays in force whatever goes wrong with the counts. */
 
 /* A mask's file, which must be for the profiler's model. */
 COE_API int32_t coe_profiler_load_mask(coe_profiler* profiler, const char* path);

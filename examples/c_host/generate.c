@@ -64,6 +64,9 @@ int main(int n_arguments, char** arguments) {
     const char* output_path = arguments[2];
     const int n_wanted = atoi(arguments[3]);
 
+    if (coe_native_abi_version() != COE_NATIVE_ABI_VERSION) { /* profile: */
+        return fail("this was built for another version of libcoe_native");
+    }
     llama_log_set(quiet, NULL);
     ggml_backend_load_all();
     struct llama_model* model = llama_model_load_from_file(model_path, model_params);

@@ -56,7 +56,8 @@ int main(int argc, char** argv) {
 
     // Added: when the context has gone, or whenever the counts are wanted.
     coe_profile* profile = coe_profiler_snapshot(profiler);
-    if (coe_profile_save(profile, "common_host.profile.gguf", "a program on common") != COE_OK) {
+    if (profile == nullptr ||
+        coe_profile_save(profile, "common_host.profile.gguf", "a program on common") != COE_OK) {
         std::fprintf(stderr, "%s\n", coe_last_error());
         status = 1;
     }

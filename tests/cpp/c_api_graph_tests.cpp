@@ -1,13 +1,16 @@
 // The C library as a host uses it, but for the model: its callback watches and masks ggml graphs.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "check.h"
 #include "coe_native.h"
+#include "live_profiler.h"
 #include "router_graph.h"
 
 namespace {
@@ -183,23 +186,23 @@ TEST(c_api_serves_the_hosts_own_callback) {
     kind.normalised = true;
     Host host({0, 2}, 8, 3);
     Watcher watcher;
-    watcher.wanted = "ffn_moe_out-0";
+    watcher.wanted = "ffn_moe_down-0";
     CHECK_EQUAL(coe_profiler_chain(host.profiler, &Watcher::callback, &watcher), COE_OK);
     const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
     host.runner.run(kind, inputs);
     CHECK(watcher.asked == host.runner.asked());
-    CHECK(watcher.shown == std::vector<std::string>{"ffn_moe_out-0"});
+    CHECK(watcher.shown == std::vector<std::string>{"ffn_moe_down-0"});
     // A node that both want is shown to both.
     watcher.wanted = "ffn_moe_logits-0";
     const std::vector<int32_t> kept = {0, 1, 2, 3, 0, 1, 2, 3};
     CHECK_EQUAL(coe_profiler_mask(host.profiler, kept.data(), 4), COE_OK);
     host.runner.run(kind, inputs);
-    CHECK(watcher.shown == (std::vector<std::string>{"ffn_moe_out-0", "ffn_moe_logits-0"}));
+    CHECK(watcher.shown == (std::vector<std::string>{"ffn_moe_down-0", "ffn_moe_logits-0"}));
     const std::vector<LayerInput> dropped = masked(inputs, 4);
     host.counts().check(
         expected_counts(kind, {inputs[0], inputs[1], dropped[0], dropped[1]}, {0, 1, 0, 1}, 2));
     // The host may end a graph, as it could without a profiler.
-    watcher.wanted = "ffn_moe_out-0";
+    watcher.wanted = "ffn_moe_down-0";
     watcher.goes_on = false;
     host.runner.forget();
     host.runner.run(kind, inputs);
@@ -209,12 +212,110 @@ TEST(c_api_serves_the_hosts_own_callback) {
     CHECK_EQUAL(watcher.shown.size(), size_t{3});
 }
 
+TEST(c_api_answers_in_the_middle_of_the_first_graph) {
+    // At each node, before it is known which is the last of the weights' chain: what is counted then is
+    // final.
+    RouterKind kind;
+    kind.normalised = true;
+    Host host({0, 2}, 8, 3);
+    struct Looker {
+        Host* host;
+        size_t n_looks = 0;
+
+        static bool callback(ggml_tensor*, bool ask, void* self) {
+            auto& looker = *static_cast<Looker*>(self);
+            const Profile profile = looker.host->counts();
+            const double* weight_sum = coe_profile_weight_sum(profile.owned.get());
+            for (size_t layer = 0; layer < 2; ++layer) {
+                const double sum =
+                    std::accumulate(weight_sum + layer * 24, weight_sum + (layer + 1) * 24, 0.0);
+                CHECK(std::fabs(sum - static_cast<double>(profile.tokens()[layer])) < 1e-4);
+            }
+            ++looker.n_looks;
+            return !ask;
+        }
+    };
+    Looker looker{&host};
+    CHECK_EQUAL(coe_profiler_chain(host.profiler, &Looker::callback, &looker), COE_OK);
+    const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
+    host.runner.run(kind, inputs);
+    host.runner.run(kind, inputs);
+    CHECK(looker.n_looks > 40);
+    host.counts().check(expected_counts(kind, {inputs[0], inputs[1], inputs[0], inputs[1]}, {0, 1, 0, 1}, 2));
+}
+
+TEST(c_api_changes_masks_between_graphs) {
+    // Set and taken away in the middle of graphs: each graph is masked as a whole, or not at all.
+    const RouterKind kind;
+    Host host({0, 2}, 8, 3);
+    static const std::vector<int32_t> kept = {0, 1, 2, 3, 0, 1, 2, 3};
+    struct Changer {
+        coe_profiler* profiler;
+        bool sets;
+
+        static bool callback(ggml_tensor* node, bool ask, void* self) {
+            const auto& changer = *static_cast<Changer*>(self);
+            if (ask && std::string(node->name) == "ffn_moe_probs-0") {
+                CHECK_EQUAL(changer.sets ? coe_profiler_mask(changer.profiler, kept.data(), 4)
+                                         : coe_profiler_clear_mask(changer.profiler),
+                            COE_OK);
+            }
+            return !ask;
+        }
+    };
+    Changer changer{host.profiler, true};
+    CHECK_EQUAL(coe_profiler_chain(host.profiler, &Changer::callback, &changer), COE_OK);
+    const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
+    host.runner.run(kind, inputs);  // not masked yet
+    changer.sets = false;
+    host.runner.run(kind, inputs);  // masked to its end
+    host.runner.run(kind, inputs);
+    const std::vector<LayerInput> dropped = masked(inputs, 4);
+    host.counts().check(expected_counts(
+        kind, {inputs[0], inputs[1], dropped[0], dropped[1], inputs[0], inputs[1]}, {0, 1, 0, 1, 0, 1}, 2));
+}
+
+TEST(c_api_masks_whatever_goes_wrong_with_the_counts) {
+    const RouterKind kind;
+    Host host({0}, 8, 2);  // the graph chooses three experts
+    const std::vector<int32_t> kept = {0, 1, 2};
+    CHECK_EQUAL(coe_profiler_mask(host.profiler, kept.data(), 3), COE_OK);
+    for (int graph = 0; graph < 3; ++graph) {
+        host.runner.run(kind, {random_input(0, 4, kind, 1)});
+    }
+    CHECK(!host.counts().exists());
+    std::vector<uint64_t> applications(1);
+    CHECK_EQUAL(coe_profiler_mask_applications(host.profiler, applications.data()), COE_OK);
+    CHECK_EQUAL(applications[0], uint64_t{3});
+}
+
+TEST(live_profilers_go_on_after_what_went_wrong) {
+    // What was looked at before stays; what was counted since is lost.
+    const RouterKind kind;
+    RouterKind other = kind;
+    other.top_k = 2;
+    coe::LiveProfiler live({0}, 8, {3});
+    RouterRunner runner;
+    runner.set_callback(&coe::LiveProfiler::callback, &live);
+    const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1)};
+    runner.run(kind, inputs);
+    CHECK_EQUAL(live.counts(0).tokens[0], uint64_t{9});
+    runner.run(kind, inputs);
+    runner.run(other, inputs);
+    CHECK_THROWS(std::runtime_error, "chooses 2 experts", live.counts(0));
+    CHECK_THROWS(std::runtime_error, "chooses 2 experts", live.counts(0));
+    live.recover();
+    const coe::LiveCounts kept = live.counts(0);
+    check_counts(kept.stats.histograms(), kept.stats.weight_sum(), expected_counts(kind, inputs));
+    runner.run(kind, inputs);
+    CHECK_EQUAL(live.counts(0).tokens[0], uint64_t{18});
+}
+
 TEST(c_api_answers_while_graphs_run) {
     const RouterKind kind;
     Host host({0, 2}, 8, 3);
     constexpr int n_graphs = 50;
     const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
-    host.runner.run(kind, inputs);  // which nodes are final is learnt in the first
     uint64_t last = 0;
     std::thread other([&] {
         while (last < 9 * n_graphs) {
@@ -223,7 +324,7 @@ TEST(c_api_answers_while_graphs_run) {
             last = tokens >= last ? tokens : 9 * n_graphs + 1;
         }
     });
-    for (int graph = 1; graph < n_graphs; ++graph) {
+    for (int graph = 0; graph < n_graphs; ++graph) {
         host.runner.run(kind, inputs);
     }
     other.join();

@@ -119,8 +119,16 @@ TEST(masks_are_held_against_the_model) {
     other.top_k = {2, 3, 2};
     CHECK_THROWS(std::invalid_argument, "a token needs 3", (check_mask(mask, other), 0));
     other = layout();
-    other.n_groups = 2;  // block 2 keeps both of its experts from the second group
-    CHECK_THROWS(std::invalid_argument, "groups of experts in block", (check_mask(mask, other), 0));
+    other.obstacle = "because";
+    CHECK_THROWS(std::invalid_argument, "cannot be used: because", (check_mask(mask, other), 0));
+    other = layout();
+    other.n_groups = 2;
+    CHECK_THROWS(std::invalid_argument, "each of the 2 groups needs 2", (check_mask(mask, other), 0));
+    const Mask uneven = parse_mask(
+        R"({"format": "coe-native.expert-mask", "version": 1, "architecture": "olmoe", "fingerprint": "f00d",
+            "expert_count": 8, "keep": 4, "layers": {"0": [0, 1, 4, 5], "2": [0, 1, 2, 7], "10": [2, 3, 6, 7]}})");
+    check_mask(uneven, layout());
+    CHECK_THROWS(std::invalid_argument, "groups of experts in block 2", (check_mask(uneven, other), 0));
     other = layout();
     other.architecture = other.fingerprint = "unknown";  // given sizes fit any model of them
     check_mask(mask, other);
@@ -135,7 +143,9 @@ TEST(files_are_written_whole_or_not_at_all) {
         return std::distance(fs::directory_iterator(directory), fs::directory_iterator());
     };
     coe::write_file(target.string(), {1, 2, 3});
+    fs::permissions(target, fs::perms::owner_read | fs::perms::owner_write);
     coe::write_file(target.string(), {4, 5});
+    CHECK(fs::status(target).permissions() == (fs::perms::owner_read | fs::perms::owner_write));
     CHECK_EQUAL(fs::file_size(target), uintmax_t{2});
     CHECK_EQUAL(n_files(), 1);
     CHECK_THROWS(std::runtime_error, "cannot be written",
@@ -148,6 +158,10 @@ TEST(files_are_written_whole_or_not_at_all) {
     coe::write_file(link.string(), {6, 7, 8});
     CHECK(fs::is_symlink(link));
     CHECK_EQUAL(fs::file_size(target), uintmax_t{3});
+    fs::remove(target);
+    coe::write_file(link.string(), {9});  // a link to nothing yet
+    CHECK(fs::is_symlink(link));
+    CHECK_EQUAL(fs::file_size(target), uintmax_t{1});
 #endif
     fs::remove_all(directory);
 }

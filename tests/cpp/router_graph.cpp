@@ -290,7 +290,7 @@ void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& in
         ggml_build_forward_expand(graph, weights);
         // The experts use the choices once more, so that their memory stays in use as it does in llama.cpp.
         ggml_tensor* output = ggml_map_custom2(context, weights, ids, &RouterRunner::compute_output, 1, this);
-        name_node(output, "ffn_moe_out", block);
+        name_node(output, "ffn_moe_down", block);
         ggml_set_output(output);
         ggml_build_forward_expand(graph, output);
         if (kind.second_bank) {

@@ -61,7 +61,7 @@ class RouterRunner {
     void set_callback(ggml_backend_sched_eval_callback callback, void* user_data);
 
     // Runs one graph with a router for each input, in their order. Each is followed by a node
-    // "ffn_moe_out-N" that uses the choices as the experts would.
+    // "ffn_moe_down-N" that uses the choices as the experts would.
     void run(const RouterKind& kind, const std::vector<LayerInput>& inputs);
 
     // Since the last `forget`: the nodes that the callback was asked about and those it wanted, and how many
