@@ -28,7 +28,7 @@ def comparisons(parent: Path, tools: Path | None, threads: int) -> Iterator[Comp
     with bare_contexts(parent, threads) as (plain, tapped):
         if tools is not None:
             yield Comparison(
-                f"generate {N_TOKENS} tokens, watched by the C API",
+                f"generate {N_TOKENS} tokens, watched",
                 "tokens/s",
                 lambda: one_by_one(tapped),
                 f"llama-bench -n {N_TOKENS}",

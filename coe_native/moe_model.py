@@ -108,7 +108,7 @@ class MoeModel:
         the metadata counts among them is one like all others (DeepSeek 4)."""
         last = range(self.n_blocks - self._count("nextn_predict_layers"), self.n_blocks)
         found = {int(match[1]) for name in self.tensors if (match := _MTP.match(name))}
-        return range(min(found.intersection(last), default=self.n_blocks), self.n_blocks)
+        return range(min((block for block in found if block in last), default=self.n_blocks), self.n_blocks)
 
     def _find_layers(self) -> tuple[MoeLayer, ...]:
         tensors_of: dict[int, list[Tensor]] = {}
