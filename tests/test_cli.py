@@ -63,7 +63,7 @@ def run(*arguments: object, cwd: Path | None = None, stdin: bytes = b"", **optio
     whatever happens it must not show a traceback."""
     line = [COMMAND, *map(str, arguments)]
     process = subprocess.run(
-        line, cwd=cwd, input=stdin, env=ENVIRONMENT, capture_output=True, timeout=60, check=False, **options
+        line, cwd=cwd, input=stdin, env=ENVIRONMENT, capture_output=True, timeout=300, check=False, **options
     )
     done = Done(process.returncode, process.stdout.decode(), process.stderr.decode())
     for text in (done.out, done.err):
@@ -981,7 +981,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, shop: Path) -> None:
                 # The signal came in the instant between Python's last look for one and the read that blocks:
                 # whoever sits at the keyboard presses again.
                 process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=300)
             os.close(end)
         finally:
             process.kill()
@@ -1003,7 +1003,7 @@ def test_an_interrupt_before_anything_has_begun(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "loading\n"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (-signal.SIGINT, "")
 
 

@@ -39,7 +39,7 @@ def line(*options: str) -> list[str]:
 
 def refused_with(directory: Path, *options: str) -> tuple[int, str]:
     """The status and the one line of a server that must not begin."""
-    run = subprocess.run(line(*options), cwd=directory, capture_output=True, text=True, check=False, timeout=60)
+    run = subprocess.run(line(*options), cwd=directory, capture_output=True, text=True, check=False, timeout=300)
     (why,) = run.stderr.splitlines()
     return run.returncode, why
 
@@ -62,10 +62,10 @@ class Server:
             )
         self.key = key
         self.url = self._wait_for_url()
-        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or "none", max_retries=0, timeout=120)
+        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or "none", max_retries=0, timeout=300)
 
     def _wait_for_url(self) -> str:
-        for _ in range(600):
+        for _ in range(3000):
             if found := re.search(r"(http://\S+)/v1", self.log.read_text()):
                 return found[1]
             assert self.process.poll() is None, self.log.read_text()
@@ -75,7 +75,7 @@ class Server:
     def routing(self, path: str = "", data: bytes | None = None, key: str | None = None) -> Any:
         headers = {"Authorization": f"Bearer {self.key if key is None else key}"}
         request = urllib.request.Request(f"{self.url}/routing{path}", data, headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return json.load(answer)
 
     def refused(self, path: str, data: bytes | None, key: str | None = None) -> tuple[int, str]:
@@ -99,7 +99,7 @@ class Server:
     def end(self, number: signal.Signals = signal.SIGINT) -> str:
         """Its last line on standard error, or what it has said on standard output."""
         self.process.send_signal(number)
-        stdout, _ = self.process.communicate(timeout=60)
+        stdout, _ = self.process.communicate(timeout=300)
         self.client.close()
         log = self.log.read_text()
         assert self.process.returncode == 0, log
@@ -219,7 +219,7 @@ def test_a_mask_from_the_body(server: Server, tmp_path: Path) -> None:
 def test_saved_on_a_timer_and_at_the_end_and_gone_on_with(tmp_path: Path) -> None:
     server = Server(tmp_path, "--save-every", "0.5")
     server.complete("def one():")
-    for _ in range(100):
+    for _ in range(600):
         if (tmp_path / "live.gguf").exists():
             break
         time.sleep(0.1)
@@ -340,16 +340,15 @@ def test_a_mask_of_another_model(tmp_path: Path) -> None:
 
 def test_it_ends_in_the_middle_of_an_answer(tmp_path: Path) -> None:
     """What nobody waits for any more is not brought to its end; what was counted is saved."""
-    server = Server(tmp_path, "--json", json_output=True)
+    server = Server(tmp_path, "--json", "--ctx", "16384", json_output=True)
+    n_tokens = 15_000
     with ThreadPoolExecutor(1) as thread:
-        answer = thread.submit(server.complete, "def f():", 480, seed=1, temperature=2.0)
+        answer = thread.submit(server.complete, "def f():", n_tokens, extra_body={"min_tokens": n_tokens})
         while server.routing()["tokens"]["generated"] < 20:
             assert not answer.done()
-        started = time.monotonic()
         saved = json.loads(server.end())["saved"]
-        assert time.monotonic() - started < 20
-        answer.exception()
-    assert coe.RoutingProfile.load(tmp_path / saved[0]).n_tokens > 20
+        assert isinstance(answer.exception(), openai.OpenAIError)
+    assert 20 < coe.RoutingProfile.load(tmp_path / saved[0]).n_tokens < n_tokens
 
 
 def test_a_client_that_goes_away_and_one_that_asks_wrongly(tmp_path: Path) -> None:
