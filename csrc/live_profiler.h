@@ -34,8 +34,8 @@ class LiveProfiler {
 
     // The part to which tokens count from the next decode on.
     void select(size_t part);
-    // Throws std::runtime_error for what went wrong while a graph ran, until `reset`: the counts are of no
-    // use.
+    // Throws std::runtime_error for what went wrong while a graph ran, until `reset` or `recover`: the counts
+    // are of no use.
     LiveCounts counts(size_t part);
     // Forgets all counts and what went wrong, but not which nodes were learnt to be final.
     void reset();
