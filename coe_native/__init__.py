@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from coe_native.masking import ExpertMask, build_mask
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import profile, profile_corpora
-    from coe_native.routing_profile import RoutingProfile, merge
+    from coe_native.routing_profile import STATS, OutputNorms, RoutingProfile, merge
     from coe_native.runtime import Model
     from coe_native.scoring import METHODS, score
     from coe_native.stability import Agreement, Stability
@@ -52,6 +52,8 @@ _HOME = {
     "ExpertMask": "masking",
     "build_mask": "masking",
     "MoeModel": "moe_model",
+    "STATS": "routing_profile",
+    "OutputNorms": "routing_profile",
     "RoutingProfile": "routing_profile",
     "merge": "routing_profile",
     "profile": "profiler",
@@ -73,6 +75,7 @@ _HOME = {
 
 __all__ = [
     "METHODS",
+    "STATS",
     "Agreement",
     "Capture",
     "Check",
@@ -85,6 +88,7 @@ __all__ = [
     "Memory",
     "Model",
     "MoeModel",
+    "OutputNorms",
     "Overlap",
     "Placement",
     "RoutingProfile",

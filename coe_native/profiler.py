@@ -14,8 +14,9 @@ from coe_native.batching import Batch, Tokens, batches, packing_order, tokenize,
 from coe_native.checkpoint import Checkpoint, Position
 from coe_native.corpus import WHOLE, Bundle, Corpus, Shard, bundles, corpus_of
 from coe_native.errors import InputError
-from coe_native.routing_profile import CorpusRecord, RoutingProfile
+from coe_native.routing_profile import STATS, CorpusRecord, RoutingProfile
 from coe_native.runtime import Model, RouterCounts
+from coe_native.scoring import needs_outputs
 from coe_native.stability import Stability
 
 DOCUMENTS_AT_ONCE = 16
@@ -41,18 +42,19 @@ def profile(
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
     shard: Shard = WHOLE,
+    stats: str = "routing",
 ) -> RoutingProfile:
     """The routing profile of a model file (or loaded Model) over documents: texts, or sequences of token ids.
 
     Each document is cut into windows of at most `n_ctx` tokens, every one from position 0, and with BOS where
-    that is the model's habit. A loaded Model keeps its own options. `shard`: see
+    that is the model's habit. A loaded Model keeps its own options. `shard` and `stats`: see
     `profile_corpora`. Raises InputError for bad input, CoeError where llama.cpp fails.
     """
     if isinstance(model, Model):
-        return profile_corpora(model, [corpus_of(documents)], shard=shard)
+        return profile_corpora(model, [corpus_of(documents)], shard=shard, stats=stats)
     options = {"n_ctx": n_ctx, "n_batch": n_batch, "n_threads": n_threads, "n_gpu_layers": n_gpu_layers}
     with Model(model, n_sequences=DOCUMENTS_AT_ONCE, **options) as loaded:  # type: ignore[arg-type]
-        return profile_corpora(loaded, [corpus_of(documents)], shard=shard)
+        return profile_corpora(loaded, [corpus_of(documents)], shard=shard, stats=stats)
 
 
 def profile_corpora(
@@ -60,6 +62,7 @@ def profile_corpora(
     corpora: Sequence[Corpus],
     *,
     shard: Shard = WHOLE,
+    stats: str = "routing",
     checkpoint: Checkpoint | None = None,
     until: Stability | None = None,
     skip_bad: Callable[[str], None] | None = None,
@@ -68,6 +71,9 @@ def profile_corpora(
     """The routing profile of a loaded model over corpora, or over one shard of their documents: merged, the
     profiles of all shards equal that of the whole, to the last bit on one kind of machine. A live mask stays in
     force.
+
+    `stats`: one of STATS. The methods that score by what experts contribute need ``contribution``: it counts
+    OutputNorms too, for a few per cent of the time.
 
     With `until`, documents run in random order (the same each time), and no more of them than it takes until the
     mask has stopped changing, which is for `until` to say afterwards.
@@ -78,13 +84,12 @@ def profile_corpora(
     Raises InputError where there are no tokens at all; a shard of few documents may have none. Raises CoeError
     where the model's file has been changed meanwhile.
     """
-    if until is not None and shard.count > 1:
-        raise InputError("a shard is all of its documents: it cannot end when the mask is stable (--until-stable)")
+    _check(shard, stats, until)
     work = bundles(corpora, shard, shuffled=until is not None)
-    counted = _Counted(model, corpora, shard, len(work))
+    counted = _Counted(model, corpora, shard, stats, len(work))
     start = counted.go_on(checkpoint, until) if checkpoint is not None else Position()
     cutter = _Cutter(model, work[start.bundle :], skip_bad)
-    model.watch_routers()
+    model.watch_routers(outputs=stats == "contribution")
     try:
         counted.note(start)
         with contextlib.closing(cutter.ahead()) as cut:
@@ -116,6 +121,16 @@ def profile_corpora(
         raise InputError("the corpus has no tokens; give files with text in them")
     model.moe.check_unchanged()
     return profile
+
+
+def _check(shard: Shard, stats: str, until: Stability | None) -> None:
+    """Raises InputError for what cannot go together."""
+    if stats not in STATS:
+        raise InputError(f"there are no statistics {stats!r}; choose one of {', '.join(STATS)}")
+    if until is not None and needs_outputs(until.method) and stats != "contribution":
+        raise InputError(f"{until.method} scores by what experts put out: count that too (--stats contribution)")
+    if until is not None and shard.count > 1:
+        raise InputError("a shard is all of its documents: it cannot end when the mask is stable (--until-stable)")
 
 
 def _pause(counted: _Counted, position: Position, checkpoint: Checkpoint | None, until: Stability | None) -> bool:
@@ -157,9 +172,10 @@ class _Counted:
     """What a run has counted, as of its last `note`: whatever happens between two of them, counts and position are
     those of one moment."""
 
-    def __init__(self, model: Model, corpora: Sequence[Corpus], shard: Shard, n_bundles: int) -> None:
+    def __init__(self, model: Model, corpora: Sequence[Corpus], shard: Shard, stats: str, n_bundles: int) -> None:
         self._model = model
         self._shard = shard
+        self._stats = stats
         self._n_bundles = n_bundles
         self._records = [
             CorpusRecord(corpus.name, 0, 0, corpus.sha256, (shard.index,), shard.count) for corpus in corpora
@@ -179,6 +195,7 @@ class _Counted:
                 "mask": model.mask.digest if model.mask is not None else "none",
                 "corpus": self._run,
                 "shard": f"{self._shard.index}/{self._shard.count}",
+                "stats": self._stats,
                 "ctx": model.n_ctx,
                 "batch": model.n_batch,
                 "sequences": model.n_sequences,
@@ -214,7 +231,7 @@ class _Counted:
 
     def profile(self) -> RoutingProfile:
         """The profile of everything that was run before the last note."""
-        _, (histograms, weight_sum, weight_sum_rest), records = self._noted
+        _, counts, records = self._noted
         moe = self._model.moe
         before = 0 if self._before is None else self._before.n_tokens
         now = RoutingProfile(
@@ -223,12 +240,13 @@ class _Counted:
             moe.fingerprint,
             tuple(moe.blocks),
             sum(record.tokens for record in records) - before,
-            histograms,
-            weight_sum,
+            counts.histograms,
+            counts.weight_sum,
             (),
             moe.router_shape.n_groups,
             moe.router_shape.n_groups_used,
-            weight_sum_rest=weight_sum_rest,
+            weight_sum_rest=counts.weight_sum_rest,
+            outputs=counts.outputs,
         )
         return replace(now if self._before is None else self._before + now, corpora=records)
 

@@ -22,6 +22,9 @@ from coe_native.router_shape import MOST_EXPERTS, RouterShape
 
 Weights = NDArray[np.float64]
 
+STATS = ("routing", "contribution")
+"""What a profile can count: which experts were chosen, and also how much these put out (OutputNorms)."""
+
 FORMAT = "routing-profile"
 MOST_SHARDS = 10_000
 VERSION = 3
@@ -122,6 +125,63 @@ def _two_sum(a: Weights, b: Weights) -> tuple[Weights, Weights]:
     return total, (a - (total - b_part)) + (b - b_part)
 
 
+def _exact_sum(a: Weights, a_rest: Weights, b: Weights, b_rest: Weights) -> tuple[Weights, Weights]:
+    """The sum of two sums of which rounding left something out, and what it leaves out of that."""
+    rounded, error = _two_sum(a, b)
+    return _two_sum(rounded, error + (a_rest + b_rest))
+
+
+def _check_rest(rest: Weights, total: Weights, what: str) -> None:
+    if not (np.abs(rest) <= np.spacing(np.abs(total))).all():
+        raise InputError(f"what rounding left out of a profile's {what} must be less than their last digit")
+
+
+@dataclass(frozen=True, eq=False)
+class OutputNorms:
+    """How much the experts of a profile put out, all float64 [moe_layer, expert].
+
+    `norm_sum`: the sum, over the tokens that chose an expert, of the Euclidean norm of its output, with its bias
+    and its own scale. `weighted_norm_sum`: the sum of these norms times the router's weights, the length of what
+    it added to the layer's output (but for a constant scale of the whole layer). Where a model weights the
+    experts' input instead (Llama 4), both are of the output as it is.
+
+    The rests are what rounding to double left out of the sums; nothing, if not given.
+    """
+
+    norm_sum: Weights = field(repr=False)
+    weighted_norm_sum: Weights = field(repr=False)
+    norm_sum_rest: Weights = field(default_factory=lambda: np.zeros(()), repr=False)
+    weighted_norm_sum_rest: Weights = field(default_factory=lambda: np.zeros(()), repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("norm_sum_rest", "weighted_norm_sum_rest"):
+            if getattr(self, name).ndim == 0:
+                object.__setattr__(self, name, np.zeros(self.norm_sum.shape))
+
+    def check(self, counts: NDArray[np.int64]) -> None:
+        """Raises InputError unless experts that were chosen so often, [layer, expert], can have such sums."""
+        for name, largest in (("norm_sum", _LARGEST_WEIGHT), ("weighted_norm_sum", _LARGEST_WEIGHT**2)):
+            total, rest = getattr(self, name), getattr(self, f"{name}_rest")
+            if {total.shape, rest.shape} != {counts.shape}:
+                raise InputError(f"a profile's {name} needs a number for each expert of each layer")
+            if not (np.abs(total) <= counts * largest).all() or (self.norm_sum < 0).any():
+                raise InputError(
+                    f"a profile's {name} must be of what the experts put out when they were chosen: finite, and "
+                    "nothing for one that never was"
+                )
+            _check_rest(rest, total, name)
+
+    def __add__(self, other: OutputNorms) -> OutputNorms:
+        norms, norms_rest = _exact_sum(self.norm_sum, self.norm_sum_rest, other.norm_sum, other.norm_sum_rest)
+        weighted, weighted_rest = _exact_sum(
+            self.weighted_norm_sum,
+            self.weighted_norm_sum_rest,
+            other.weighted_norm_sum,
+            other.weighted_norm_sum_rest,
+        )
+        return OutputNorms(norms, weighted, norms_rest, weighted_rest)
+
+
 @dataclass(frozen=True, eq=False)
 class RoutingProfile:
     """Router statistics of one model over a corpus of `n_tokens` tokens.
@@ -141,6 +201,8 @@ class RoutingProfile:
 
     `weight_sum_rest`, of the same shape: what rounding to double left out of `weight_sum` (nothing, if not given).
     Together they are the exact sum, so that profiles can be added in any order.
+
+    `outputs`: what the experts put out, where that was counted too.
     """
 
     architecture: str
@@ -159,6 +221,7 @@ class RoutingProfile:
     has_weights: bool = True
     n_chosen: int | None = None
     layer_tokens: tuple[int, ...] = ()
+    outputs: OutputNorms | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         shape = self.histograms.shape
@@ -187,10 +250,9 @@ class RoutingProfile:
         # A router's weights are of type F32.
         if not (np.abs(self.weight_sum) <= np.maximum(self.histograms, 1) * _LARGEST_WEIGHT).all():
             raise InputError("a profile's weights must be finite, and no larger than a router's can be")
-        if not (np.abs(self.weight_sum_rest) <= np.spacing(np.abs(self.weight_sum))).all():
-            raise InputError(
-                "what rounding left out of a profile's weight sums must be less than their last digit"
-            )
+        _check_rest(self.weight_sum_rest, self.weight_sum, "weight sums")
+        if self.outputs is not None:
+            self.outputs.check(self.counts)
         if self.n_groups < 1 or self.n_experts % self.n_groups or not 0 < self.n_groups_used <= self.n_groups:
             raise InputError(f"a profile of {self.n_experts} experts cannot have {self.n_groups} groups")
         self._check_totals()
@@ -280,12 +342,19 @@ class RoutingProfile:
                     f"{other.place}: is not of the same model as {self.place}: their {what} differ; "
                     "only profiles of one model add up"
                 )
+        if (self.outputs is None) != (other.outputs is None):
+            without, has = (self, other) if self.outputs is None else (other, self)
+            raise InputError(
+                f"{without.place}: does not know what experts put out, and {has.place} does; make both with the "
+                "same --stats"
+            )
         try:
             corpora = _joined(self.corpora, other.corpora)
         except InputError as error:
             raise InputError(f"{other.place} and {self.place}: {error}") from error
-        rounded, error_of_sum = _two_sum(self.weight_sum, other.weight_sum)
-        weight_sum, rest = _two_sum(rounded, error_of_sum + (self.weight_sum_rest + other.weight_sum_rest))
+        weight_sum, rest = _exact_sum(
+            self.weight_sum, self.weight_sum_rest, other.weight_sum, other.weight_sum_rest
+        )
         return replace(
             self,
             n_tokens=self.n_tokens + other.n_tokens,
@@ -294,6 +363,7 @@ class RoutingProfile:
             weight_sum_rest=rest,
             corpora=corpora,
             layer_tokens=tuple(map(add, self.layer_tokens, other.layer_tokens)),
+            outputs=None if self.outputs is None or other.outputs is None else self.outputs + other.outputs,
             place="the profile",
         )
 
@@ -341,6 +411,9 @@ class RoutingProfile:
                 writer.add_tensor(f"blk.{block}.router.histogram", self.histograms[index])
                 writer.add_tensor(f"blk.{block}.router.weight_sum", self.weight_sum[index])
                 writer.add_tensor(f"blk.{block}.router.weight_sum_rest", self.weight_sum_rest[index])
+                if self.outputs is not None:
+                    for part in _OUTPUT_PARTS:
+                        writer.add_tensor(f"blk.{block}.expert.{part}", getattr(self.outputs, part)[index])
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
@@ -358,9 +431,11 @@ class RoutingProfile:
             raise InputError(f"{path}: has profile version {version}; this coe-native reads up to {VERSION}")
         try:
             layers = tuple(sorted(int(match[1]) for t in file.tensors if (match := _HISTOGRAM.fullmatch(t.name))))
-            histograms = _cube(file, "histogram", layers, np.int64)
-            # Other programs that write profiles may know nothing of it.
-            has_rest = any(tensor.name.endswith(".router.weight_sum_rest") for tensor in file.tensors)
+            histograms = _stack(file, "router.histogram", layers, np.int64)
+            # Other programs that write profiles may know nothing of them.
+            found = {tensor.name.split(".", 2)[-1] for tensor in file.tensors}
+            has_rest = "router.weight_sum_rest" in found
+            has_outputs = not found.isdisjoint(f"expert.{part}" for part in _OUTPUT_PARTS)
             has_weights, has_ranks = (
                 version < 2 or file.get(f"coe.profile.has_{what}") is not False for what in ("weights", "ranks")
             )
@@ -371,15 +446,16 @@ class RoutingProfile:
                 layers,
                 _number(file, "coe.profile.tokens"),
                 histograms,
-                _cube(file, "weight_sum", layers, np.float64),
+                _stack(file, "router.weight_sum", layers, np.float64),
                 typed_json.decode(_text(file, "coe.profile.corpora"), tuple[CorpusRecord, ...]),
                 _number(file, "coe.profile.expert_group_count", 1),
                 _number(file, "coe.profile.expert_group_used_count", 1),
                 str(path),
-                _cube(file, "weight_sum_rest", layers, np.float64) if has_rest else np.zeros(()),
+                _stack(file, "router.weight_sum_rest", layers, np.float64) if has_rest else np.zeros(()),
                 has_weights,
                 None if has_ranks else _number(file, "coe.profile.expert_used_count"),
                 _layer_tokens(file) if version >= 3 else (),
+                _outputs(file, layers, found) if has_outputs else None,
             )
             chosen = file.get("coe.profile.layer_expert_used_count")
             if chosen is not None and chosen != profile.layer_top_k.tolist():
@@ -392,6 +468,8 @@ class RoutingProfile:
 _HISTOGRAM = re.compile(r"blk\.(0|[1-9]\d{0,5})\.router\.histogram", re.ASCII)
 _MOST_BYTES = 1 << 26
 """Of one number for each expert and rank of all layers: 100 layers that choose 10 of 512 experts have 4 MB."""
+
+_OUTPUT_PARTS = tuple(OutputNorms.__dataclass_fields__)
 
 _GGML_TYPES: dict[Any, str] = {np.int64: "I64", np.float64: "F64"}
 
@@ -417,15 +495,30 @@ def _layer_tokens(file: GgufFile) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _cube(file: GgufFile, part: str, layers: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """One number for each expert and rank of all layers, [layer, expert, rank]."""
+def _outputs(file: GgufFile, layers: tuple[int, ...], found: set[str]) -> OutputNorms:
+    return OutputNorms(
+        **{
+            part: _stack(file, f"expert.{part}", layers, np.float64, n_dims=1)
+            for part in _OUTPUT_PARTS
+            if not part.endswith("_rest") or f"expert.{part}" in found
+        }
+    )
+
+
+def _stack(file: GgufFile, part: str, layers: tuple[int, ...], dtype: Any, n_dims: int = 2) -> NDArray[Any]:
+    """A part of all layers: one number for each expert and rank, [layer, expert, rank], or for each expert,
+    [layer, expert]."""
     tensors = {tensor.name: tensor for tensor in file.tensors}
-    names = [f"blk.{block}.router.{part}" for block in layers]
+    names = [f"blk.{block}.{part}" for block in layers]
     if not names or not set(names) <= set(tensors):
         raise InputError(f"it has no {part} of {'any' if not names else 'every'} layer")
     wanted = [tensors[name] for name in names]
     for tensor in wanted:
-        if tensor.type_name != _GGML_TYPES[dtype] or len(tensor.shape) != 2 or tensor.shape != wanted[0].shape:
+        if (
+            tensor.type_name != _GGML_TYPES[dtype]
+            or len(tensor.shape) != n_dims
+            or tensor.shape != wanted[0].shape
+        ):
             raise InputError(f"{tensor.name} is {tensor.type_name} {list(tensor.shape)}")
     n_bytes = sum(tensor.n_bytes for tensor in wanted)
     if n_bytes > _MOST_BYTES or not all(0 < size <= MOST_EXPERTS for size in wanted[0].shape):

@@ -24,15 +24,23 @@ from coe_native.errors import CoeError, InputError
 from coe_native.masking import ExpertMask, check_cut
 from coe_native.memory import advice_for_gpu, check_context
 from coe_native.moe_model import MoeModel
+from coe_native.routing_profile import OutputNorms
 from coe_native.rpc import check_servers
-
-RouterCounts = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
-"""Histograms, weight sums, and what rounding left out of these, all [moe_layer, expert, rank]."""
 
 _MOST_TOKENS = 1 << 22
 """Of a vocabulary; the largest have some 2^18."""
 
 _living: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class RouterCounts:
+    """What a watched model has counted, as RoutingProfile has it."""
+
+    histograms: NDArray[np.int64]
+    weight_sum: NDArray[np.float64]
+    weight_sum_rest: NDArray[np.float64]
+    outputs: OutputNorms | None
 
 
 @dataclass(frozen=True)
@@ -382,12 +390,13 @@ class Model:
         except RuntimeError as error:
             raise CoeError(f"{self.moe.path}: {error}") from error
 
-    def watch_routers(self) -> None:
-        """Starts counting choices from zero, and stops computing each graph at its last router. Raises CoeError
-        where the routers are not what the header says."""
+    def watch_routers(self, *, outputs: bool = False) -> None:
+        """Starts counting choices from zero, with `outputs` also the norms of what the chosen experts put out,
+        and stops computing each graph where nothing that counts follows. Raises CoeError where the routers are not
+        what the header says."""
         layers = self.moe.routed_layers
         with self._named():
-            self._session.watch(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers])
+            self._session.watch(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers], outputs)
 
     def unwatch_routers(self) -> None:
         """Stops counting; graphs run to their end again."""
@@ -395,7 +404,12 @@ class Model:
 
     def router_counts(self) -> RouterCounts:
         """What has been counted since `watch_routers`."""
-        return self._session.histograms, self._session.weight_sum, self._session.weight_sum_rest
+        session = self._session
+        outputs = None
+        if session.output_norms is not None:
+            norms, norms_rest, weighted, weighted_rest = session.output_norms
+            outputs = OutputNorms(norms, weighted, norms_rest, weighted_rest)
+        return RouterCounts(session.histograms, session.weight_sum, session.weight_sum_rest, outputs)
 
 
 def _as_window(tokens: Sequence[int] | Tokens) -> Tokens:

@@ -9,26 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.errors import InputError
-from coe_native.routing_profile import RoutingProfile
+from coe_native.routing_profile import OutputNorms, RoutingProfile
 
 Scores = NDArray[np.float64]
 Formula = Callable[[RoutingProfile], Scores]
 
 
 class _Method(NamedTuple):
-    """A formula, and whether it needs the choices' weights, or their ranks."""
+    """A formula, and whether it needs the choices' weights, their ranks, or what the experts put out."""
 
     formula: Formula
     weights: bool
     ranks: bool
+    outputs: bool
 
 
 _METHODS: dict[str, _Method] = {}
 
 
-def _method(name: str, *, weights: bool = False, ranks: bool = False) -> Callable[[Formula], Formula]:
+def _method(
+    name: str, *, weights: bool = False, ranks: bool = False, outputs: bool = False
+) -> Callable[[Formula], Formula]:
     def register(formula: Formula) -> Formula:
-        _METHODS[name] = _Method(formula, weights, ranks)
+        _METHODS[name] = _Method(formula, weights, ranks, outputs)
         return formula
 
     return register
@@ -59,6 +62,33 @@ def frequency(profile: RoutingProfile) -> Scores:
     return np.asarray(profile.counts / _tokens(profile))
 
 
+@_method("contribution", outputs=True)
+def contribution(profile: RoutingProfile) -> Scores:
+    """``weighted_norm_sum / N``: the sum over an expert's tokens of ``w * norm(f)``, the router's weight times the
+    length of what the expert put out: how much it adds to the layer's output for a token of the text."""
+    return np.asarray(_outputs(profile).weighted_norm_sum / _tokens(profile))
+
+
+@_method("reap", outputs=True)
+def reap(profile: RoutingProfile) -> Scores:
+    """``weighted_norm_sum / max(counts, 1)``: the mean over an expert's own tokens of ``w * norm(f)``, however few
+    they are (REAP: Lasby et al., 2025, arXiv 2510.13999)."""
+    return np.asarray(_outputs(profile).weighted_norm_sum / np.maximum(profile.counts, 1))
+
+
+@_method("ean", outputs=True)
+def ean(profile: RoutingProfile) -> Scores:
+    """``norm_sum / N``: the sum over an expert's tokens of ``norm(f)``, whatever the router made of it (expert
+    activation norm: Jaiswal et al., 2025, arXiv 2504.05586)."""
+    return np.asarray(_outputs(profile).norm_sum / _tokens(profile))
+
+
+def _outputs(profile: RoutingProfile) -> OutputNorms:
+    """What the experts put out; `score` has seen that it is known."""
+    assert profile.outputs is not None
+    return profile.outputs
+
+
 def _tokens(profile: RoutingProfile) -> Scores:
     """The tokens that each layer has seen, [layer, 1]."""
     return np.array(profile.layer_tokens, np.float64)[:, np.newaxis]
@@ -71,6 +101,13 @@ def shares(values: Scores) -> Scores:
 
 
 METHODS = tuple(_METHODS)
+
+
+def needs_outputs(method: str) -> bool:
+    """Whether a method of METHODS needs a profile with ``stats="contribution"``."""
+    return _METHODS[method].outputs
+
+
 COMBINATIONS = ("sum", "max")
 """How the scores of several domains become one."""
 
@@ -81,8 +118,7 @@ def score(profile: RoutingProfile, method: str = "utility") -> Scores:
     Raises InputError for an unknown method, for a profile without tokens, and for one that does not know what the
     method needs.
     """
-    if method not in _METHODS:
-        raise InputError(f"there is no scoring method {method!r}; choose one of {', '.join(METHODS)}")
+    check_method(profile, method)
     if profile.n_tokens == 0:
         raise InputError("the profile has seen no tokens, so there is nothing to score")
     unseen = [block for block, seen in zip(profile.layers, profile.layer_tokens, strict=True) if seen == 0]
@@ -91,7 +127,19 @@ def score(profile: RoutingProfile, method: str = "utility") -> Scores:
             f"{profile.place}: blocks {unseen} have seen no tokens, for nobody asked for the outputs behind them; "
             "run saved text of the same kind with `coe-native profile`, and merge both"
         )
+    return _METHODS[method].formula(profile)
+
+
+def check_method(profile: RoutingProfile, method: str) -> None:
+    """Raises InputError for an unknown method, and for a profile that does not know what the method needs."""
+    if method not in _METHODS:
+        raise InputError(f"there is no scoring method {method!r}; choose one of {', '.join(METHODS)}")
     wanted = _METHODS[method]
+    if wanted.outputs and profile.outputs is None:
+        raise InputError(
+            f"{profile.place}: does not know what the experts put out, which {method} needs; profile with --stats "
+            "contribution, or use another --method"
+        )
     for needed, known, what in (
         (wanted.weights, profile.has_weights, "weights"),
         (wanted.ranks, profile.has_ranks, "ranks"),
@@ -99,4 +147,3 @@ def score(profile: RoutingProfile, method: str = "utility") -> Scores:
         if needed and not known:
             others = "rank-weighted or frequency" if profile.has_ranks else "frequency"
             raise InputError(f"{profile.place}: counts choices without their {what}; use --method {others}")
-    return wanted.formula(profile)

@@ -15,15 +15,20 @@ from coe_native.evaluation import Evaluation, check_text, evaluate
 from coe_native.masking import ExpertMask, build_mask
 from coe_native.profiler import Progress, profile_corpora
 from coe_native.runtime import Model
+from coe_native.scoring import check_method, needs_outputs
 from coe_native.surgery import Report, prune
 from coe_native.surgery_plan import SAFETY_NOTICE
 from coe_native.verification import Check, verify
+
+SHOWN = ("utility", "contribution")
+"""Methods whose masks are always judged, for it depends on the model which is better."""
 
 
 @dataclass(frozen=True)
 class Specialist:
     """A written specialist and what was found about it: each text's evaluation by the parent, by the
-    live-masked parent (before the file was written) and by the file."""
+    live-masked parent (before the file was written) and by the file; and by the parent under the masks of the
+    other methods of SHOWN, of which no file was written."""
 
     path: Path
     mask: ExpertMask
@@ -31,6 +36,12 @@ class Specialist:
     parent: tuple[Evaluation, ...]
     live_masked: tuple[Evaluation, ...]
     pruned: tuple[Evaluation, ...]
+    other_methods: Mapping[str, tuple[Evaluation, ...]]
+
+    @property
+    def method(self) -> str:
+        """How the experts of the file were scored."""
+        return str(self.mask.provenance["method"])
 
 
 @dataclass(frozen=True)
@@ -90,9 +101,12 @@ def specialise(
     check_space(out, parent.moe.specialist_bytes(mask_arguments["keep"]))
     for text in texts:
         check_text(parent, text)
+    method, reasoning = mask_arguments.get("method", "utility"), mask_arguments.get("reasoning")
+    if reasoning is not None:
+        check_method(reasoning, method)
 
     watchers.step("profiling")
-    profile = profile_corpora(parent, corpora, progress=watchers.tokens)
+    profile = profile_corpora(parent, corpora, stats="contribution", progress=watchers.tokens)
     profile.save(beside["profile.gguf"], force=force)
     mask = build_mask(profile, **mask_arguments)
     mask.save(beside["mask.json"], force=force)
@@ -100,11 +114,13 @@ def specialise(
     watchers.step("judging the mask live")
     if judged_parent is None:
         judged_parent = judge(parent, texts)
-    parent.apply(mask)
-    try:
-        live_masked = judge(parent, texts)
-    finally:
-        parent.clear_mask()
+    live_masked = _judge_masked(parent, mask, texts)
+    others = {}
+    for other in SHOWN:
+        if other != method and not (needs_outputs(other) and reasoning is not None and reasoning.outputs is None):
+            watchers.step(f"judging the mask by {other} live")
+            its_mask = build_mask(profile, **{**mask_arguments, "method": other})
+            others[other] = _judge_masked(parent, its_mask, texts)
 
     watchers.step("pruning")
     prune(parent.moe.path, mask, out, force=force, progress=watchers.n_bytes)
@@ -117,9 +133,17 @@ def specialise(
     watchers.step("judging the specialist")
     with parent.like(out) as written:
         pruned = judge(written, texts)
-    specialist = Specialist(out, mask, checks, judged_parent, live_masked, pruned)
+    specialist = Specialist(out, mask, checks, judged_parent, live_masked, pruned, others)
     _write_report(specialist, parent, beside["report.json"])
     return specialist
+
+
+def _judge_masked(parent: Model, mask: ExpertMask, texts: Sequence[Corpus]) -> tuple[Evaluation, ...]:
+    parent.apply(mask)
+    try:
+        return judge(parent, texts)
+    finally:
+        parent.clear_mask()
 
 
 def _write_report(specialist: Specialist, parent: Model, path: Path) -> None:
@@ -137,6 +161,10 @@ def _write_report(specialist: Specialist, parent: Model, path: Path) -> None:
             "parent": [asdict(e) for e in specialist.parent],
             "live_masked": [asdict(e) for e in specialist.live_masked],
             "pruned": [asdict(e) for e in specialist.pruned],
+            "other_methods": {
+                method: [asdict(e) for e in evaluations]
+                for method, evaluations in specialist.other_methods.items()
+            },
         },
         "notice": SAFETY_NOTICE,
     }

@@ -51,6 +51,11 @@ class Stability:
         self._masks: list[tuple[int, Kept]] = []
         self.curve: list[Agreement] = []
 
+    @property
+    def method(self) -> str:
+        """How the mask's experts are scored."""
+        return str(self._arguments.get("method", "utility"))
+
     def due(self, n_tokens: int) -> bool:
         """Whether it is time for a look."""
         last = self._masks[-1][0] if self._masks else 0

@@ -213,7 +213,7 @@ const int64_t* coe_profile_histograms(const coe_profile* profile) {
 }
 
 const double* coe_profile_weight_sum(const coe_profile* profile) {
-    return profile == nullptr ? nullptr : profile->value.stats.weight_sum().data();
+    return profile == nullptr ? nullptr : profile->value.stats.weight_sum().sums().data();
 }
 
 int32_t coe_profile_merge(coe_profile* profile, const coe_profile* other) {

@@ -183,8 +183,8 @@ std::vector<uint8_t> encode_profile(const Profile& profile, const std::string& s
         const size_t first = layer * profile.stats.n_experts() * profile.stats.top_k();
         const int block = layout.blocks[layer];
         add(block, "histogram", GGML_TYPE_I64, &profile.stats.histograms()[first]);
-        add(block, "weight_sum", GGML_TYPE_F64, &profile.stats.weight_sum()[first]);
-        add(block, "weight_sum_rest", GGML_TYPE_F64, &profile.stats.weight_sum_rest()[first]);
+        add(block, "weight_sum", GGML_TYPE_F64, &profile.stats.weight_sum().sums()[first]);
+        add(block, "weight_sum_rest", GGML_TYPE_F64, &profile.stats.weight_sum().rests()[first]);
     }
     std::vector<uint8_t> bytes(gguf_get_meta_size(file.get()));
     gguf_get_meta_data(file.get(), bytes.data());

@@ -23,6 +23,8 @@ constexpr Kind kinds[] = {
     {"weights_norm", RouterNode::later_weights},
     {"down", RouterNode::outputs},
     {"down_scaled", RouterNode::outputs},
+    {"down_biased", RouterNode::outputs},
+    {"weighted", RouterNode::weighted},
 };
 
 }  // namespace

@@ -15,7 +15,10 @@ enum class RouterNode {
     probs,           // [n_expert, n_tokens], what selects, before a selection bias is added
     chosen_weights,  // first node of the chain of a token's k weights
     later_weights,   // a later one of that chain: after a softmax over k, or normalised
-    outputs,         // what the experts put out; the chain of the weights is over by then
+    // What the experts put out, [n_embd, k, n_tokens], then scaled, then with their bias. The chain of the
+    // weights is over by then.
+    outputs,
+    weighted,  // times the weights: the experts' outputs, or, before them, their input
 };
 
 struct RouterNodeName {

@@ -5,28 +5,13 @@
 #include <stdexcept>
 #include <utility>
 
-#include "ggml-backend.h"
+#include "host_bytes.h"
 
 namespace coe {
 
 namespace {
 
 std::string in_block(int block) { return " in block " + std::to_string(block); }
-
-// The tensor's bytes, strides and all: where they lie if the host can see them, else copied to `copy`.
-const char* host_bytes(const ggml_tensor* tensor, std::vector<char>& copy) {
-    const ggml_backend_buffer_t buffer =
-        tensor->view_src != nullptr ? tensor->view_src->buffer : tensor->buffer;
-    if (buffer == nullptr || ggml_backend_buffer_is_host(buffer)) {
-        return static_cast<const char*>(tensor->data);
-    }
-    const size_t n_bytes = ggml_nbytes(tensor);
-    if (copy.size() < n_bytes) {
-        copy.resize(n_bytes);
-    }
-    ggml_backend_tensor_get(tensor, copy.data(), 0, n_bytes);
-    return copy.data();
-}
 
 std::vector<int> checked(std::vector<int> blocks, size_t n_experts, const std::vector<size_t>& top_k) {
     const auto possible = [&](size_t k) { return k > 0 && k <= n_experts; };
@@ -60,46 +45,88 @@ size_t RouterTap::layer_of(int block) const {
     return index < layer_index_.size() ? layer_index_[index] : no_layer;
 }
 
+void RouterTap::watch_outputs(int32_t n_threads) {
+    output_norms_.emplace(n_threads);
+    stats_ = RoutingStats(stats_.n_layers(), stats_.n_experts(), stats_.top_k(), true);
+}
+
+bool RouterTap::Chain::wants(const char* name, bool was_read) const {
+    if (final_name.empty() || final_name == name) {
+        return true;
+    }
+    if (was_read) {
+        throw std::runtime_error(std::string("the router's graph has changed: ") + name + " follows " +
+                                 final_name);
+    }
+    return false;
+}
+
+void RouterTap::Chain::learn() {
+    if (final_name.empty()) {
+        final_name = read_name;
+    }
+}
+
 bool RouterTap::wants(const ggml_tensor* node, RouterNodeName name) {
-    const bool starts_chain = name.node == RouterNode::chosen_weights;
     const size_t index = layer_of(name.block);
-    if (name.node == RouterNode::outputs && index != no_layer && layers_[index].unconfirmed > 0) {
-        learn(layers_[index]);
+    Layer* layer = index == no_layer ? nullptr : &layers_[index];
+    switch (name.node) {
+        case RouterNode::chosen_weights:
+        case RouterNode::later_weights:
+            return wants_weights(node, name, layer);
+        case RouterNode::outputs:
+            if (layer != nullptr && layer->unconfirmed > 0) {
+                layer->weights_chain.learn();
+            }
+            return layer != nullptr && output_norms_ && layer->unconfirmed > 0 && !layer->outputs_over &&
+                   layer->outputs_chain.wants(node->name, layer->outputs_read > 0);
+        case RouterNode::weighted:
+            if (layer != nullptr) {
+                (layer->outputs_read > 0 ? layer->outputs_over : layer->weights_in_input) = true;
+            }
+            return false;
+        default:
+            return false;
     }
-    if (!starts_chain && name.node != RouterNode::later_weights) {
-        return false;
-    }
+}
+
+bool RouterTap::wants_weights(const ggml_tensor* node, RouterNodeName name, Layer* layer) {
     const ggml_tensor* ids = chosen_experts(node);
     if (ids != nullptr && !is_choice(ids)) {
         return false;
     }
-    if (index == no_layer) {
+    if (layer == nullptr) {
         if (complete_) {
             throw std::runtime_error("a router runs" + in_block(name.block) +
                                      ", where the model's header has none");
         }
         return false;
     }
-    if (starts_chain) {
-        confirm(index);  // a new graph has begun: what was read in the one before was final
+    if (name.node == RouterNode::chosen_weights) {
+        confirm(layer_of(name.block));  // a new graph has begun: what was read in the one before was final
     }
-    const Layer& layer = layers_[index];
-    const auto n_chosen = ids == nullptr ? layer.top_k : static_cast<size_t>(ids->ne[0]);
-    if (!complete_ && n_chosen == stats_.n_experts() && n_chosen != layer.top_k) {
+    const auto n_chosen = ids == nullptr ? layer->top_k : static_cast<size_t>(ids->ne[0]);
+    if (!complete_ && n_chosen == stats_.n_experts() && n_chosen != layer->top_k) {
         return false;  // a host warms up: all experts are used, and nothing is chosen
     }
-    if (layer.final_name.empty() || layer.final_name == node->name) {
-        return true;
-    }
-    if (layer.unconfirmed > 0) {
-        throw std::runtime_error(std::string("the router's graph has changed: ") + node->name + " follows " +
-                                 layer.final_name);
-    }
-    return false;
+    return layer->weights_chain.wants(node->name, layer->unconfirmed > 0);
 }
 
 bool RouterTap::read(const ggml_tensor* node, RouterNodeName name) {
     Layer& layer = layers_[layer_of(name.block)];
+    const bool of_outputs = name.node == RouterNode::outputs;
+    if (of_outputs) {
+        read_outputs(node, name, layer);
+    } else {
+        read_weights(node, name, layer);
+    }
+    Chain& chain = of_outputs ? layer.outputs_chain : layer.weights_chain;
+    chain.read_name = node->name;
+    const bool was_last = name.block == blocks_.back() && of_outputs == output_norms_.has_value();
+    return !(early_end_ && was_last && !chain.final_name.empty());
+}
+
+void RouterTap::read_weights(const ggml_tensor* node, RouterNodeName name, Layer& layer) {
     const ggml_tensor* ids = chosen_experts(node);
     const size_t k = layer.top_k;
     if (ids == nullptr || ids->type != GGML_TYPE_I32 || node->type != GGML_TYPE_F32) {
@@ -128,11 +155,18 @@ bool RouterTap::read(const ggml_tensor* node, RouterNodeName name) {
         std::memcpy(layer.weights.data(), host_bytes(node, device_copy_), n_tokens * k * sizeof(float));
     }
     layer.unconfirmed = n_tokens;
-    if (layer.final_name.empty()) {
-        layer.read_name = node->name;
-        return true;
+}
+
+void RouterTap::read_outputs(const ggml_tensor* node, RouterNodeName name, Layer& layer) {
+    const size_t k = layer.top_k;
+    if (node->type != GGML_TYPE_F32 || static_cast<size_t>(node->ne[1]) != k ||
+        static_cast<size_t>(node->ne[2]) != layer.unconfirmed || node->nb[0] != sizeof(float)) {
+        throw std::runtime_error("the experts' outputs are not those of the router's choices" +
+                                 in_block(name.block));
     }
-    return !(early_end_ && name.block == blocks_.back());
+    layer.norms.resize(std::max(layer.norms.size(), layer.unconfirmed * k));
+    output_norms_->compute(node, layer.norms.data());
+    layer.outputs_read = layer.unconfirmed;
 }
 
 RouterTap::Choices RouterTap::last_choices(int block) const {
@@ -141,27 +175,45 @@ RouterTap::Choices RouterTap::last_choices(int block) const {
     return {begin, begin + layer.unconfirmed * layer.top_k};
 }
 
-void RouterTap::learn(Layer& layer) {
-    if (layer.final_name.empty()) {
-        layer.final_name = layer.read_name;
-    }
-}
-
 void RouterTap::confirm(size_t index) {
     Layer& layer = layers_[index];
     if (layer.unconfirmed > 0) {
-        learn(layer);
+        layer.weights_chain.learn();
     }
     const size_t k = layer.top_k;
-    const size_t n_tokens = std::exchange(layer.unconfirmed, 0);
     try {
+        if (output_norms_) {
+            add_outputs(index);
+        }
+        const size_t n_tokens = std::exchange(layer.unconfirmed, 0);
         for (size_t token = 0; token < n_tokens; ++token) {
             stats_.add_token(index, &layer.experts[token * k], &layer.weights[token * k], k);
         }
+        layer.tokens += n_tokens;
     } catch (const std::runtime_error& error) {
+        layer.unconfirmed = 0;
         throw std::runtime_error(error.what() + in_block(blocks_[index]));
     }
-    layer.tokens += n_tokens;
+}
+
+// Before the choices are put in order of their weights.
+void RouterTap::add_outputs(size_t index) {
+    Layer& layer = layers_[index];
+    const size_t n_read = std::exchange(layer.outputs_read, 0);
+    const bool weighted = std::exchange(layer.weights_in_input, false);
+    layer.outputs_over = false;
+    if (n_read != layer.unconfirmed) {
+        throw std::runtime_error("what the experts put out was not seen");
+    }
+    if (n_read > 0) {
+        layer.outputs_chain.learn();
+    }
+    // Elsewhere a weight says how much of an output is added to the layer's; here it is in the output.
+    for (size_t i = 0; i < n_read * layer.top_k; ++i) {
+        const auto norm = static_cast<double>(layer.norms[i]);
+        const double weighted_norm = weighted ? norm : static_cast<double>(layer.weights[i]) * norm;
+        stats_.add_output(index, layer.experts[i], layer.norms[i], weighted_norm);
+    }
 }
 
 void RouterTap::collect() {
@@ -172,7 +224,7 @@ void RouterTap::collect() {
 
 void RouterTap::collect_final() {
     for (size_t i = 0; i < layers_.size(); ++i) {
-        if (!layers_[i].final_name.empty()) {
+        if (!layers_[i].weights_chain.final_name.empty()) {
             confirm(i);
         }
     }
@@ -215,13 +267,16 @@ void RouterTap::discard() {
     clear_counts();
     for (Layer& layer : layers_) {
         layer.unconfirmed = 0;
+        layer.outputs_read = 0;
+        layer.outputs_over = layer.weights_in_input = false;
     }
 }
 
 void RouterTap::clear() {
     discard();
     for (Layer& layer : layers_) {
-        layer.final_name.clear();
+        layer.weights_chain.final_name.clear();
+        layer.outputs_chain.final_name.clear();
     }
 }
 

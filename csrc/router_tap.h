@@ -2,20 +2,22 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "ggml.h"
+#include "output_norms.h"
 #include "router_nodes.h"
 #include "routing_stats.h"
 
 namespace coe {
 
 // How the tap knows which node of a layer to ask for: the weights that multiply the experts' outputs are
-// the last node of a short chain whose length depends on the architecture. In the first graph the tap asks
-// for every node of the chain, and what it reads last is what counts; from then on it asks for that node
-// alone. Reads are kept until the experts' outputs, the layer's next graph, or the end of the batch shows
-// that they were last.
+// the last node of a short chain whose length depends on the architecture, and so are the outputs. In the
+// first graph the tap asks for every node of a chain, and what it reads last is what counts; from then on it
+// asks for that node alone. Reads are kept until the experts' outputs, the layer's next graph, or the end of
+// the batch shows that they were last.
 class RouterTap {
   public:
     // `blocks`: block indices of the MoE layers, ascending; `top_k`: how many experts each of them chooses
@@ -29,7 +31,11 @@ class RouterTap {
     bool wants(const ggml_tensor* node, RouterNodeName name);
     bool read(const ggml_tensor* node, RouterNodeName name);
 
-    // Stop computing at the last router: right for profiling, where nobody reads what follows.
+    // From now on the norms of what the experts put out are summed too, by so many threads.
+    void watch_outputs(int32_t n_threads);
+
+    // Stop computing at the last router, or behind its experts if their outputs are watched: right for
+    // profiling, where nobody reads what follows.
     void set_early_end(bool on) { early_end_ = on; }
 
     // The blocks are all that have routers: one that runs in another block is an error, not somebody else's.
@@ -63,27 +69,45 @@ class RouterTap {
     const std::vector<int>& blocks() const { return blocks_; }
 
   private:
-    struct Layer {
-        size_t top_k = 0;
+    // One of the chains of which the last node counts.
+    struct Chain {
         std::string final_name;  // empty until learnt
         std::string read_name;
+
+        // Whether to read this node, the next of the chain. `was_read`: one has been in this graph.
+        bool wants(const char* name, bool was_read) const;
+        void learn();
+    };
+
+    struct Layer {
+        size_t top_k = 0;
+        Chain weights_chain;
+        Chain outputs_chain;
         std::vector<int32_t> experts;  // [token, k] of the read that is not yet confirmed
         std::vector<float> weights;
-        size_t unconfirmed = 0;  // tokens of that read
-        uint64_t tokens = 0;     // tokens counted
+        size_t unconfirmed = 0;     // tokens of that read
+        std::vector<float> norms;   // [token, k] of outputs, in the order of `experts`
+        size_t outputs_read = 0;    // tokens of these
+        bool outputs_over = false;  // what else the layer's experts put out in this graph is of a second bank
+        bool weights_in_input = false;  // the experts' input was weighted, not their outputs
+        uint64_t tokens = 0;            // tokens counted
         uint64_t tokens_before_batch = 0;
     };
 
     static constexpr size_t no_layer = static_cast<size_t>(-1);
     size_t layer_of(int block) const;
-    static void learn(Layer& layer);
+    bool wants_weights(const ggml_tensor* node, RouterNodeName name, Layer* layer);
+    void read_weights(const ggml_tensor* node, RouterNodeName name, Layer& layer);
+    void read_outputs(const ggml_tensor* node, RouterNodeName name, Layer& layer);
     void confirm(size_t index);
+    void add_outputs(size_t index);
 
     std::vector<int> blocks_;
     std::vector<size_t> layer_index_;  // by block; or no_layer
     RoutingStats stats_;
     std::vector<Layer> layers_;
     std::vector<char> device_copy_;
+    std::optional<OutputNorms> output_norms_;
     bool early_end_ = false;
     bool complete_ = false;
 };

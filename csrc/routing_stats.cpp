@@ -19,29 +19,47 @@ double two_sum(double a, double b, double& error) {
 
 }  // namespace
 
-void add_exactly(double& sum, double& rest, float weight) {
-    const double term = std::nearbyint(static_cast<double>(weight) * 0x1p64) * 0x1p-64;
+void add_exactly(double& sum, double& rest, double term) {
+    const double multiple = std::nearbyint(term * 0x1p64) * 0x1p-64;
     double error = 0.0;
-    const double rounded = two_sum(sum, term, error);
+    const double rounded = two_sum(sum, multiple, error);
     sum = two_sum(rounded, rest + error, rest);
 }
 
-RoutingStats::RoutingStats(size_t n_layers, size_t n_experts, size_t top_k)
+void ExactSums::add(const ExactSums& other) {
+    for (size_t i = 0; i < sums_.size(); ++i) {
+        double error = 0.0;
+        const double rounded = two_sum(sums_[i], other.sums_[i], error);
+        sums_[i] = two_sum(rounded, error + (rests_[i] + other.rests_[i]), rests_[i]);
+    }
+}
+
+void ExactSums::clear() {
+    std::fill(sums_.begin(), sums_.end(), 0.0);
+    std::fill(rests_.begin(), rests_.end(), 0.0);
+}
+
+RoutingStats::RoutingStats(size_t n_layers, size_t n_experts, size_t top_k, bool with_outputs)
     : n_layers_(n_layers),
       n_experts_(n_experts),
       top_k_(top_k),
       histograms_(n_layers * n_experts * top_k),
       weight_sum_(n_layers * n_experts * top_k),
-      weight_sum_rest_(n_layers * n_experts * top_k) {}
+      norm_sum_(with_outputs ? n_layers * n_experts : 0),
+      weighted_norm_sum_(with_outputs ? n_layers * n_experts : 0) {}
+
+void RoutingStats::check_expert(int32_t expert) const {
+    if (expert < 0 || static_cast<size_t>(expert) >= n_experts_) {
+        throw std::runtime_error("the router chose expert " + std::to_string(expert) + " of " +
+                                 std::to_string(n_experts_));
+    }
+}
 
 void RoutingStats::add_token(size_t layer, int32_t* experts, float* weights, size_t k) {
     // llama.cpp selects in descending order, so this insertion sort has next to nothing to do, except for
     // routers that select by another score than they weight by.
     for (size_t rank = 0; rank < k; ++rank) {
-        if (experts[rank] < 0 || static_cast<size_t>(experts[rank]) >= n_experts_) {
-            throw std::runtime_error("the router chose expert " + std::to_string(experts[rank]) + " of " +
-                                     std::to_string(n_experts_));
-        }
+        check_expert(experts[rank]);
         if (!std::isfinite(weights[rank])) {
             throw std::runtime_error("the router gave a weight that is not a finite number");
         }
@@ -54,24 +72,35 @@ void RoutingStats::add_token(size_t layer, int32_t* experts, float* weights, siz
     for (size_t rank = 0; rank < k; ++rank) {
         const size_t cell = base + static_cast<size_t>(experts[rank]) * top_k_ + rank;
         histograms_[cell] += 1;
-        add_exactly(weight_sum_[cell], weight_sum_rest_[cell], weights[rank]);
+        weight_sum_.add(cell, static_cast<double>(weights[rank]));
     }
+}
+
+void RoutingStats::add_output(size_t layer, int32_t expert, float norm, double weighted_norm) {
+    check_expert(expert);
+    if (!std::isfinite(norm) || !std::isfinite(weighted_norm)) {
+        throw std::runtime_error("expert " + std::to_string(expert) +
+                                 " put out something that is not a finite number");
+    }
+    const size_t cell = layer * n_experts_ + static_cast<size_t>(expert);
+    norm_sum_.add(cell, static_cast<double>(norm));
+    weighted_norm_sum_.add(cell, weighted_norm);
 }
 
 void RoutingStats::add(const RoutingStats& other) {
     for (size_t cell = 0; cell < histograms_.size(); ++cell) {
         histograms_[cell] += other.histograms_[cell];
-        double error = 0.0;
-        const double rounded = two_sum(weight_sum_[cell], other.weight_sum_[cell], error);
-        const double rests = weight_sum_rest_[cell] + other.weight_sum_rest_[cell];
-        weight_sum_[cell] = two_sum(rounded, error + rests, weight_sum_rest_[cell]);
     }
+    weight_sum_.add(other.weight_sum_);
+    norm_sum_.add(other.norm_sum_);
+    weighted_norm_sum_.add(other.weighted_norm_sum_);
 }
 
 void RoutingStats::clear() {
     std::fill(histograms_.begin(), histograms_.end(), 0);
-    std::fill(weight_sum_.begin(), weight_sum_.end(), 0.0);
-    std::fill(weight_sum_rest_.begin(), weight_sum_rest_.end(), 0.0);
+    weight_sum_.clear();
+    norm_sum_.clear();
+    weighted_norm_sum_.clear();
 }
 
 }  // namespace coe

@@ -287,8 +287,12 @@ std::vector<int32_t> Session::tokenize(const std::string& text, bool parse_speci
     return tokens;
 }
 
-void Session::watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k) {
+void Session::watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k,
+                    bool outputs) {
     tap_ = std::make_unique<RouterTap>(blocks, n_experts, top_k);
+    if (outputs) {
+        tap_->watch_outputs(n_threads());
+    }
     tap_->set_early_end(true);
     tap_->set_complete(true);
     hooks_.tap = tap_.get();

@@ -83,8 +83,10 @@ class Session {
     // Without BOS and EOS; special tokens are not parsed out of the text unless asked for.
     std::vector<int32_t> tokenize(const std::string& text, bool parse_special) const;
 
-    // Starts (or, with no blocks, stops) counting. Counting ends each graph at the last router.
-    void watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k);
+    // Starts counting, with `outputs` also what the experts put out. Counting ends each graph at the last
+    // router, or behind its experts.
+    void watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k,
+               bool outputs);
     void unwatch() {
         tap_.reset();
         hooks_.tap = nullptr;

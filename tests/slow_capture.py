@@ -1,7 +1,8 @@
 """An independent, slow capture: a ctypes callback copies every id and weight, NumPy sums them.
 
 It shares no code with the tap: it looks at every candidate node of every graph, runs one document at a time
-with all logits and without an early end, and ranks by a stable sort.
+with all logits and without an early end, and ranks by a stable sort. Norms of what the experts put out it takes in
+double precision.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ Tensor._fields_ = [
     ("name", ctypes.c_char * 64),
 ]
 
-_NODE = re.compile(r"ffn_moe_(topk|weights|weights_softmax|weights_norm)-(\d+)")
+_NODE = re.compile(
+    r"ffn_moe_(topk|weights|weights_softmax|weights_norm|down|down_scaled|down_biased|weighted)-(\d+)"
+)
 _LAST_WINS = ("weights", "weights_softmax", "weights_norm")
+_OUTPUTS = ("down", "down_scaled", "down_biased")
 
 
 class SlowCapture:
@@ -61,6 +65,9 @@ class SlowCapture:
             if (kind, block) not in self._seen:
                 self._seen.add((kind, block))
                 values = _strided(tensor, np.int32 if kind == "topk" else np.float32)
+                if kind in (*_OUTPUTS, "weighted"):  # too much to keep
+                    whole = values.astype(np.float64).reshape(-1, tensor.ne[1], tensor.ne[0])
+                    values = np.sqrt((whole**2).sum(axis=-1))
                 self.nodes.setdefault((kind, block), []).append(values)
         return bool(match) or not ask
 
@@ -85,6 +92,28 @@ class SlowCapture:
             np.add.at(histogram[:, rank], ids[:, rank], 1)
             np.add.at(weight_sum[:, rank], ids[:, rank], weights[:, rank].astype(np.float64))
         return histogram, weight_sum
+
+    def output_norms(self, block: int, n_experts: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of one block, [expert]: sums of the norms of what each put out, and of what it added to the layer."""
+        ids = np.concatenate([part.reshape(-1, part.shape[-1]) for part in self.nodes["topk", block]])
+        k = ids.shape[1]
+        last = [kind for kind in _LAST_WINS if (kind, block) in self.nodes][-1]
+        weights = np.concatenate([part.reshape(-1, k) for part in self.nodes[last, block]])
+        last = [kind for kind in _OUTPUTS if (kind, block) in self.nodes][-1]
+        norms, weighted = (
+            np.concatenate([part.reshape(-1, k) for part in self.nodes[kind, block]])
+            for kind in (last, "weighted")
+        )
+        products = weights.astype(np.float64) * norms
+        seen = list(self.nodes)
+        if seen.index(("weighted", block)) < seen.index((last, block)):
+            products = norms  # it is the input that is weighted
+        else:  # as the graph has it, up to a constant scale of the layer
+            np.testing.assert_allclose(weighted / weighted.sum(), products / products.sum(), rtol=1e-4)
+        sums = np.zeros(n_experts), np.zeros(n_experts)
+        np.add.at(sums[0], ids, norms)
+        np.add.at(sums[1], ids, products)
+        return sums
 
 
 def _strided(tensor: Tensor, dtype: type) -> NDArray[np.generic]:

@@ -33,7 +33,7 @@ class Row:
         self.path = directory / "model.gguf"
         write_random_model(self.path, name)
         with coe.Model(self.path, n_ctx=128, n_batch=128, n_threads=2) as model:
-            self.profile = coe.profile(model, documents)
+            self.profile = coe.profile(model, documents, stats="contribution")
         self.mask = unused_experts(self.profile, KEEP)
 
     @property
@@ -70,11 +70,16 @@ def test_counts_equal_an_independent_capture(row: Row) -> None:
         slow.run(row.documents, 128)
     finally:
         slow.close()
+    assert profile.outputs is not None
     for index, block in enumerate(profile.layers):
         histogram, weight_sum = slow.counts(block, profile.n_experts)
+        norm_sum, weighted_norm_sum = slow.output_norms(block, profile.n_experts)
         k = layer_top_k[index]
         np.testing.assert_array_equal(profile.histograms[index, :, :k], histogram)
         np.testing.assert_allclose(profile.weight_sum[index, :, :k], weight_sum, rtol=1e-6)
+        np.testing.assert_allclose(profile.outputs.norm_sum[index], norm_sum, rtol=1e-5)
+        np.testing.assert_allclose(profile.outputs.weighted_norm_sum[index], weighted_norm_sum, rtol=1e-5)
+        assert np.array_equal(norm_sum, weighted_norm_sum) == (row.name == "llama4")
 
 
 def test_a_c_host_writes_the_profile_that_python_writes(row: Row) -> None:
@@ -93,6 +98,7 @@ def test_a_c_host_writes_the_profile_that_python_writes(row: Row) -> None:
     np.testing.assert_allclose(profile.weight_sum, row.profile.weight_sum, rtol=1e-6)
     for name in ("architecture", "model_name", "fingerprint", "layers", "n_tokens", "router_shape"):
         assert getattr(profile, name) == getattr(row.profile, name), name
+    assert profile.outputs is None
     profile.save(row.directory / "python.profile.gguf")
     assert (row.directory / "python.profile.gguf").read_bytes() == written.read_bytes()
 

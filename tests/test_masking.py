@@ -24,11 +24,13 @@ def make_profile(
     n_tokens: int = 60,
     skew: float = 1.0,
     groups: tuple[int, int] = (1, 1),
+    outputs: bool = True,
 ) -> Any:
     """A profile of made-up choices; coarse weights and few tokens give plenty of ties."""
     generator = np.random.default_rng(seed)
     histograms = np.zeros((n_layers, n_experts, K), np.int64)
     weight_sum = np.zeros((n_layers, n_experts, K))
+    norms = np.zeros((2, n_layers, n_experts))
     popularity = generator.dirichlet(np.full(n_experts, skew)) + 1e-9
     for layer in range(n_layers):
         for _ in range(n_tokens):
@@ -37,9 +39,21 @@ def make_profile(
             for rank, (expert, weight) in enumerate(zip(chosen, weights, strict=True)):
                 histograms[layer, expert, rank] += 1
                 weight_sum[layer, expert, rank] += weight
+                norm = (1 + expert) / 8
+                norms[:, layer, expert] += norm, weight * norm
     layers = tuple(range(1, 2 * n_layers, 2))
     return coe.RoutingProfile(
-        "test", "made up", "f" * 64, layers, n_tokens, histograms, weight_sum, (), groups[0], groups[1]
+        "test",
+        "made up",
+        "f" * 64,
+        layers,
+        n_tokens,
+        histograms,
+        weight_sum,
+        (),
+        groups[0],
+        groups[1],
+        outputs=coe.OutputNorms(*norms) if outputs else None,
     )
 
 
@@ -60,7 +74,18 @@ def test_scores_equal_their_formulas(profile: coe.RoutingProfile) -> None:
             histogram, weights = profile.histograms[layer, expert], profile.weight_sum[layer, expert]
             utility = sum(h / n * (w / max(h, 1)) for h, w in zip(histogram, weights, strict=True))
             ranked = sum((k - r) / (k * (k + 1) / 2) * h for r, h in enumerate(histogram))
-            expected = {"utility": utility, "rank-weighted": ranked, "frequency": histogram.sum() / n}
+            assert profile.outputs is not None
+            norms, weighted_norms = (
+                sums[layer, expert] for sums in (profile.outputs.norm_sum, profile.outputs.weighted_norm_sum)
+            )
+            expected = {
+                "utility": utility,
+                "rank-weighted": ranked,
+                "frequency": histogram.sum() / n,
+                "contribution": weighted_norms / n,
+                "reap": weighted_norms / max(histogram.sum(), 1),
+                "ean": norms / n,
+            }
             for method in coe.METHODS:
                 assert coe.score(profile, method)[layer, expert] == pytest.approx(expected[method], abs=1e-12)
 
@@ -187,7 +212,8 @@ def test_masks_equal_brute_force(
 
 def test_ties_go_to_the_lower_index() -> None:
     histograms = np.full((1, 6, K), 10, np.int64)
-    profile = coe.RoutingProfile("test", "tied", "0" * 64, (0,), 60, histograms, histograms * 0.25)
+    norms = coe.OutputNorms(np.full((1, 6), 15.0), np.full((1, 6), 5.0))
+    profile = coe.RoutingProfile("test", "tied", "0" * 64, (0,), 60, histograms, histograms * 0.25, outputs=norms)
     for method in coe.METHODS:
         assert coe.build_mask(profile, 3, method=method, structural=False).kept[0] == (0, 1, 2)
 
@@ -231,8 +257,16 @@ def test_no_scores_without_tokens_or_method() -> None:
     empty = make_profile(0, n_tokens=0)
     with pytest.raises(coe.InputError, match="no tokens"):
         coe.score(empty)
-    with pytest.raises(coe.InputError, match="no scoring method 'reap'; choose one of"):
-        coe.score(make_profile(0), "reap")
+    with pytest.raises(coe.InputError, match="no scoring method 'reapp'; choose one of"):
+        coe.score(make_profile(0), "reapp")
+
+
+@pytest.mark.parametrize("method", ["contribution", "reap", "ean"])
+def test_methods_that_need_outputs_say_so(method: str) -> None:
+    profile = make_profile(0, outputs=False)
+    assert profile.outputs is None
+    with pytest.raises(coe.InputError, match=f"which {method} needs; profile with --stats contribution"):
+        coe.build_mask(profile, 4, method=method)
 
 
 @given(st.integers(0, 1000), st.integers(K, 8))

@@ -21,7 +21,7 @@ from random_models import copy_entries
 from test_masking import make_profile
 
 import coe_native as coe
-from coe_native.routing_profile import CorpusRecord
+from coe_native.routing_profile import CorpusRecord, OutputNorms
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
@@ -31,6 +31,9 @@ def test_a_profile_survives_its_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.histograms, profile.histograms)
     np.testing.assert_array_equal(loaded.weight_sum, profile.weight_sum)
     np.testing.assert_array_equal(loaded.weight_sum_rest, profile.weight_sum_rest)
+    assert loaded.outputs is not None
+    for name in OutputNorms.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(loaded.outputs, name), getattr(profile.outputs, name))
     for name in ("architecture", "model_name", "fingerprint", "layers", "n_tokens", "corpora"):
         assert getattr(loaded, name) == getattr(profile, name)
 
@@ -61,12 +64,57 @@ def test_weights_that_no_router_can_give_are_refused(weight: float) -> None:
         replace(profile, weight_sum=weight_sum)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm_sum": float("nan")}, "norm_sum must be of what the experts put out"),
+        ({"norm_sum": -1.0}, "norm_sum must be"),
+        ({"norm_sum": 1e300}, "norm_sum must be"),
+        ({"weighted_norm_sum": float("inf")}, "weighted_norm_sum must be"),
+        ({"norm_sum_rest": 1.0}, "left out of a profile's norm_sum"),
+        ({"weighted_norm_sum_rest": float("nan")}, "left out of a profile's weighted_norm_sum"),
+    ],
+)
+def test_outputs_that_no_expert_can_have_are_refused(change: dict[str, float], message: str) -> None:
+    profile = make_profile(1)
+    ((name, value),) = change.items()
+    values = getattr(profile.outputs, name).copy()
+    values[1, 3] = value
+    with pytest.raises(coe.InputError, match=message):
+        replace(profile, outputs=replace(profile.outputs, **{name: values}))
+
+
+def test_outputs_are_of_chosen_experts_in_all_layers() -> None:
+    profile = make_profile(1, n_tokens=0)
+    sums = np.zeros((2, 8))
+    replace(profile, outputs=OutputNorms(sums, sums))
+    sums[1, 3] = 0.5
+    with pytest.raises(coe.InputError, match="nothing for one that never was"):
+        replace(profile, outputs=OutputNorms(sums, sums))
+    with pytest.raises(coe.InputError, match="norm_sum needs a number for each expert of each layer"):
+        replace(profile, outputs=OutputNorms(sums[:, :7], sums))
+
+
+def test_profiles_with_and_without_outputs_do_not_add_up(tmp_path: Path) -> None:
+    make_profile(1).save(tmp_path / "with.gguf")
+    make_profile(2, outputs=False).save(tmp_path / "without.gguf")
+    first, second = (coe.RoutingProfile.load(tmp_path / f"{name}.gguf") for name in ("with", "without"))
+    assert second.outputs is None
+    for one, other in ((first, second), (second, first)):
+        with pytest.raises(coe.InputError, match=r"without.gguf: does not know .*with.gguf does; .* same --stats"):
+            one + other
+
+
 def test_profiles_add_up() -> None:
     first, second = make_profile(1), make_profile(2)
     both = first + second
     assert both.n_tokens == first.n_tokens + second.n_tokens
     np.testing.assert_array_equal(both.histograms, first.histograms + second.histograms)
     np.testing.assert_array_equal(both.weight_sum, first.weight_sum + second.weight_sum)
+    for name in ("norm_sum", "weighted_norm_sum"):
+        np.testing.assert_array_equal(
+            getattr(both.outputs, name), getattr(first.outputs, name) + getattr(second.outputs, name)
+        )
     with pytest.raises(coe.InputError, match="their layers differ"):
         first + make_profile(1, n_layers=3)
 
@@ -147,9 +195,21 @@ def test_layers_may_choose_different_numbers(tmp_path: Path) -> None:
 
 
 def of_one_token(weights: list[float]) -> list[coe.RoutingProfile]:
-    """A profile of each weight."""
+    """A profile of each weight, which is also the length of what the expert put out."""
     one = np.ones((1, 1, 1), np.int64)
-    return [coe.RoutingProfile("a", "m", "0" * 64, (0,), 1, one, np.full((1, 1, 1), weight)) for weight in weights]
+    return [
+        coe.RoutingProfile(
+            "a",
+            "m",
+            "0" * 64,
+            (0,),
+            1,
+            one,
+            np.full((1, 1, 1), weight),
+            outputs=OutputNorms(np.full((1, 1), max(weight, 0)), np.full((1, 1), weight)),
+        )
+        for weight in weights
+    ]
 
 
 _WEIGHTS = st.floats(-1000, 1000, width=32).map(lambda weight: round(weight * 2**64) / 2**64)
@@ -166,6 +226,11 @@ def test_weights_add_up_exactly_in_any_order(weights: list[float], random: Any) 
     (total,) = profiles
     assert Fraction(total.weight_sum.item()) + Fraction(total.weight_sum_rest.item()) == exact
     assert total.weight_sum.item() == float(exact)
+    assert total.outputs is not None
+    norms = total.outputs.norm_sum.item(), total.outputs.norm_sum_rest.item()
+    assert sum(map(Fraction, norms)) == sum(Fraction(max(weight, 0)) for weight in weights)
+    assert total.outputs.weighted_norm_sum.item() == float(exact)
+    assert total.outputs.weighted_norm_sum_rest.item() == total.weight_sum_rest.item()
 
 
 def test_the_rest_of_a_sum_is_kept_in_the_file(tmp_path: Path) -> None:
@@ -234,7 +299,7 @@ def test_shards_that_cannot_be_are_refused(shards: tuple[int, ...]) -> None:
 
 def live_profile(seen: tuple[int, ...]) -> coe.RoutingProfile:
     """Of a program that lets some layers run for fewer tokens than others: of 60, so many."""
-    whole = make_profile(4)
+    whole = make_profile(4, outputs=False)
     random = np.random.default_rng(1)
     histograms = np.zeros_like(whole.histograms)
     for layer, n_tokens in enumerate(seen):
@@ -267,7 +332,7 @@ def test_layers_may_have_seen_different_numbers_of_tokens(tmp_path: Path) -> Non
 
     for method, each in (("utility", 0.25 * 3), ("frequency", 3)):
         np.testing.assert_allclose(coe.score(loaded, method).sum(axis=1), [each, each])
-    whole = make_profile(5)
+    whole = make_profile(5, outputs=False)
     assert whole.is_whole
     assert whole.shortfall == ""
     completed = loaded + whole
@@ -281,7 +346,7 @@ def test_a_layer_without_tokens_has_no_score() -> None:
     profile = live_profile((60, 0))
     with pytest.raises(coe.InputError, match=r"blocks \[\d+\] have seen no tokens.*and merge both"):
         coe.score(profile)
-    coe.score(profile + make_profile(5))
+    coe.score(profile + make_profile(5, outputs=False))
 
 
 @pytest.mark.parametrize("seen", [(60,), (60, 61), (59, 7), (60, 8)])
@@ -303,7 +368,7 @@ def test_live_profiles_add_up_layer_by_layer(first: list[int], second: list[int]
 def test_the_command_line_says_that_layers_count_for_themselves(tmp_path: Path) -> None:
     live_profile((60, 7)).save(tmp_path / "live.gguf")
     live_profile((60, 0)).save(tmp_path / "blind.gguf")
-    make_profile(5).save(tmp_path / "whole.gguf")
+    make_profile(5, outputs=False).save(tmp_path / "whole.gguf")
     for line in (["score", "live.gguf"], ["mask", "live.gguf", "--keep", "4", "-o", "mask.json"]):
         run = subprocess.run(
             [sys.executable, "-m", "coe_native", *line], cwd=tmp_path, capture_output=True, text=True, check=True

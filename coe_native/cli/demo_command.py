@@ -48,8 +48,11 @@ def command(output: Path, threads: int | None, force: bool, as_json: bool) -> No
     rows = [["parent", "", gigabytes(result.parent_bytes), *_cells(result.parent, None)]]
     for kind, specialist in result.specialists.items():
         size = gigabytes(specialist.path.stat().st_size)
-        rows.append([f"{kind} specialist", "live-masked", "", *_cells(specialist.live_masked, result.parent)])
-        rows.append(["", "pruned", size, *_cells(specialist.pruned, result.parent)])
+        method = specialist.method
+        rows.append([f"{kind} specialist", f"{method}, live", "", *_cells(specialist.live_masked, result.parent)])
+        rows.append(["", f"{method}, pruned", size, *_cells(specialist.pruned, result.parent)])
+        for other, evaluations in specialist.other_methods.items():
+            rows.append(["", f"{other}, live", "", *_cells(evaluations, result.parent)])
     print_table(
         "Perplexity on held-out text, and its rise over the parent's (lower is better)",
         ["model", "", "size", *demo.KINDS],
@@ -63,8 +66,7 @@ def _cells(results: Sequence[Evaluation], parent: Sequence[Evaluation] | None) -
     if parent is None:
         return [f"{result.perplexity:.2f}       " for result in results]
     return [
-        f"{ours.perplexity:.2f} {ours.perplexity / theirs.perplexity - 1:+6.1%}"
-        for ours, theirs in zip(results, parent, strict=True)
+        f"{ours.perplexity:.2f} {ours.loss(theirs):+6.1%}" for ours, theirs in zip(results, parent, strict=True)
     ]
 
 
@@ -76,8 +78,13 @@ def _as_json(result: Demo) -> dict[str, Any]:
                 "path": str(specialist.path),
                 "bytes": specialist.path.stat().st_size,
                 "checks": [asdict(check) for check in specialist.checks],
+                "method": specialist.method,
                 "live_masked": [asdict(e) for e in specialist.live_masked],
                 "pruned": [asdict(e) for e in specialist.pruned],
+                "other_methods": {
+                    method: [asdict(e) for e in evaluations]
+                    for method, evaluations in specialist.other_methods.items()
+                },
             }
             for kind, specialist in result.specialists.items()
         },

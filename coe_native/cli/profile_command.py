@@ -26,6 +26,7 @@ from coe_native.cli.shared import (
     token_progress,
 )
 from coe_native.errors import InputError
+from coe_native.routing_profile import STATS
 
 if TYPE_CHECKING:
     from coe_native.corpus import Shard
@@ -52,6 +53,13 @@ class _Shard(click.ParamType["Shard"]):
 @corpus_option
 @click.option("-o", "--output", type=FILE, required=True, help="Profile file to write.")
 @field_option
+@click.option(
+    "--stats",
+    type=click.Choice(STATS),
+    default="routing",
+    show_default=True,
+    help="What to count: which experts are chosen, or also how much they contribute (see --method of mask).",
+)
 @click.option(
     "--shard",
     type=_Shard(),
@@ -85,6 +93,7 @@ def command(
     corpora: tuple[Path, ...],
     output: Path,
     field: str | None,
+    stats: str,
     shard: Shard | None,
     checkpoint_every: float,
     resume: bool,
@@ -135,6 +144,7 @@ def command(
                 loaded,
                 read,
                 shard=shard or WHOLE,
+                stats=stats,
                 checkpoint=checkpoint,
                 until=until,
                 skip_bad=leave_out if skip_bad else None,
@@ -155,6 +165,7 @@ def command(
                 "profile": str(output),
                 "model": profile.model_name,
                 "fingerprint": profile.fingerprint,
+                "stats": stats,
                 "tokens": profile.n_tokens,
                 "left_out": len(bad),
                 "shard": None if shard is None else [shard.index, shard.count],

@@ -15,13 +15,13 @@ from coe_native.cli.shared import (
     Command,
     force_option,
     json_option,
-    method_option,
     needs_extra,
     placement_options,
     print_json,
     say,
 )
 from coe_native.errors import InputError
+from coe_native.scoring import METHODS, needs_outputs
 
 
 @click.command(name="serve", cls=Command)
@@ -55,7 +55,13 @@ from coe_native.errors import InputError
 @click.option("--resume", is_flag=True, help="Go on counting from the files of an earlier run.")
 @click.option("--mask", "mask_path", type=FILE, help="Live mask to begin with: serve what a specialist would be.")
 @click.option("--keep", type=int, help="Experts of the mask whose stability is shown; half if not given.")
-@method_option
+@click.option(
+    "--method",
+    type=click.Choice([method for method in METHODS if not needs_outputs(method)]),
+    default="utility",
+    show_default=True,
+    help="How its experts are scored: by which were chosen, which is all that is counted here.",
+)
 @click.option(
     "--stable",
     type=click.FloatRange(0, 1, min_open=True),

@@ -94,16 +94,16 @@ def command(
     print_table(
         f"keep {made.mask.keep} of {made.mask.n_experts}: {gigabytes(parent_bytes)} -> "
         f"{gigabytes(output.stat().st_size)}; perplexity on {'held-out text' if texts else 'the profiled text'}",
-        ["text", "parent", "live-masked", "pruned", "loss"],
+        ["text", "parent", *(f"live, {name}" for name in (made.method, *made.other_methods)), "pruned"],
         [
             [
-                parent_result.text,
-                f"{parent_result.perplexity:.3f}",
-                f"{live.perplexity:.3f}",
-                f"{pruned.perplexity:.3f}",
-                f"{pruned.perplexity / parent_result.perplexity - 1:+.1%}",
+                parent.text,
+                f"{parent.perplexity:.3f}",
+                *(f"{r.perplexity:.3f} {r.loss(parent):+.1%}" for r in others),
             ]
-            for parent_result, live, pruned in zip(made.parent, made.live_masked, made.pruned, strict=True)
+            for parent, *others in zip(
+                made.parent, made.live_masked, *made.other_methods.values(), made.pruned, strict=True
+            )
         ],
     )
     say(f"{output} is verified; its profile, mask and report lie beside it.")

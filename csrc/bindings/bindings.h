@@ -17,6 +17,11 @@ pybind11::array_t<Value> to_cube(const std::vector<Value>& values, const Routing
     return pybind11::array_t<Value>({stats.n_layers(), stats.n_experts(), stats.top_k()}, values.data());
 }
 
+// One number for each layer and expert.
+inline pybind11::array_t<double> to_table(const std::vector<double>& values, const RoutingStats& stats) {
+    return pybind11::array_t<double>({stats.n_layers(), stats.n_experts()}, values.data());
+}
+
 void register_gguf(pybind11::module_& module);
 void register_blocks(pybind11::module_& module);
 void register_live(pybind11::module_& module);

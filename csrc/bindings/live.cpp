@@ -16,8 +16,8 @@ py::tuple counts(LiveProfiler& profiler, size_t part) {
         return profiler.counts(part);
     }();
     return py::make_tuple(to_cube(found.stats.histograms(), found.stats),
-                          to_cube(found.stats.weight_sum(), found.stats),
-                          to_cube(found.stats.weight_sum_rest(), found.stats), found.tokens);
+                          to_cube(found.stats.weight_sum().sums(), found.stats),
+                          to_cube(found.stats.weight_sum().rests(), found.stats), found.tokens);
 }
 
 }  // namespace

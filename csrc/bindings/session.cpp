@@ -25,6 +25,18 @@ const RoutingStats& stats_of(const Session& session) {
     return session.tap()->stats();
 }
 
+// Sums of norms of what the experts put out, before and after the router's weights, each with what rounding
+// left out of it; null where outputs are not watched.
+py::object output_norms(const Session& session) {
+    const RoutingStats& stats = stats_of(session);
+    if (stats.norm_sum().sums().empty()) {
+        return py::none();
+    }
+    return py::make_tuple(to_table(stats.norm_sum().sums(), stats), to_table(stats.norm_sum().rests(), stats),
+                          to_table(stats.weighted_norm_sum().sums(), stats),
+                          to_table(stats.weighted_norm_sum().rests(), stats));
+}
+
 using Row = const float* (Session::*)(int32_t);
 
 // Rows of the last decode, each of `width` numbers.
@@ -167,15 +179,18 @@ void register_session(py::module_& module) {
                 return Tokens(static_cast<py::ssize_t>(tokens.size()), tokens.data());
             },
             py::arg("text"), py::arg("parse_special"))
-        .def("watch", &Session::watch, py::arg("blocks"), py::arg("n_experts"), py::arg("top_k"))
+        .def("watch", &Session::watch, py::arg("blocks"), py::arg("n_experts"), py::arg("top_k"),
+             py::arg("outputs") = false)
         .def("unwatch", &Session::unwatch)
         .def_property_readonly(
             "histograms", [](const Session& s) { return to_cube(stats_of(s).histograms(), stats_of(s)); })
         .def_property_readonly(
-            "weight_sum", [](const Session& s) { return to_cube(stats_of(s).weight_sum(), stats_of(s)); })
+            "weight_sum",
+            [](const Session& s) { return to_cube(stats_of(s).weight_sum().sums(), stats_of(s)); })
         .def_property_readonly(
             "weight_sum_rest",
-            [](const Session& s) { return to_cube(stats_of(s).weight_sum_rest(), stats_of(s)); })
+            [](const Session& s) { return to_cube(stats_of(s).weight_sum().rests(), stats_of(s)); })
+        .def_property_readonly("output_norms", &output_norms)
         .def("mask", &Session::mask, py::arg("blocks"), py::arg("kept"), py::arg("n_experts"))
         .def("unmask", &Session::unmask)
         .def("reset", &Session::reset, ReleaseGil())

@@ -192,7 +192,7 @@ TEST(mask_in_a_graph_leaves_the_kept_experts_choices) {
             expected.push_back(masked(inputs[1], kept_second, 8));
             layers.insert(layers.end(), {0, 1});
         }
-        check_counts(tap.stats().histograms(), tap.stats().weight_sum(),
+        check_counts(tap.stats().histograms(), tap.stats().weight_sum().sums(),
                      expected_counts(kind, expected, layers, 2));
         for (size_t cell = 0; cell < 3; ++cell) {
             CHECK_EQUAL(tap.stats().histograms()[4 * 3 + cell], 0);
@@ -204,7 +204,8 @@ TEST(mask_in_a_graph_leaves_the_kept_experts_choices) {
         runner.run(kind, inputs);
         hooks.rethrow();
         tap.end_batch(20);
-        check_counts(tap.stats().histograms(), tap.stats().weight_sum(), expected_counts(kind, inputs));
+        check_counts(tap.stats().histograms(), tap.stats().weight_sum().sums(),
+                     expected_counts(kind, inputs));
     }
 }
 
@@ -231,7 +232,7 @@ TEST(mask_lets_no_dropped_expert_in_by_a_tie_at_zero) {
             }
         }
         CHECK_EQUAL(tap.stats().histograms()[size_t{3} * 3], 1);
-        CHECK(std::fabs(tap.stats().weight_sum()[size_t{3} * 3] - 1.0) < 1e-6);
+        CHECK(std::fabs(tap.stats().weight_sum().sums()[size_t{3} * 3] - 1.0) < 1e-6);
     }
 }
 

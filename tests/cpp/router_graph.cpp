@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -21,12 +22,87 @@ void name_node(ggml_tensor* node, const char* name, int block) {
     ggml_format_name(node, "%s-%d", name, block);
 }
 
+// Matrices of real experts [n_ff, n_embd, n_experts], biases [n_embd, n_experts], and their input
+// [n_ff, 1, n_tokens].
+struct Experts {
+    ggml_tensor* down;
+    ggml_tensor* bias;
+    ggml_tensor* input;
+};
+
+constexpr int n_ff = 4;
+constexpr int n_embd = 2;
+
+void fill(ggml_tensor* tensor, const std::function<float(int64_t, int64_t, int64_t)>& value) {
+    std::vector<float> values;
+    for (int64_t i2 = 0; i2 < tensor->ne[2]; ++i2) {
+        for (int64_t i1 = 0; i1 < tensor->ne[1]; ++i1) {
+            for (int64_t i0 = 0; i0 < tensor->ne[0]; ++i0) {
+                values.push_back(value(i0, i1, i2));
+            }
+        }
+    }
+    ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
+}
+
 struct RouterTensors {
     ggml_tensor* input;
     ggml_tensor* bias;    // or null
     ggml_tensor* table;   // or null
     ggml_tensor* tokens;  // or null
+    Experts experts;      // or nulls
 };
+
+Experts new_experts(ggml_context* context, const RouterKind& kind, int64_t n_tokens) {
+    Experts experts = {};
+    experts.down = ggml_new_tensor_3d(context, GGML_TYPE_F32, n_ff, n_embd, kind.n_experts);
+    experts.input = ggml_new_tensor_3d(context, GGML_TYPE_F32, n_ff, 1, n_tokens);
+    ggml_set_input(experts.down);
+    ggml_set_input(experts.input);
+    if (kind.experts_biased) {
+        experts.bias = ggml_new_tensor_2d(context, GGML_TYPE_F32, n_embd, kind.n_experts);
+        ggml_set_input(experts.bias);
+    }
+    return experts;
+}
+
+void fill_experts(const Experts& experts) {
+    fill(experts.down, [](int64_t i, int64_t row, int64_t expert) {
+        return i == 0 && row == 0 ? static_cast<float>(expert + 1) : 0.0f;
+    });
+    fill(experts.input,
+         [](int64_t i, int64_t, int64_t token) { return i == 0 ? static_cast<float>(token + 1) : 0.0f; });
+    if (experts.bias != nullptr) {
+        fill(experts.bias, [](int64_t row, int64_t expert, int64_t) {
+            return row == 1 ? static_cast<float>(expert + 1) : 0.0f;
+        });
+    }
+}
+
+// One bank of experts, with the names that llama.cpp gives its nodes.
+ggml_tensor* bank_output(ggml_context* context, const RouterKind& kind, const Experts& experts,
+                         ggml_tensor* weights, ggml_tensor* ids, int block) {
+    ggml_tensor* cur = experts.input;
+    if (kind.weights_in_input) {
+        cur = ggml_mul(context, ggml_repeat_4d(context, cur, n_ff, kind.top_k, cur->ne[2], 1), weights);
+        name_node(cur, "ffn_moe_weighted", block);
+    }
+    cur = ggml_mul_mat_id(context, experts.down, cur, ids);
+    name_node(cur, "ffn_moe_down", block);
+    if (kind.experts_scaled) {
+        cur = ggml_scale(context, cur, 0.5f);
+        name_node(cur, "ffn_moe_down_scaled", block);
+    }
+    if (experts.bias != nullptr) {
+        cur = ggml_add_id(context, cur, experts.bias, ids);
+        name_node(cur, "ffn_moe_down_biased", block);
+    }
+    if (!kind.weights_in_input) {
+        cur = ggml_mul(context, cur, weights);
+        name_node(cur, "ffn_moe_weighted", block);
+    }
+    return cur;
+}
 
 std::vector<double> softmax(const std::vector<double>& values) {
     const double largest = *std::max_element(values.begin(), values.end());
@@ -130,7 +206,8 @@ Counts expected_counts(const RouterKind& kind, const std::vector<LayerInput>& in
     const auto n_experts = static_cast<size_t>(kind.n_experts);
     const auto top_k = static_cast<size_t>(kind.top_k);
     const size_t n_cells = n_layers * n_experts * top_k;
-    Counts counts = {std::vector<int64_t>(n_cells), std::vector<double>(n_cells)};
+    Counts counts = {std::vector<int64_t>(n_cells), std::vector<double>(n_cells),
+                     std::vector<double>(n_layers * n_experts), std::vector<double>(n_layers * n_experts)};
     for (size_t i = 0; i < inputs.size(); ++i) {
         const std::vector<int32_t> table = expected_table(kind, inputs[i].n_tokens);
         for (size_t token = 0; token < inputs[i].n_tokens; ++token) {
@@ -140,6 +217,15 @@ Counts expected_counts(const RouterKind& kind, const std::vector<LayerInput>& in
                 const size_t cell = (layers[i] * n_experts + choices[rank].expert) * top_k + rank;
                 counts.histograms[cell] += 1;
                 counts.weight_sum[cell] += choices[rank].weight;
+                const double weight = choices[rank].weight;
+                const auto size = static_cast<double>(choices[rank].expert + 1);
+                const double product = size * static_cast<double>(token + 1) *
+                                       (kind.experts_scaled ? 0.5 : 1.0) *
+                                       (kind.weights_in_input ? weight * (kind.scaled ? scale : 1.0) : 1.0);
+                const double norm = std::hypot(product, kind.experts_biased ? size : 0.0);
+                const size_t row = layers[i] * n_experts + choices[rank].expert;
+                counts.norm_sum[row] += norm;
+                counts.weighted_norm_sum[row] += kind.weights_in_input ? norm : weight * norm;
             }
         }
     }
@@ -152,6 +238,17 @@ Counts expected_counts(const RouterKind& kind, const std::vector<LayerInput>& in
         layers.push_back(i);
     }
     return expected_counts(kind, inputs, layers, inputs.size());
+}
+
+void check_sums(const std::vector<double>& sums, const std::vector<double>& expected) {
+    CHECK_EQUAL(sums.size(), expected.size());
+    for (size_t i = 0; i < sums.size(); ++i) {
+        if (!(std::fabs(sums[i] - expected[i]) <= 1e-5 * expected[i])) {
+            fail(__FILE__, __LINE__,
+                 "sum " + std::to_string(i) + " is " + std::to_string(sums[i]) + ", not " +
+                     std::to_string(expected[i]));
+        }
+    }
 }
 
 void check_counts(const std::vector<int64_t>& histograms, const std::vector<double>& weight_sum,
@@ -288,15 +385,19 @@ void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& in
             name_node(weights, "ffn_moe_weights_scaled", block);
         }
         ggml_build_forward_expand(graph, weights);
+        if (kind.experts) {
+            router.experts = new_experts(context, kind, n_tokens);
+            ggml_build_forward_expand(graph, bank_output(context, kind, router.experts, weights, ids, block));
+        }
         // The experts use the choices once more, so that their memory stays in use as it does in llama.cpp.
         ggml_tensor* output = ggml_map_custom2(context, weights, ids, &RouterRunner::compute_output, 1, this);
-        name_node(output, "ffn_moe_down", block);
+        name_node(output, kind.experts ? "ffn_moe_out" : "ffn_moe_down", block);
         ggml_set_output(output);
         ggml_build_forward_expand(graph, output);
         if (kind.second_bank) {
             ggml_tensor* halves = ggml_scale(context, ggml_cast(context, ids, GGML_TYPE_F32), 0.5f);
-            ggml_tensor* second =
-                ggml_get_rows(context, by_expert, ggml_cast(context, halves, GGML_TYPE_I32));
+            ggml_tensor* second_ids = ggml_cast(context, halves, GGML_TYPE_I32);
+            ggml_tensor* second = ggml_get_rows(context, by_expert, second_ids);
             name_node(second, "ffn_moe_weights", block);
             if (kind.normalised) {
                 second = ggml_reshape_2d(context, second, kind.top_k, n_tokens);
@@ -306,6 +407,10 @@ void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& in
             }
             ggml_set_output(second);
             ggml_build_forward_expand(graph, second);
+            if (kind.experts) {
+                ggml_build_forward_expand(
+                    graph, bank_output(context, kind, router.experts, second, second_ids, block));
+            }
         }
         routers.push_back(router);
     }
@@ -323,6 +428,9 @@ void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& in
                 std::iota(tokens.begin(), tokens.end(), 0);
                 ggml_backend_tensor_set(routers[i].table, table.data(), 0, ggml_nbytes(routers[i].table));
                 ggml_backend_tensor_set(routers[i].tokens, tokens.data(), 0, ggml_nbytes(routers[i].tokens));
+            }
+            if (kind.experts) {
+                fill_experts(routers[i].experts);
             }
             if (routers[i].bias != nullptr) {
                 ggml_backend_tensor_set(routers[i].bias, kind.bias.data(), 0, ggml_nbytes(routers[i].bias));

@@ -19,8 +19,14 @@ struct RouterKind {
     bool normalised = false;
     bool scaled = false;       // by 2.5, behind everything else
     bool second_bank = false;  // one more bank of experts, whose choice is half the first's ids
-    bool by_table = false;     // ids looked up by token (0, 1, ...): those of expected_table
-    std::vector<float> bias;   // selects, but does not weight; [n_experts] or none
+    // Real experts: expert e makes of token t's input (t + 1, 0, ...) the output ((e + 1) (t + 1), 0), then
+    // halved, then with (0, e + 1) added to it.
+    bool experts = false;
+    bool experts_scaled = false;
+    bool experts_biased = false;
+    bool weights_in_input = false;  // times the router's weight, instead of the output
+    bool by_table = false;          // ids looked up by token (0, 1, ...): those of expected_table
+    std::vector<float> bias;        // selects, but does not weight; [n_experts] or none
 };
 
 // What one layer's router sees: logits are [token, expert].
@@ -40,6 +46,8 @@ LayerInput random_input(int block, size_t n_tokens, const RouterKind& kind, unsi
 struct Counts {
     std::vector<int64_t> histograms;
     std::vector<double> weight_sum;
+    std::vector<double> norm_sum;  // [layer, expert]; of real experts
+    std::vector<double> weighted_norm_sum;
 };
 
 // The choices of all tokens of the inputs, each of which counts for layer `layers[i]`.
@@ -47,6 +55,9 @@ Counts expected_counts(const RouterKind& kind, const std::vector<LayerInput>& in
                        const std::vector<size_t>& layers, size_t n_layers);
 // The same where input i counts for layer i.
 Counts expected_counts(const RouterKind& kind, const std::vector<LayerInput>& inputs);
+
+// Whether sums of floats are what they must be.
+void check_sums(const std::vector<double>& sums, const std::vector<double>& expected);
 
 void check_counts(const std::vector<int64_t>& histograms, const std::vector<double>& weight_sum,
                   const Counts& expected);
@@ -60,8 +71,9 @@ class RouterRunner {
 
     void set_callback(ggml_backend_sched_eval_callback callback, void* user_data);
 
-    // Runs one graph with a router for each input, in their order. Each is followed by a node
-    // "ffn_moe_down-N" that uses the choices as the experts would.
+    // Runs one graph with a router for each input, in their order. Each is followed by its experts, if they
+    // are real, and by a node "ffn_moe_down-N" (or "ffn_moe_out-N") that uses the choices as the experts
+    // would.
     void run(const RouterKind& kind, const std::vector<LayerInput>& inputs);
 
     // Since the last `forget`: the nodes that the callback was asked about and those it wanted, and how many

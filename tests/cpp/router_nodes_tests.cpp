@@ -29,6 +29,10 @@ TEST(node_names_that_are_wanted) {
     check_node("ffn_moe_weights_norm-3", RouterNode::later_weights, 3);
     check_node("ffn_moe_weights_norm-0 (reshaped)", RouterNode::later_weights, 0);
     check_node("ffn_moe_weights_softmax-41 (reshaped)", RouterNode::later_weights, 41);
+    check_node("ffn_moe_down-3", RouterNode::outputs, 3);
+    check_node("ffn_moe_down_scaled-3", RouterNode::outputs, 3);
+    check_node("ffn_moe_down_biased-3", RouterNode::outputs, 3);
+    check_node("ffn_moe_weighted-2", RouterNode::weighted, 2);
     check_node("ffn_moe_logits-65535", RouterNode::logits, 65535);
 }
 
@@ -58,7 +62,6 @@ TEST(node_names_of_other_nodes_are_none) {
                              "ffn_moe_weights_sum-1",
                              "ffn_moe_weights_sum_clamped-1",
                              "ffn_moe_weights_scaled-2",
-                             "ffn_moe_weighted-2",
                              "ffn_moe_out-2",
                              "ffn_moe_weight-0",
                              "ffn_moe_weightss-0",

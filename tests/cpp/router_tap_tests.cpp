@@ -16,6 +16,7 @@ namespace {
 using coe::RouterHooks;
 using coe::RouterTap;
 using coe::tests::check_counts;
+using coe::tests::check_sums;
 using coe::tests::Counts;
 using coe::tests::expected_counts;
 using coe::tests::LayerInput;
@@ -46,7 +47,7 @@ struct Watched {
     }
 
     void check(const Counts& expected) {
-        check_counts(tap.stats().histograms(), tap.stats().weight_sum(), expected);
+        check_counts(tap.stats().histograms(), tap.stats().weight_sum().sums(), expected);
     }
 };
 
@@ -71,6 +72,40 @@ void check_kind(const RouterKind& kind, const std::string& final_name, const std
     watched.check(expected_counts(kind, all, {0, 1, 0, 1, 0, 1}, 2));
     CHECK_EQUAL(watched.tap.tokens_seen()[0], uint64_t{17 + 9 + 9});
     CHECK_EQUAL(watched.tap.tokens_seen()[1], uint64_t{17 + 9 + 9});
+}
+
+// Three batches over two layers with the norms of the experts' outputs: all right, from the second on with
+// two nodes asked for in each layer, and ended behind the last one's outputs.
+void check_outputs(RouterKind kind, const std::string& final_name) {
+    kind.experts = true;
+    Watched watched({0, 3}, static_cast<size_t>(kind.n_experts), static_cast<size_t>(kind.top_k));
+    watched.tap.watch_outputs(2);
+    watched.tap.set_early_end(true);
+    std::vector<LayerInput> all;
+    for (unsigned batch = 0; batch < 3; ++batch) {
+        watched.runner.forget();
+        const std::vector<LayerInput> inputs = {random_input(0, 9 - batch, kind, 1 + batch),
+                                                random_input(3, 9 - batch, kind, 5 + batch)};
+        watched.run_batch(kind, inputs);
+        if (batch > 0) {
+            std::vector<std::string> outputs;
+            for (const std::string& name : watched.runner.wanted()) {
+                if (name.find("ffn_moe_down") == 0) {
+                    outputs.push_back(name);
+                }
+            }
+            CHECK(outputs == (std::vector<std::string>{final_name + "-0", final_name + "-3"}));
+            CHECK_EQUAL(watched.runner.wanted().size(), size_t{4});
+            CHECK_EQUAL(watched.runner.wanted().back(), final_name + "-3");
+            CHECK_EQUAL(watched.runner.n_outputs_computed(),
+                        size_t{1});  // what follows the last layer is not
+        }
+        all.insert(all.end(), inputs.begin(), inputs.end());
+    }
+    const Counts expected = expected_counts(kind, all, {0, 1, 0, 1, 0, 1}, 2);
+    watched.check(expected);
+    check_sums(watched.tap.stats().norm_sum().sums(), expected.norm_sum);
+    check_sums(watched.tap.stats().weighted_norm_sum().sums(), expected.weighted_norm_sum);
 }
 
 }  // namespace
@@ -240,6 +275,87 @@ TEST(tap_counts_several_graphs_of_one_batch) {
     watched.check(expected_counts(kind, all, layers, 2));
     // The whole chain in the first graph, one node in each of the five others.
     CHECK_EQUAL(watched.runner.wanted().size(), size_t{2 * 3 + 5 * 2});
+}
+
+TEST(tap_sums_norms_of_outputs) { check_outputs({}, "ffn_moe_down"); }
+
+TEST(tap_sums_norms_of_scaled_and_biased_outputs) {
+    RouterKind kind;
+    kind.experts_scaled = kind.scaled = true;
+    check_outputs(kind, "ffn_moe_down_scaled");
+    kind.experts_biased = kind.normalised = true;
+    check_outputs(kind, "ffn_moe_down_biased");
+    kind.experts_scaled = false;
+    kind.sigmoid = true;
+    kind.bias = {0.3f, -0.2f, 0.9f, 0.0f, -0.7f, 0.1f, 0.5f, 0.2f};  // ranks are not in the order of the ids
+    check_outputs(kind, "ffn_moe_down_biased");
+}
+
+TEST(tap_sums_norms_where_the_input_is_weighted) {
+    RouterKind kind;
+    kind.weights_in_input = true;
+    check_outputs(kind, "ffn_moe_down");
+}
+
+TEST(tap_leaves_out_what_a_second_bank_puts_out) {
+    RouterKind kind;
+    kind.second_bank = true;
+    check_outputs(kind, "ffn_moe_down");
+}
+
+TEST(tap_sums_no_norms_unless_asked_to) {
+    RouterKind kind;
+    kind.experts = true;
+    Watched watched({0}, 8, 3);
+    for (unsigned batch = 0; batch < 2; ++batch) {
+        watched.run_batch(kind, {random_input(0, 4, kind, batch)});
+    }
+    CHECK(watched.tap.stats().norm_sum().sums().empty());
+    CHECK(watched.runner.wanted() == (std::vector<std::string>{"ffn_moe_weights-0", "ffn_moe_weights-0"}));
+}
+
+TEST(tap_notices_outputs_that_do_not_come) {
+    RouterKind kind;
+    kind.experts = true;
+    Watched watched({0}, 8, 3);
+    watched.tap.watch_outputs(1);
+    const auto hide_outputs = [](ggml_tensor* node, bool ask, void* hooks) {
+        return std::string(node->name).find("ffn_moe_down") == std::string::npos &&
+               RouterHooks::callback(node, ask, hooks);
+    };
+    watched.runner.set_callback(hide_outputs, &watched.hooks);
+    watched.tap.begin_batch();
+    watched.runner.run(kind, {random_input(0, 4, kind, 1)});
+    watched.hooks.rethrow();
+    CHECK_THROWS(std::runtime_error, "what the experts put out was not seen in block 0",
+                 watched.tap.end_batch(4));
+}
+
+TEST(tap_notices_outputs_that_change) {
+    RouterKind kind;
+    kind.experts = true;
+    Watched watched({0}, 8, 3);
+    watched.tap.watch_outputs(1);
+    watched.run_batch(kind, {random_input(0, 4, kind, 1)});
+    kind.experts_biased = true;
+    watched.tap.begin_batch();
+    watched.runner.run(kind, {random_input(0, 4, kind, 1)});
+    CHECK_THROWS(std::runtime_error, "ffn_moe_down_biased-0 follows ffn_moe_down-0", watched.hooks.rethrow());
+}
+
+TEST(tap_keeps_an_output_that_is_no_number_for_rethrow) {
+    RouterKind kind;
+    kind.experts = true;
+    kind.softmax_over_top_k = kind.weights_in_input = true;
+    Watched watched({0}, 8, 3);
+    watched.tap.watch_outputs(1);
+    LayerInput input = random_input(0, 4, kind, 1);
+    input.logits[13] = std::nanf("");
+    input.logits[14] = std::numeric_limits<float>::infinity();
+    watched.tap.begin_batch();
+    watched.runner.run(kind, {input});
+    CHECK_THROWS(std::runtime_error, "put out something that is not a finite number in block 0",
+                 watched.tap.end_batch(4));
 }
 
 TEST(tap_of_a_host_that_announces_no_batches) {

@@ -18,7 +18,7 @@ struct ThreeOfSix {
         stats.add_token(0, experts.data(), weights.data(), experts.size());
     }
     int64_t count(size_t expert, size_t rank) const { return stats.histograms()[expert * 3 + rank]; }
-    double weight(size_t expert, size_t rank) const { return stats.weight_sum()[expert * 3 + rank]; }
+    double weight(size_t expert, size_t rank) const { return stats.weight_sum().sums()[expert * 3 + rank]; }
     int64_t total() const {
         int64_t sum = 0;
         for (const int64_t cell : stats.histograms()) {
@@ -88,11 +88,11 @@ TEST(stats_keep_layers_apart_and_clear) {
     stats.add_token(2, &expert, &weight, 1);
     for (size_t cell = 0; cell < 6; ++cell) {
         CHECK_EQUAL(stats.histograms()[cell], cell == 5 ? 1 : 0);
-        CHECK_EQUAL(stats.weight_sum()[cell], cell == 5 ? 0.75 : 0.0);
+        CHECK_EQUAL(stats.weight_sum().sums()[cell], cell == 5 ? 0.75 : 0.0);
     }
     stats.clear();
     CHECK_EQUAL(stats.histograms()[5], 0);
-    CHECK_EQUAL(stats.weight_sum()[5], 0.0);
+    CHECK_EQUAL(stats.weight_sum().sums()[5], 0.0);
 }
 
 // 2^24 is where a float would stop counting, and 0.1f is no binary fraction.
@@ -105,7 +105,7 @@ TEST(weight_sums_are_kept_in_double_precision) {
         float small = 0.1f;
         stats.add_token(0, &expert, &small, 1);
     }
-    CHECK(std::fabs(stats.weight_sum()[0] - (16777216.0 + 1000.0 * static_cast<double>(0.1f))) < 1e-4);
+    CHECK(std::fabs(stats.weight_sum().sums()[0] - (16777216.0 + 1000.0 * static_cast<double>(0.1f))) < 1e-4);
 }
 
 // Many weights of all sizes: the same sum to the last bit in three orders, and the exact one.
@@ -123,7 +123,7 @@ TEST(weight_sums_are_exact_in_any_order) {
             int32_t expert = 0;
             stats.add_token(0, &expert, &weight, 1);
         }
-        return std::make_pair(stats.weight_sum()[0], stats.weight_sum_rest()[0]);
+        return std::make_pair(stats.weight_sum().sums()[0], stats.weight_sum().rests()[0]);
     };
     const auto sum = sum_of();
     std::reverse(weights.begin(), weights.end());
@@ -151,6 +151,30 @@ TEST(tiny_weights_count) {
     coe::add_exactly(sum, rest, -1048576.0f);
     CHECK_EQUAL(sum, 0x1p-50);
     CHECK_EQUAL(rest, 0.0);
+}
+
+TEST(norms_add_up_by_expert) {
+    coe::RoutingStats stats(2, 3, 1, true);
+    CHECK_EQUAL(stats.norm_sum().sums().size(), size_t{6});
+    stats.add_output(1, 2, 0.5f, 0.125);
+    stats.add_output(1, 2, 1.5f, 0.25);
+    stats.add_output(0, 2, 4.0f, 1.0);
+    CHECK(stats.norm_sum().sums() == (std::vector<double>{0.0, 0.0, 4.0, 0.0, 0.0, 2.0}));
+    CHECK(stats.weighted_norm_sum().sums() == (std::vector<double>{0.0, 0.0, 1.0, 0.0, 0.0, 0.375}));
+    coe::RoutingStats twice(2, 3, 1, true);
+    twice.add(stats);
+    twice.add(stats);
+    CHECK(twice.norm_sum().sums() == (std::vector<double>{0.0, 0.0, 8.0, 0.0, 0.0, 4.0}));
+    CHECK(twice.weighted_norm_sum().sums() == (std::vector<double>{0.0, 0.0, 2.0, 0.0, 0.0, 0.75}));
+    CHECK_THROWS(std::runtime_error, "expert 3 of 3", stats.add_output(0, 3, 1.0f, 1.0));
+    CHECK_THROWS(std::runtime_error, "expert -1 of 3", stats.add_output(0, -1, 1.0f, 1.0));
+    for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+        CHECK_THROWS(std::runtime_error, "expert 1 put out", stats.add_output(0, 1, bad, 1.0));
+        CHECK_THROWS(std::runtime_error, "finite", stats.add_output(0, 1, 1.0f, static_cast<double>(bad)));
+    }
+    stats.clear();
+    CHECK(stats.norm_sum().sums() == std::vector<double>(6));
+    CHECK(stats.weighted_norm_sum().sums() == std::vector<double>(6));
 }
 
 TEST(stats_refuse_bad_ids_and_weights) {

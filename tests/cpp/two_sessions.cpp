@@ -35,6 +35,7 @@ Model parse(char** arguments) {
 struct Counts {
     std::vector<int64_t> histograms;
     std::vector<double> weight_sum;
+    std::vector<double> norm_sum;
     std::string refusal;
 };
 
@@ -50,7 +51,7 @@ Counts profile(const Model& model) {
         counts.refusal = error.what();
     }
     coe::Session session(model.path, options);
-    session.watch(model.blocks, model.n_experts, model.top_k);
+    session.watch(model.blocks, model.n_experts, model.top_k, true);
     std::mt19937 random(7);
     for (int round = 0; round < 4; ++round) {
         std::vector<int32_t> tokens;
@@ -63,13 +64,15 @@ Counts profile(const Model& model) {
         session.decode(tokens, positions, std::vector<int32_t>(tokens.size(), 0), 0);
     }
     counts.histograms = session.tap()->stats().histograms();
-    counts.weight_sum = session.tap()->stats().weight_sum();
+    counts.weight_sum = session.tap()->stats().weight_sum().sums();
+    counts.norm_sum = session.tap()->stats().norm_sum().sums();
     return counts;
 }
 
 bool equal(const Counts& one, const Counts& other) {
     return one.histograms == other.histograms && one.weight_sum == other.weight_sum &&
-           one.refusal == other.refusal && one.refusal.find("cannot load it") != std::string::npos;
+           one.norm_sum == other.norm_sum && one.refusal == other.refusal &&
+           one.refusal.find("cannot load it") != std::string::npos;
 }
 
 }  // namespace
