@@ -132,12 +132,12 @@ def batches(parent: Path, long: NDArray[np.int32], threads: int) -> Iterator[Com
     flat = np.resize(long, lengths.sum())
     short = [part.tolist() for part in np.split(flat, np.cumsum(lengths)[:-1])]
 
-    def at(model: coe.Model, documents: list[list[int]]) -> Measure:
-        coe.profile(model, documents[:1])  # a warm-up
+    def at(model: coe.Model, documents: list[list[int]], stats: str = "routing") -> Measure:
+        coe.profile(model, documents[:1], stats=stats)  # a warm-up
 
         def measure() -> float:
             started = time.monotonic()
-            profile = coe.profile(model, documents)
+            profile = coe.profile(model, documents, stats=stats)
             return profile.n_tokens / (time.monotonic() - started)
 
         return measure
@@ -148,6 +148,14 @@ def batches(parent: Path, long: NDArray[np.int32], threads: int) -> Iterator[Com
     with load(WINDOW, DOCUMENTS_AT_ONCE) as packed:
         plain = at(packed, long.tolist())
         against = "our own documents of 512"
+        yield Comparison(
+            "profile --stats contribution, documents of 512 tokens",
+            "tokens/s",
+            at(packed, long.tolist(), "contribution"),
+            "--stats routing",
+            plain,
+            Target(0.9 if core.free_gpu_memory() else 0.95, True),
+        )
         name = f"profile, documents of {SHORT[0]} to {SHORT[1]} tokens"
         yield Comparison(name, "tokens/s", at(packed, short), against, plain, Target(1.02, True))
         with load(WINDOW, 1) as alone:

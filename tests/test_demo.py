@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import append_entry
+from gguf import GGUFReader, GGUFWriter
+from gguf.quants import dequantize
+from random_models import copy_entries
 
 import coe_native as coe
 from coe_native import demo
@@ -19,6 +22,11 @@ from coe_native.gguf_file import encode_entry
 REFERENCE = Path(__file__).parent / "data" / "demo_reference.npz"
 """Windows of the shipped profile texts, and what router hooks in ``transformers`` counted on the
 full-precision model; made by examples/demo_model (see its README)."""
+
+
+OUTPUTS = Path(__file__).parent / "data" / "demo_outputs.npz"
+"""Sums of what the experts of the shipped file's weights put out in the same windows, in float32, by hooks in
+``transformers``; made by examples/demo_model/reference_outputs.py."""
 
 
 def share(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -46,6 +54,38 @@ def test_histograms_agree_with_transformers() -> None:
     )
     overlaps = coe.compare(coe.build_mask(profile, 16), coe.build_mask(theirs, 16))
     assert sum(overlap.shared for overlap in overlaps) >= 16 * len(overlaps) - 3
+
+
+def test_outputs_agree_with_transformers(tmp_path: Path) -> None:
+    """The shipped weights as an F32 file. A near-tie that falls to the other side takes a token with it, so that
+    experts differ by a little more than their outputs do; keys and values in F16 move more than those in F32."""
+    theirs = np.load(OUTPUTS)
+    tokens = list(np.load(REFERENCE)["tokens"])
+    write_f32(demo.MODEL, tmp_path / "f32.gguf")
+    for f32_kv, moved in ((True, 1e-4), (False, 3e-4)):
+        with coe.Model(tmp_path / "f32.gguf", f32_kv=f32_kv) as model:
+            profile = coe.profile(model, tokens, stats="contribution")
+        assert np.abs(profile.counts - theirs["counts"]).sum() <= 2 * moved * theirs["counts"].sum()
+        for name in ("norm_sum", "weighted_norm_sum"):
+            ours = getattr(profile.outputs, name)
+            np.testing.assert_allclose(ours.sum(axis=1), theirs[name].sum(axis=1), rtol=1e-3)
+            same = slice(None) if f32_kv else profile.counts == theirs["counts"]
+            assert np.mean(profile.counts == theirs["counts"]) > 0.3
+            np.testing.assert_allclose(ours[same], theirs[name][same], rtol=1e-3)
+
+
+def write_f32(source: Path, target: Path) -> None:
+    """A model with all its weights dequantised."""
+    reader = GGUFReader(source)
+    writer = GGUFWriter(target, "")
+    writer.kv_data[0].clear()  # the architecture that the writer adds by itself
+    copy_entries(reader, writer)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_the_router_is_alive() -> None:

@@ -81,13 +81,16 @@ def test_counts_are_those_of_this_machine(
 ) -> None:
     path = model_file(family, "F32")
     with coe.Model(path, n_ctx=128, n_batch=64, n_sequences=16, rpc=[server.endpoint]) as model:
-        remote = coe.profile(model, documents)
+        remote = coe.profile(model, documents, stats="contribution")
     with coe.Model(path, n_ctx=128, n_batch=64, n_sequences=16) as model:
-        local = coe.profile(model, documents)
+        local = coe.profile(model, documents, stats="contribution")
     assert remote.n_tokens == local.n_tokens
     moved = np.abs(remote.histograms - local.histograms).sum() / 2
     assert moved <= 0.01 * local.histograms.sum()
     np.testing.assert_allclose(remote.weight_sum.sum(), local.weight_sum.sum(), rtol=1e-3)
+    for name in ("norm_sum", "weighted_norm_sum"):  # which are taken there
+        ours, theirs = getattr(remote.outputs, name), getattr(local.outputs, name)
+        np.testing.assert_allclose(ours.sum(axis=1), theirs.sum(axis=1), rtol=2e-2)
 
 
 @with_rpc

@@ -1,0 +1,77 @@
+"""What is counted on a GPU is what is counted on the CPU. Skipped where llama.cpp finds none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TOLERANCE, unused_experts
+
+import coe_native as coe
+from coe_native import demo
+from coe_native._native import core
+
+pytestmark = pytest.mark.skipif(not core.free_gpu_memory(), reason="there is no GPU that llama.cpp can use")
+
+ModelFile = Callable[[str, str], Path]
+PLACES = {"all there": {}, "experts here": {"n_cpu_moe": -1}, "one block's experts here": {"n_cpu_moe": 1}}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("quantization", ["F32", "Q4_K_M"])
+def test_counts_are_those_of_the_cpu(
+    model_file: ModelFile, documents: list[list[int]], family: str, quantization: str, place: str
+) -> None:
+    """A GPU rounds activations in other places: near-ties of random weights fall to the other side."""
+    path = model_file(family, quantization)
+    profiles = []
+    for options in ({"n_gpu_layers": 0}, PLACES[place]):
+        with coe.Model(path, n_ctx=128, n_batch=64, n_sequences=16, **options) as model:
+            profiles.append(coe.profile(model, documents, stats="contribution"))
+    here, there = profiles
+    assert here.n_tokens == there.n_tokens
+    moved = np.abs(here.histograms - there.histograms).sum() / 2
+    assert moved <= (0.03 if quantization == "F32" else 0.1) * here.histograms.sum()
+    np.testing.assert_allclose(there.weight_sum.sum(), here.weight_sum.sum(), rtol=1e-2)
+    assert here.outputs is not None
+    assert there.outputs is not None
+    for name in ("norm_sum", "weighted_norm_sum"):
+        ours, theirs = (getattr(outputs, name).sum(axis=1) for outputs in (there.outputs, here.outputs))
+        np.testing.assert_allclose(ours, theirs, rtol=2e-2)
+
+
+def test_trained_weights_agree() -> None:
+    """The demo's model, whose routers are sure of themselves."""
+    documents = [str(document.content) for document in demo.corpus("python", "profile").documents[:20]]
+    profiles = []
+    for n_gpu_layers in (0, -1):
+        with coe.Model(demo.MODEL, n_sequences=16, n_gpu_layers=n_gpu_layers) as model:
+            profiles.append(coe.profile(model, documents, stats="contribution"))
+    here, there = profiles
+    moved = np.abs(here.histograms - there.histograms).sum() / 2
+    assert moved <= 0.01 * here.histograms.sum()
+    for name in ("norm_sum", "weighted_norm_sum"):
+        ours, theirs = getattr(there.outputs, name), getattr(here.outputs, name)
+        assert np.abs(ours - theirs).sum() <= 0.01 * theirs.sum()
+    for method in coe.METHODS:
+        masks = [coe.build_mask(profile, 16, method=method) for profile in profiles]
+        assert sum(overlap.shared for overlap in coe.compare(*masks)) >= 0.95 * 16 * len(here.layers)
+
+
+def test_a_live_mask_acts_there(model_file: ModelFile, tmp_path: Path, family: str) -> None:
+    """The parent masked on the GPU is the specialist there."""
+    path, out = model_file(family, "F32"), tmp_path / "specialist.gguf"
+    tokens = list(range(40))
+    mask = unused_experts(coe.profile(path, [tokens], n_ctx=64), 8)
+    coe.prune(path, mask, out)
+    with coe.Model(out, n_ctx=64, f32_kv=True) as model:
+        expected = model.logits(tokens)
+    with coe.Model(path, n_ctx=64, f32_kv=True) as model:
+        unmasked = model.logits(tokens)
+        model.apply(mask)
+        masked = model.logits(tokens)
+    largest = np.abs(expected).max()
+    assert np.abs(masked - expected).max() <= max(TOLERANCE.get(family, 1e-5), 1e-3) * largest
+    assert np.abs(masked - unmasked).max() > 0.01 * largest
