@@ -14,6 +14,7 @@ from slow_capture import SlowCapture
 import coe_native as coe
 from coe_native import batching, corpus
 from coe_native.profiler import Progress
+from coe_native.routing_profile import OutputNorms
 
 ModelFile = Callable[[str, str], Path]
 
@@ -159,11 +160,15 @@ def test_what_a_bundle_computes_does_not_depend_on_the_others(
     random = np.random.default_rng(11)
     documents = [random.integers(0, 256, length).tolist() for length in random.integers(1, 130, 40)]
     with coe.Model(model_file(family, "Q4_K_M"), n_ctx=128, n_batch=100, n_sequences=16, n_threads=2) as model:
-        whole = coe.profile(model, documents)
-        shards = [coe.profile(model, documents, shard=coe.Shard(index, 3)) for index in (2, 3, 1)]
+        whole = coe.profile(model, documents, stats="contribution")
+        shards = [
+            coe.profile(model, documents, shard=coe.Shard(index, 3), stats="contribution") for index in (2, 3, 1)
+        ]
     merged = coe.merge(shards)
     assert min(shard.n_tokens for shard in shards) > 0
     np.testing.assert_array_equal(merged.histograms, whole.histograms)
     np.testing.assert_array_equal(merged.weight_sum, whole.weight_sum)
     np.testing.assert_array_equal(merged.weight_sum_rest, whole.weight_sum_rest)
+    for name in OutputNorms.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(merged.outputs, name), getattr(whole.outputs, name))
     assert (merged.n_tokens, merged.corpora) == (whole.n_tokens, whole.corpora)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_after_any_interruptions_the_profile_is_that_of_one_run(
     corpora = [corpus_of(many_documents[:25], "first"), corpus_of(many_documents[25:], "second")]
     out = tmp_path / "p.gguf"
     with coe.Model(model_file(family, "Q4_K_M"), n_ctx=128, n_batch=50, n_sequences=4, n_threads=1) as model:
-        whole = coe.profile_corpora(model, corpora)
+        whole = coe.profile_corpora(model, corpora, stats="contribution")
         positions = set()
         n_interruptions = 0
         while True:
@@ -60,7 +61,9 @@ def test_after_any_interruptions_the_profile_is_that_of_one_run(
                     raise KeyboardInterrupt
 
             try:
-                profile = coe.profile_corpora(model, corpora, checkpoint=checkpoint, progress=interrupt)
+                profile = coe.profile_corpora(
+                    model, corpora, stats="contribution", checkpoint=checkpoint, progress=interrupt
+                )
                 break
             except KeyboardInterrupt:
                 n_interruptions += 1
@@ -173,13 +176,14 @@ def test_a_checkpoint_of_another_run_is_refused(
         with pytest.raises(KeyboardInterrupt):
             coe.profile_corpora(model, [text], checkpoint=Checkpoint(out, every=0), progress=interrupt)
 
-        def refused(model: coe.Model, corpora: list[coe.Corpus], differs: str, **options: coe.Shard) -> None:
+        def refused(model: coe.Model, corpora: list[coe.Corpus], differs: str, **options: Any) -> None:
             with pytest.raises(coe.InputError, match=f"is of a run with another {differs}"):
                 coe.profile_corpora(model, corpora, checkpoint=Checkpoint(out, resume=True), **options)
 
         refused(model, [text, text], "corpus;")
         refused(model, [corpus_of(many_documents[1:])], "corpus;")
         refused(model, [text], r"shard \(1/1, not 1/2\);", shard=coe.Shard(1, 2))
+        refused(model, [text], r"stats \(routing, not contribution\);", stats="contribution")
         profile = coe.profile_corpora(model, [text])
         model.apply(coe.build_mask(profile, keep=8))
         refused(model, [text], "mask;")

@@ -110,7 +110,7 @@ def made(
     files = {name: model_file(request.param, name) for name in ("F32", "Q8_0", "Q4_K_M")}
     corpus, profile, mask = (directory / name for name in ("corpus.jsonl", "profile.gguf", "mask.json"))
     corpus.write_text("".join(json.dumps({"tokens": tokens}) + "\n" for tokens in documents))
-    profiled = report("profile", files["Q4_K_M"], "-c", corpus, "-o", profile, *RUN)
+    profiled = report("profile", files["Q4_K_M"], "-c", corpus, "--stats", "contribution", "-o", profile, *RUN)
     masked = report("mask", profile, "--keep", 8, "--no-structural", "-o", mask)
     return Made(files, corpus, profile, mask, profiled, masked)
 
@@ -174,6 +174,24 @@ def test_profile_counts_every_choice_of_every_token(made: Made, documents: list[
     assert profile.fingerprint == made.profile_report["fingerprint"]
     again = coe.profile(made.files["Q4_K_M"], documents, n_ctx=64, n_batch=64, n_threads=1)
     assert (profile.histograms == again.histograms).all()
+
+
+@one_family
+def test_profile_counts_what_experts_put_out_if_asked_to(made: Made, tmp_path: Path) -> None:
+    with_outputs, without = coe.RoutingProfile.load(made.profile), tmp_path / "without.gguf"
+    shown = report("profile", made.files["Q4_K_M"], "-c", made.corpus, "-o", without, *RUN)
+    assert (made.profile_report["stats"], shown["stats"]) == ("contribution", "routing")
+    routing = coe.RoutingProfile.load(without)
+    assert routing.outputs is None
+    assert (routing.histograms == with_outputs.histograms).all()
+    assert with_outputs.outputs is not None
+    assert ((with_outputs.outputs.norm_sum > 0) == (with_outputs.counts > 0)).all()
+    for method in ("contribution", "reap", "ean"):
+        mask = report("mask", made.profile, "--keep", 8, "--method", method, "-o", tmp_path / f"{method}.json")
+        assert mask["digest"] == coe.build_mask(with_outputs, 8, method=method).digest
+        done = run("mask", without, "--keep", 8, "--method", method, "-o", tmp_path / "no.json")
+        assert done.status == 2
+        assert f"without.gguf: does not know what the experts put out, which {method} needs" in done.err
 
 
 @one_family
@@ -460,8 +478,18 @@ def test_specialise_does_it_all(made: Made, tmp_path: Path) -> None:
     assert all(check["passed"] for check in shown["checks"])
     parents, masked, pruned = (shown["evaluation"][kind][0] for kind in ("parent", "live_masked", "pruned"))
     assert masked["perplexity"] == pytest.approx(pruned["perplexity"], rel=1e-4)
-    done = ok("specialise", parent, *arguments, "--force")
+    by_contribution = shown["evaluation"]["other_methods"]["contribution"][0]
+    assert set(shown["evaluation"]["other_methods"]) == {"contribution"}
+    profile = coe.RoutingProfile.load(beside["profile.gguf"])
+    mask = coe.build_mask(profile, 8, structural=False, method="contribution")
+    mask.save(tmp_path / "contribution.json")
+    judged = report("eval", parent, "--text", made.corpus, "--mask", tmp_path / "contribution.json", *RUN)
+    assert by_contribution["perplexity"] == pytest.approx(judged["texts"][0]["perplexity"], rel=1e-9)
+    done = ok("specialise", parent, *arguments, "--force", "--method", "contribution")
+    assert re.search("parent +live, contribution +live, utility +pruned", done.out)
     assert f"{parents['perplexity']:.3f}" in done.out
+    assert f"{by_contribution['perplexity']:.3f}" in done.out
+    assert coe.ExpertMask.load(beside["mask.json"]).kept == mask.kept
     assert "verified" in done.err
 
 
@@ -854,6 +882,9 @@ BAD_OPTIONS: list[tuple[str, str]] = [
     ("eval parent.gguf --text tokens.npy --ctx 2", "ctx|context"),
     ("eval parent.gguf --text tokens.npy --batch 0", "batch"),
     ("score profile.gguf --method magic", "utility.*rank-weighted.*frequency"),
+    ("profile parent.gguf -c tokens.npy -o out.gguf --stats everything", "routing.*contribution"),
+    (f"{PROFILE} tokens.npy --until-stable 0.9 --method reap", "reap scores by what .*--stats contribution"),
+    ("serve parent.gguf -o out.gguf --method contribution", "'contribution' is not one of 'utility'"),
     ("score profile.gguf --top -1", "--?top"),
     ("mask profile.gguf -o out.json", "--keep"),
     ("mask profile.gguf --keep -1 -o out.json", "keep"),

@@ -120,6 +120,22 @@ def test_each_specialist_is_best_at_its_own_kind(demo_run: tuple[Path, dict[str,
         assert all(check["passed"] for check in specialist["checks"])
 
 
+def test_experts_that_contribute_are_worth_more(demo_run: tuple[Path, dict[str, object]]) -> None:
+    """Kept by how much they add to the layer's output, experts lose less than by how much they were asked."""
+    _, result = demo_run
+    for kind, specialist in result["specialists"].items():
+        assert specialist["method"] == "utility"
+        perplexity = {
+            method: next(e["perplexity"] for e in evaluations if e["text"] == kind)
+            for method, evaluations in (
+                ("utility", specialist["live_masked"]),
+                *specialist["other_methods"].items(),
+            )
+        }
+        assert set(perplexity) == {"utility", "contribution"}
+        assert perplexity["contribution"] < perplexity["utility"], (kind, perplexity)
+
+
 def test_pruned_equals_live_masked(demo_run: tuple[Path, dict[str, object]]) -> None:
     """Quantised weights let a last bit grow, hence a tolerance; what the masks change is far more."""
     for specialist in demo_run[1]["specialists"].values():

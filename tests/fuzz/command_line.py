@@ -58,6 +58,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "profile": (
         "score FILE --json",
         "mask FILE --keep 4 -o out.json",
+        "score FILE --method contribution",
         "mask profile.gguf --keep 4 --reasoning FILE -o out.json",
         "merge FILE profile.gguf -o out.gguf",
         "compare FILE profile.gguf --keep 4",
@@ -115,7 +116,7 @@ def prepare(directory: Path) -> dict[str, list[bytes]]:
     tokens = np.random.default_rng(0).integers(0, 256, (3, 40)).astype(np.int32)
     (directory / "tokens.jsonl").write_text("".join(f'{{"tokens": {row}}}\n' for row in tokens.tolist()))
     np.save(directory / "tokens.npy", tokens)
-    profile = coe.profile(parent, tokens.tolist(), n_ctx=32, n_batch=32, n_threads=1)
+    profile = coe.profile(parent, tokens.tolist(), n_ctx=32, n_batch=32, n_threads=1, stats="contribution")
     profile.save(directory / "profile.gguf")
     mask = coe.build_mask(profile, 4, reasoning=profile)
     mask.save(directory / "mask.json")

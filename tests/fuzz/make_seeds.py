@@ -73,7 +73,9 @@ def _profiles_and_masks(directory: Path) -> None:
     live = replace(
         whole, histograms=histograms, weight_sum=weight_sum, weight_sum_rest=np.zeros(()), layer_tokens=seen
     )
-    for name, profile in (("whole.gguf", whole), ("shard.gguf", shard), ("live.gguf", live)):
+    outputs = coe.profile(path, documents, stats="contribution", **options)  # type: ignore[arg-type]
+    profiles = {"whole": whole, "shard": shard, "live": live, "outputs": outputs}
+    for name, profile in ((f"{name}.gguf", profile) for name, profile in profiles.items()):
         profile.save(directory / name)
         _save("profile", name, (directory / name).read_bytes())
     checkpoint = Checkpoint(directory / "p.gguf")

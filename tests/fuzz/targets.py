@@ -100,11 +100,16 @@ def profile(data: bytes) -> None:
     assert np.array_equal(same.histograms, read.histograms)
     assert np.array_equal(same.weight_sum, read.weight_sum)
     assert (same.corpora, same.n_tokens, same.layers) == (read.corpora, read.n_tokens, read.layers)
-    for method in ("frequency", "utility"):
+    assert (same.outputs is None) == (read.outputs is None)
+    if same.outputs is not None and read.outputs is not None:
+        assert np.array_equal(same.outputs.norm_sum, read.outputs.norm_sum)
+        assert np.array_equal(same.outputs.weighted_norm_sum, read.outputs.weighted_norm_sum)
+    known = coe.METHODS if read.outputs is not None else ("frequency", "utility")
+    for method in known:
         assert coe.score(read, method).shape == read.histograms.shape[:2]
     try:
         for keep in (read.top_k, read.n_experts // 2):
-            coe.build_mask(read, keep, reasoning=read)
+            coe.build_mask(read, keep, reasoning=read, method=known[-1])
         read + read
     except coe.InputError:
         pass
