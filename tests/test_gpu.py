@@ -1,4 +1,4 @@
-"""What is counted on a GPU is what is counted on the CPU. Skipped where llama.cpp finds none."""
+"""What is counted on a GPU is what is counted on the CPU: ``COE_TEST_GPU=1 pytest tests/test_gpu.py``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import coe_native as coe
 from coe_native import demo
 from coe_native._native import core
 
-pytestmark = pytest.mark.skipif(not core.free_gpu_memory(), reason="there is no GPU that llama.cpp can use")
+pytestmark = pytest.mark.skipif(not core.free_gpu_memory(), reason="no GPU, or without COE_TEST_GPU=1")
 
 ModelFile = Callable[[str, str], Path]
 PLACES = {"all there": {}, "experts here": {"n_cpu_moe": -1}, "one block's experts here": {"n_cpu_moe": 1}}
