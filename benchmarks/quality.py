@@ -5,7 +5,8 @@
 Takes the demo's model and its three kinds of text, or a model and kinds that are given. For each kind, method and
 number of experts kept (75, 50 and 25 %) it masks the parent live and takes perplexity and KL divergence on all
 kinds: of masks from the whole profile text, and of masks from parts of it, drawn at random with several seeds, so
-that the spread is seen. OUT gets results.json, table.md and plot.html.
+that the spread is seen. Masks are those of `mask` with its default passes. OUT gets results.json, table.md and
+plot.html.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import json
 import random
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,59 +85,60 @@ def part(model: coe.Model, corpus: coe.Corpus, n_tokens: int, seed: int | None) 
 
 def findings(
     model: coe.Model, domains: Sequence[Domain], sizes: Sequence[int], seeds: int, test_tokens: int
-) -> Iterator[Finding]:
-    n_experts = model.moe.n_experts
-    keeps = {max(model.moe.top_k, round(share * n_experts)): share for share in SHARES}
+) -> Iterator[list[Finding]]:
+    """What each text that chose experts led to: all text of each kind first, then parts of it."""
+    keeps = {share: max(model.moe.top_k, round(share * model.moe.n_experts)) for share in SHARES}
     texts = {domain.name: part(model, domain.test, test_tokens, None) for domain in domains}
     runs = [(WHOLE, 0), *itertools.product(map(str, sizes), range(seeds))]
-    for domain, (size, seed) in itertools.product(domains, runs):
+    for (size, seed), domain in itertools.product(runs, domains):
         corpus = domain.profile if size == WHOLE else part(model, domain.profile, int(size), seed)
         profile = coe.profile_corpora(model, [corpus], stats="contribution")
-        swept = coe.sweep(model, profile, texts, keeps=list(keeps), methods=coe.METHODS)
-        for point in swept.points:
-            for judged, loss in zip(point.evaluations, swept.losses(point), strict=True):
-                share = keeps[point.keep]
-                yield Finding(
-                    domain.name, size, seed, point.method, share, judged.text, loss, judged.kl_divergence
-                )
+        if size != WHOLE and profile.n_tokens < int(size):
+            raise SystemExit(f"{domain.name}: has {profile.n_tokens} tokens, fewer than --size {size}")
+        swept = coe.sweep(model, profile, texts, keeps=list(keeps.values()), methods=coe.METHODS)
+        yield [
+            Finding(domain.name, size, seed, point.method, share, judged.text, loss, judged.kl_divergence)
+            for share, point in itertools.product(SHARES, swept.points)
+            if point.keep == keeps[share]
+            for judged, loss in zip(point.evaluations, swept.losses(point), strict=True)
+        ]
 
 
-def spread(values: Sequence[float], unit: str) -> str:
-    """Mean and standard deviation."""
-    mean = statistics.mean(values)
-    shown = f"{mean:+.1%}" if unit == "%" else f"{mean:.3f}"
-    if len(values) < 2:
-        return shown
-    deviation = statistics.stdev(values)
-    return f"{shown} ± {100 * deviation:.1f}" if unit == "%" else f"{shown} ± {deviation:.3f}"
+def spread(values: Sequence[float], percent: bool) -> str:
+    """Mean, and standard deviation over seeds."""
+    if not values:
+        return ""
+    mean, factor, digits = statistics.mean(values), 100 if percent else 1, 1 if percent else 3
+    shown = f"{factor * mean:+.{digits}f}" if percent else f"{mean:.{digits}f}"
+    return shown if len(values) < 2 else f"{shown} ± {factor * statistics.stdev(values):.{digits}f}"
 
 
 def tables(found: Sequence[Finding], domains: Sequence[str]) -> str:
-    """Markdown: one table for each size of the text that chose the experts."""
+    """Markdown: for each size of the text that chose the experts, the rise of perplexity in per cent and KL
+    divergence in nats, on the own kind of text and, as means over them, on the others."""
     lines = []
-    sizes = list(dict.fromkeys(finding.size for finding in found))
-    for size in sizes:
-        of_size = [finding for finding in found if finding.size == size]
-        lines += [f"Experts chosen by {size} tokens of a kind", ""]
-        heads = [f"{share:.0%}: {name}" for share in SHARES for name in domains]
-        lines += [f"| method | {' | '.join(heads)} | other kinds at 50% | KL at 50%: own | other |"]
-        lines += ["| --- |" + " --- |" * (len(heads) + 3)]
-        for method in coe.METHODS:
-            by = [finding for finding in of_size if finding.method == method]
-            cells = [
-                spread([f.loss for f in by if f.share == share and f.domain == f.text == name], "%")
-                for share in SHARES
-                for name in domains
-            ]
-            half = [f for f in by if f.share == 0.5]
-            own, other = ([f for f in half if (f.text == f.domain) == same] for same in (True, False))
-            cells += [
-                f"{statistics.mean(f.loss for f in other):+.1%}",
-                f"{statistics.mean(f.kl for f in own):.3f}",
-                f"{statistics.mean(f.kl for f in other):.3f}",
-            ]
-            lines += [f"| {method} | {' | '.join(cells)} |"]
-        lines += [""]
+    for size in dict.fromkeys(finding.size for finding in found):
+        for own, percent in itertools.product((True, False), (True, False)):
+            what = "rise of perplexity, %" if percent else "KL divergence"
+            lines += [f"{what}, on {'the own kind' if own else 'other kinds'}; experts by {size} tokens", ""]
+            heads = [f"{share:.0%}: {name}" for share, name in itertools.product(SHARES, domains)]
+            lines += [f"| method | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
+            for method in coe.METHODS:
+                cells = []
+                for share, name in itertools.product(SHARES, domains):
+                    of_cell = [
+                        finding
+                        for finding in found
+                        if (finding.size, finding.method, finding.share) == (size, method, share)
+                        and finding.domain == name
+                        and (finding.text == name) == own
+                    ]
+                    by_seed: dict[int, list[float]] = {}
+                    for finding in of_cell:
+                        by_seed.setdefault(finding.seed, []).append(finding.loss if percent else finding.kl)
+                    cells.append(spread([statistics.mean(values) for values in by_seed.values()], percent))
+                lines.append(f"| {method} | {' | '.join(cells)} |")
+            lines.append("")
     return "\n".join(lines)
 
 
@@ -199,15 +201,20 @@ def main(
     domains = read_domains(given)
     names = [domain.name for domain in domains]
     out.mkdir(parents=True, exist_ok=True)
-    found = []
+    found: list[Finding] = []
     with coe.Model(model, n_sequences=DOCUMENTS_AT_ONCE, n_threads=threads) as loaded:
-        for finding in findings(loaded, domains, sizes, seeds, test_tokens):
-            found.append(finding)
-    document: Mapping[str, Any] = {"model": str(model), "findings": [vars(finding) for finding in found]}
-    (out / "results.json").write_text(json.dumps(document, indent=1))
-    (out / "table.md").write_text(tables(found, names))
-    plot(found, names).write_html(out / "plot.html")
+        for more in findings(loaded, domains, sizes, seeds, test_tokens):
+            found += more
+            write(out, model, found, names)
     click.echo(tables(found, names))
+
+
+def write(out: Path, model: Path, found: Sequence[Finding], domains: Sequence[str]) -> None:
+    """All that is known so far: the whole takes long."""
+    document = {"model": model.name, "findings": [asdict(finding) for finding in found]}
+    (out / "results.json").write_text(json.dumps(document, indent=1))
+    (out / "table.md").write_text(tables(found, domains))
+    plot(found, domains).write_html(out / "plot.html", include_plotlyjs=True)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def profile_corpora(
     Raises InputError where there are no tokens at all; a shard of few documents may have none. Raises CoeError
     where the model's file has been changed meanwhile.
     """
-    _check(shard, stats, until)
+    check_options(shard, stats, until)
     work = bundles(corpora, shard, shuffled=until is not None)
     counted = _Counted(model, corpora, shard, stats, len(work))
     start = counted.go_on(checkpoint, until) if checkpoint is not None else Position()
@@ -123,7 +123,7 @@ def profile_corpora(
     return profile
 
 
-def _check(shard: Shard, stats: str, until: Stability | None) -> None:
+def check_options(shard: Shard, stats: str, until: Stability | None) -> None:
     """Raises InputError for what cannot go together."""
     if stats not in STATS:
         raise InputError(f"there are no statistics {stats!r}; choose one of {', '.join(STATS)}")

@@ -142,8 +142,8 @@ class OutputNorms:
 
     `norm_sum`: the sum, over the tokens that chose an expert, of the Euclidean norm of its output, with its bias
     and its own scale. `weighted_norm_sum`: the sum of these norms times the router's weights, the length of what
-    it added to the layer's output (but for a constant scale of the whole layer). Where a model weights the
-    experts' input instead (Llama 4), both are of the output as it is.
+    it added to the layer's output (but for a constant scale of the whole layer, and before the way back from a
+    latent state). Where a model weights the experts' input instead (Llama 4), both are of the output as it is.
 
     The rests are what rounding to double left out of the sums; nothing, if not given.
     """
@@ -346,7 +346,7 @@ class RoutingProfile:
             without, has = (self, other) if self.outputs is None else (other, self)
             raise InputError(
                 f"{without.place}: does not know what experts put out, and {has.place} does; make both with the "
-                "same --stats"
+                "same --stats, or leave that out (merge --stats routing)"
             )
         try:
             corpora = _joined(self.corpora, other.corpora)

@@ -406,8 +406,8 @@ class Model:
         """What has been counted since `watch_routers`."""
         session = self._session
         outputs = None
-        if session.output_norms is not None:
-            norms, norms_rest, weighted, weighted_rest = session.output_norms
+        if (sums := session.output_norms) is not None:
+            norms, norms_rest, weighted, weighted_rest = sums
             outputs = OutputNorms(norms, weighted, norms_rest, weighted_rest)
         return RouterCounts(session.histograms, session.weight_sum, session.weight_sum_rest, outputs)
 

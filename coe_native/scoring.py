@@ -64,8 +64,10 @@ def frequency(profile: RoutingProfile) -> Scores:
 
 @_method("contribution", outputs=True)
 def contribution(profile: RoutingProfile) -> Scores:
-    """``weighted_norm_sum / N``: the sum over an expert's tokens of ``w * norm(f)``, the router's weight times the
-    length of what the expert put out: how much it adds to the layer's output for a token of the text."""
+    """``weighted_norm_sum / N``: the mean over all tokens of ``w * norm(f)``, the router's weight times the length
+    of what the expert put out, 0 where it was not chosen: how much it adds to the layer's output. REAP's term,
+    summed instead of averaged, so that it counts too how often an expert is needed; our own, chosen by
+    ``benchmarks/quality.py``."""
     return np.asarray(_outputs(profile).weighted_norm_sum / _tokens(profile))
 
 
@@ -78,8 +80,8 @@ def reap(profile: RoutingProfile) -> Scores:
 
 @_method("ean", outputs=True)
 def ean(profile: RoutingProfile) -> Scores:
-    """``norm_sum / N``: the sum over an expert's tokens of ``norm(f)``, whatever the router made of it (expert
-    activation norm: Jaiswal et al., 2025, arXiv 2504.05586)."""
+    """``norm_sum / N``: the mean over all tokens of ``norm(f)``, 0 where the expert was not chosen, whatever
+    weight the router gave it (expert activation norm: Jaiswal et al., 2025, arXiv 2504.05586)."""
     return np.asarray(_outputs(profile).norm_sum / _tokens(profile))
 
 
@@ -104,8 +106,8 @@ METHODS = tuple(_METHODS)
 
 
 def needs_outputs(method: str) -> bool:
-    """Whether a method of METHODS needs a profile with ``stats="contribution"``."""
-    return _METHODS[method].outputs
+    """Whether a method needs a profile with ``stats="contribution"``. Raises InputError for an unknown one."""
+    return _named(method).outputs
 
 
 COMBINATIONS = ("sum", "max")
@@ -127,14 +129,27 @@ def score(profile: RoutingProfile, method: str = "utility") -> Scores:
             f"{profile.place}: blocks {unseen} have seen no tokens, for nobody asked for the outputs behind them; "
             "run saved text of the same kind with `coe-native profile`, and merge both"
         )
-    return _METHODS[method].formula(profile)
+    return _named(method).formula(profile)
+
+
+def _named(method: str) -> _Method:
+    if method not in _METHODS:
+        raise InputError(f"there is no scoring method {method!r}; choose one of {', '.join(METHODS)}")
+    return _METHODS[method]
+
+
+def knows(profile: RoutingProfile, method: str) -> bool:
+    """Whether a profile knows what a method needs."""
+    try:
+        check_method(profile, method)
+    except InputError:
+        return False
+    return True
 
 
 def check_method(profile: RoutingProfile, method: str) -> None:
     """Raises InputError for an unknown method, and for a profile that does not know what the method needs."""
-    if method not in _METHODS:
-        raise InputError(f"there is no scoring method {method!r}; choose one of {', '.join(METHODS)}")
-    wanted = _METHODS[method]
+    wanted = _named(method)
     if wanted.outputs and profile.outputs is None:
         raise InputError(
             f"{profile.place}: does not know what the experts put out, which {method} needs; profile with --stats "

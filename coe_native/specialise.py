@@ -15,13 +15,13 @@ from coe_native.evaluation import Evaluation, check_text, evaluate
 from coe_native.masking import ExpertMask, build_mask
 from coe_native.profiler import Progress, profile_corpora
 from coe_native.runtime import Model
-from coe_native.scoring import check_method, needs_outputs
+from coe_native.scoring import check_method, knows
 from coe_native.surgery import Report, prune
 from coe_native.surgery_plan import SAFETY_NOTICE
 from coe_native.verification import Check, verify
 
 SHOWN = ("utility", "contribution")
-"""Methods whose masks are always judged, for it depends on the model which is better."""
+"""Methods whose masks are judged beside the one that is asked for, since it depends on the model which is best."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def specialise(
     method, reasoning = mask_arguments.get("method", "utility"), mask_arguments.get("reasoning")
     if reasoning is not None:
         check_method(reasoning, method)
+    others = [other for other in SHOWN if other != method and (reasoning is None or knows(reasoning, other))]
 
     watchers.step("profiling")
     profile = profile_corpora(parent, corpora, stats="contribution", progress=watchers.tokens)
@@ -115,12 +116,11 @@ def specialise(
     if judged_parent is None:
         judged_parent = judge(parent, texts)
     live_masked = _judge_masked(parent, mask, texts)
-    others = {}
-    for other in SHOWN:
-        if other != method and not (needs_outputs(other) and reasoning is not None and reasoning.outputs is None):
-            watchers.step(f"judging the mask by {other} live")
-            its_mask = build_mask(profile, **{**mask_arguments, "method": other})
-            others[other] = _judge_masked(parent, its_mask, texts)
+    by_others = {}
+    for other in others:
+        watchers.step(f"judging the mask by {other} live")
+        its_mask = build_mask(profile, **{**mask_arguments, "method": other})
+        by_others[other] = _judge_masked(parent, its_mask, texts)
 
     watchers.step("pruning")
     prune(parent.moe.path, mask, out, force=force, progress=watchers.n_bytes)
@@ -133,7 +133,7 @@ def specialise(
     watchers.step("judging the specialist")
     with parent.like(out) as written:
         pruned = judge(written, texts)
-    specialist = Specialist(out, mask, checks, judged_parent, live_masked, pruned, others)
+    specialist = Specialist(out, mask, checks, judged_parent, live_masked, pruned, by_others)
     _write_report(specialist, parent, beside["report.json"])
     return specialist
 

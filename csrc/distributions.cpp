@@ -1,10 +1,7 @@
 #include "distributions.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <thread>
-#include <vector>
 
 namespace coe {
 
@@ -35,23 +32,6 @@ Divergence divergence(const float* reference, double reference_normaliser, const
     }
     return {kl, std::max_element(reference, reference + n_vocab) - reference ==
                     std::max_element(logits, logits + n_vocab) - logits};
-}
-
-void parallel_for(size_t n, int32_t n_threads, const std::function<void(size_t)>& work) {
-    std::atomic<size_t> next{0};
-    const auto worker = [&] {
-        for (size_t i = next++; i < n; i = next++) {
-            work(i);
-        }
-    };
-    std::vector<std::thread> threads;
-    for (size_t i = 1; i < std::min(n, static_cast<size_t>(std::max(n_threads, 1))); ++i) {
-        threads.emplace_back(worker);
-    }
-    worker();
-    for (std::thread& thread : threads) {
-        thread.join();
-    }
 }
 
 }  // namespace coe

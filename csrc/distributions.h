@@ -1,9 +1,7 @@
 // What a row of logits says of the next token, and how far two rows are from each other.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <functional>
 
 namespace coe {
 
@@ -21,8 +19,5 @@ struct Divergence {
 // `reference_normaliser`: log_sum_exp of the reference's logits.
 Divergence divergence(const float* reference, double reference_normaliser, const float* logits,
                       int32_t n_vocab);
-
-// Calls `work` for 0 to n - 1, in so many threads; none of the calls may throw.
-void parallel_for(size_t n, int32_t n_threads, const std::function<void(size_t)>& work);
 
 }  // namespace coe

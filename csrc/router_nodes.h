@@ -15,8 +15,10 @@ enum class RouterNode {
     probs,           // [n_expert, n_tokens], what selects, before a selection bias is added
     chosen_weights,  // first node of the chain of a token's k weights
     later_weights,   // a later one of that chain: after a softmax over k, or normalised
-    // What the experts put out, [n_embd, k, n_tokens], then scaled, then with their bias. The chain of the
-    // weights is over by then.
+    // What the experts put out, [n_embd, k, n_tokens], then scaled, then with their bias; the width is
+    // another where experts work on a latent state. The chain of the weights is over by then. CUDA fuses what
+    // follows, the product with the weights and the sum over experts; and the scale with it, which a stop
+    // behind it undoes.
     outputs,
     weighted,  // times the weights: the experts' outputs, or, before them, their input
 };

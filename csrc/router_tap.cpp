@@ -46,7 +46,7 @@ size_t RouterTap::layer_of(int block) const {
 }
 
 void RouterTap::watch_outputs(int32_t n_threads) {
-    output_norms_.emplace(n_threads);
+    norm_reader_.emplace(n_threads);
     stats_ = RoutingStats(stats_.n_layers(), stats_.n_experts(), stats_.top_k(), true);
 }
 
@@ -78,11 +78,13 @@ bool RouterTap::wants(const ggml_tensor* node, RouterNodeName name) {
             if (layer != nullptr && layer->unconfirmed > 0) {
                 layer->weights_chain.learn();
             }
-            return layer != nullptr && output_norms_ && layer->unconfirmed > 0 && !layer->outputs_over &&
+            return layer != nullptr && norm_reader_ && layer->unconfirmed > 0 && !layer->outputs_over &&
                    layer->outputs_chain.wants(node->name, layer->outputs_read > 0);
         case RouterNode::weighted:
-            if (layer != nullptr) {
-                (layer->outputs_read > 0 ? layer->outputs_over : layer->weights_in_input) = true;
+            if (layer != nullptr && norm_reader_ && layer->outputs_read > 0) {
+                layer->outputs_over = true;
+            } else if (layer != nullptr && norm_reader_) {
+                layer->weights_in_input = true;
             }
             return false;
         default:
@@ -93,6 +95,9 @@ bool RouterTap::wants(const ggml_tensor* node, RouterNodeName name) {
 bool RouterTap::wants_weights(const ggml_tensor* node, RouterNodeName name, Layer* layer) {
     const ggml_tensor* ids = chosen_experts(node);
     if (ids != nullptr && !is_choice(ids)) {
+        if (layer != nullptr) {
+            layer->second_bank = true;
+        }
         return false;
     }
     if (layer == nullptr) {
@@ -122,8 +127,10 @@ bool RouterTap::read(const ggml_tensor* node, RouterNodeName name) {
     }
     Chain& chain = of_outputs ? layer.outputs_chain : layer.weights_chain;
     chain.read_name = node->name;
-    const bool was_last = name.block == blocks_.back() && of_outputs == output_norms_.has_value();
-    return !(early_end_ && was_last && !chain.final_name.empty());
+    const bool was_last = name.block == blocks_.back() && of_outputs == norm_reader_.has_value();
+    // A second bank that runs in another split of the graph would do so with ids that have not been computed.
+    const bool may_end = !(of_outputs && layer.second_bank);
+    return !(early_end_ && was_last && may_end && !chain.final_name.empty());
 }
 
 void RouterTap::read_weights(const ggml_tensor* node, RouterNodeName name, Layer& layer) {
@@ -165,7 +172,7 @@ void RouterTap::read_outputs(const ggml_tensor* node, RouterNodeName name, Layer
                                  in_block(name.block));
     }
     layer.norms.resize(std::max(layer.norms.size(), layer.unconfirmed * k));
-    output_norms_->compute(node, layer.norms.data());
+    norm_reader_->read(node, layer.norms.data());
     layer.outputs_read = layer.unconfirmed;
 }
 
@@ -182,7 +189,7 @@ void RouterTap::confirm(size_t index) {
     }
     const size_t k = layer.top_k;
     try {
-        if (output_norms_) {
+        if (norm_reader_) {
             add_outputs(index);
         }
         const size_t n_tokens = std::exchange(layer.unconfirmed, 0);

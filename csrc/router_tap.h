@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "ggml.h"
-#include "output_norms.h"
+#include "norm_reader.h"
 #include "router_nodes.h"
 #include "routing_stats.h"
 
@@ -31,7 +31,7 @@ class RouterTap {
     bool wants(const ggml_tensor* node, RouterNodeName name);
     bool read(const ggml_tensor* node, RouterNodeName name);
 
-    // From now on the norms of what the experts put out are summed too, by so many threads.
+    // Before the first graph: the norms of what the experts put out are to be summed too, by so many threads.
     void watch_outputs(int32_t n_threads);
 
     // Stop computing at the last router, or behind its experts if their outputs are watched: right for
@@ -90,6 +90,7 @@ class RouterTap {
         size_t outputs_read = 0;    // tokens of these
         bool outputs_over = false;  // what else the layer's experts put out in this graph is of a second bank
         bool weights_in_input = false;  // the experts' input was weighted, not their outputs
+        bool second_bank = false;       // whether there is one, in any graph
         uint64_t tokens = 0;            // tokens counted
         uint64_t tokens_before_batch = 0;
     };
@@ -107,7 +108,7 @@ class RouterTap {
     RoutingStats stats_;
     std::vector<Layer> layers_;
     std::vector<char> device_copy_;
-    std::optional<OutputNorms> output_norms_;
+    std::optional<NormReader> norm_reader_;
     bool early_end_ = false;
     bool complete_ = false;
 };

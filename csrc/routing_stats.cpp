@@ -77,8 +77,11 @@ void RoutingStats::add_token(size_t layer, int32_t* experts, float* weights, siz
 }
 
 void RoutingStats::add_output(size_t layer, int32_t expert, float norm, double weighted_norm) {
+    if (norm_sum_.sums().empty()) {
+        throw std::logic_error("these statistics have no place for outputs");
+    }
     check_expert(expert);
-    if (!std::isfinite(norm) || !std::isfinite(weighted_norm)) {
+    if (!std::isfinite(norm)) {
         throw std::runtime_error("expert " + std::to_string(expert) +
                                  " put out something that is not a finite number");
     }
@@ -88,6 +91,9 @@ void RoutingStats::add_output(size_t layer, int32_t expert, float norm, double w
 }
 
 void RoutingStats::add(const RoutingStats& other) {
+    if (norm_sum_.sums().size() != other.norm_sum_.sums().size()) {
+        throw std::logic_error("only one of two statistics has outputs");
+    }
     for (size_t cell = 0; cell < histograms_.size(); ++cell) {
         histograms_[cell] += other.histograms_[cell];
     }

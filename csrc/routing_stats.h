@@ -35,7 +35,7 @@ class ExactSums {
 
 class RoutingStats {
   public:
-    // top_k: the most that any layer chooses for a token. with_outputs: whether `add_outputs` will be called.
+    // top_k: the most that any layer chooses for a token. with_outputs: whether `add_output` will be called.
     RoutingStats(size_t n_layers, size_t n_experts, size_t top_k, bool with_outputs = false);
 
     // Adds one token's k choices, at most top_k, to a layer. Rank 0 is the highest weight; equal weights keep
@@ -44,10 +44,12 @@ class RoutingStats {
     void add_token(size_t layer, int32_t* experts, float* weights, size_t k);
 
     // Adds the norm of what one of a token's experts put out, and that of what it added to the layer's sum.
-    // Throws std::runtime_error for an id outside the experts and for what is no finite number.
+    // Throws std::runtime_error for an id outside the experts and for a norm that is no finite number, and
+    // std::logic_error without outputs.
     void add_output(size_t layer, int32_t expert, float norm, double weighted_norm);
 
-    // Adds the counts of another of the same sizes.
+    // Adds the counts of another of the same sizes. Throws std::logic_error unless both have outputs or
+    // neither.
     void add(const RoutingStats& other);
 
     void clear();

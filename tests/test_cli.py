@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,12 @@ def test_profile_counts_what_experts_put_out_if_asked_to(made: Made, tmp_path: P
     assert (routing.histograms == with_outputs.histograms).all()
     assert with_outputs.outputs is not None
     assert ((with_outputs.outputs.norm_sum > 0) == (with_outputs.counts > 0)).all()
+    done = run("merge", made.profile, without, "-o", tmp_path / "both.gguf")
+    assert "without.gguf: does not know what experts put out" in done.err
+    assert done.err.endswith("leave that out (merge --stats routing)\n")
+    both = report("merge", made.profile, without, "--stats", "routing", "-o", tmp_path / "both.gguf")
+    assert both["tokens"] == 2 * routing.n_tokens
+    assert coe.RoutingProfile.load(tmp_path / "both.gguf").outputs is None
     for method in ("contribution", "reap", "ean"):
         mask = report("mask", made.profile, "--keep", 8, "--method", method, "-o", tmp_path / f"{method}.json")
         assert mask["digest"] == coe.build_mask(with_outputs, 8, method=method).digest
@@ -491,6 +497,23 @@ def test_specialise_does_it_all(made: Made, tmp_path: Path) -> None:
     assert f"{by_contribution['perplexity']:.3f}" in done.out
     assert coe.ExpertMask.load(beside["mask.json"]).kept == mask.kept
     assert "verified" in done.err
+
+
+@one_family
+def test_specialise_shows_the_methods_that_its_profiles_know(made: Made, tmp_path: Path) -> None:
+    """A reasoning profile may know no weights, or nothing of what experts put out."""
+    reasoning = replace(coe.RoutingProfile.load(made.profile), outputs=None)
+    zeros = np.zeros_like(reasoning.weight_sum)
+    replace(reasoning, has_weights=False, weight_sum=zeros, weight_sum_rest=zeros).save(tmp_path / "counts.gguf")
+    reasoning.save(tmp_path / "routing.gguf")
+    arguments = ("-c", made.corpus, "--keep", 8, "-o", tmp_path / "out.gguf", "--force", *RUN)
+    for name, method, others in (("counts", "frequency", set()), ("routing", "rank-weighted", {"utility"})):
+        options = ("--method", method, "--reasoning", tmp_path / f"{name}.gguf")
+        shown = report("specialise", made.files["F32"], *arguments, *options)
+        assert set(shown["evaluation"]["other_methods"]) == others
+    options = ("--method", "contribution", "--reasoning", tmp_path / "routing.gguf")
+    done = run("specialise", made.files["F32"], *arguments, *options)
+    assert "routing.gguf: does not know what the experts put out, which contribution needs" in done.err
 
 
 CHAT = "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"

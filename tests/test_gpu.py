@@ -38,8 +38,8 @@ def test_counts_are_those_of_the_cpu(
     assert here.outputs is not None
     assert there.outputs is not None
     for name in ("norm_sum", "weighted_norm_sum"):
-        ours, theirs = (getattr(outputs, name).sum(axis=1) for outputs in (there.outputs, here.outputs))
-        np.testing.assert_allclose(ours, theirs, rtol=2e-2)
+        ours, theirs = (getattr(outputs, name) for outputs in (there.outputs, here.outputs))
+        assert np.abs(ours - theirs).sum() <= (0.05 if quantization == "F32" else 0.1) * theirs.sum()
 
 
 def test_trained_weights_agree() -> None:

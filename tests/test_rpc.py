@@ -90,7 +90,7 @@ def test_counts_are_those_of_this_machine(
     np.testing.assert_allclose(remote.weight_sum.sum(), local.weight_sum.sum(), rtol=1e-3)
     for name in ("norm_sum", "weighted_norm_sum"):  # which are taken there
         ours, theirs = getattr(remote.outputs, name), getattr(local.outputs, name)
-        np.testing.assert_allclose(ours.sum(axis=1), theirs.sum(axis=1), rtol=2e-2)
+        assert np.abs(ours - theirs).sum() <= 0.03 * theirs.sum()
 
 
 @with_rpc

@@ -174,3 +174,24 @@ def test_a_damaged_state_is_refused(profile_of: Callable[..., coe.RoutingProfile
     until = Stability(0.9, KEEP)
     with pytest.raises(coe.InputError):
         until.restore(state, profile_of("qwen3moe"))
+
+
+@pytest.mark.usefixtures("short")
+def test_a_mask_of_what_experts_contribute_may_be_what_becomes_stable(
+    model_file: ModelFile, many: list[list[int]]
+) -> None:
+    with coe.Model(model_file("olmoe", "F32"), n_ctx=128, n_batch=128, n_sequences=8, n_threads=1) as model:
+
+        def run(stats: str, method: str) -> tuple[coe.RoutingProfile, Stability]:
+            until = Stability(0.01, {**KEEP, "method": method})
+            return coe.profile_corpora(model, [corpus_of(many)], stats=stats, until=until), until
+
+        profile, until = run("contribution", "contribution")
+        assert until.stable
+        assert 200 < profile.n_tokens < sum(map(len, many))
+        with pytest.raises(coe.InputError, match="reap scores by what experts put out: count that too"):
+            run("routing", "reap")
+        with pytest.raises(coe.InputError, match="no scoring method 'magic'; choose one of"):
+            run("contribution", "magic")
+        with pytest.raises(coe.InputError, match="no statistics 'all'; choose one of routing, contribution"):
+            run("all", "utility")

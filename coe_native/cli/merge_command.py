@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,9 +13,14 @@ from coe_native.cli.shared import FILE, Command, force_option, json_option, load
 @click.command(name="merge", cls=Command)
 @click.argument("profiles", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--output", type=FILE, required=True, help="Profile file to write.")
+@click.option(
+    "--stats",
+    type=click.Choice(["routing"]),
+    help="Leave out what experts put out (profile --stats contribution), which not all PROFILES may know.",
+)
 @force_option
 @json_option
-def command(profiles: tuple[Path, ...], output: Path, force: bool, as_json: bool) -> None:
+def command(profiles: tuple[Path, ...], output: Path, stats: str | None, force: bool, as_json: bool) -> None:
     """Add up PROFILES of one model, as if all their text had been profiled at once.
 
     All shards of a run (profile --shard) make the profile that one run over everything would have made.
@@ -23,7 +29,8 @@ def command(profiles: tuple[Path, ...], output: Path, force: bool, as_json: bool
     from coe_native.routing_profile import merge
 
     check_target(output, force=force, inputs=profiles)
-    merged = merge(load_profile(path) for path in profiles)
+    loaded = (load_profile(path) for path in profiles)
+    merged = merge(replace(profile, outputs=None) if stats == "routing" else profile for profile in loaded)
     merged.save(output, force=force)
     missing = {record.name: record.missing for record in merged.corpora if record.missing}
     if as_json:

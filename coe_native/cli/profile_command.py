@@ -110,13 +110,14 @@ def command(
     from coe_native.checkpoint import Checkpoint
     from coe_native.corpus import WHOLE, read_corpus
     from coe_native.moe_model import MoeModel
-    from coe_native.profiler import DOCUMENTS_AT_ONCE, Progress, profile_corpora
+    from coe_native.profiler import DOCUMENTS_AT_ONCE, Progress, check_options, profile_corpora
 
     moe = MoeModel(model)
     inputs = (*moe.paths, *corpora)
     check_target(output, force=force, inputs=inputs)
     checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
     until = _until(until_stable, keep, method, moe.router_shape)
+    check_options(shard or WHOLE, stats, until)
     read = [read_corpus(path, field, skip_bad=skip_bad) for path in corpora]
     say_skipped(read)
     bad: list[str] = []

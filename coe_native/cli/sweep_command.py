@@ -35,7 +35,7 @@ from coe_native.cli.shared import (
     token_progress,
 )
 from coe_native.errors import InputError
-from coe_native.scoring import METHODS
+from coe_native.scoring import METHODS, check_method
 from coe_native.units import gibibytes, gigabytes
 
 if TYPE_CHECKING:
@@ -166,6 +166,8 @@ def command(
             from coe_native.report.page import sweep_page
     mask_options = pass_arguments({name: options.pop(name) for name in PASS_NAMES})
     routing = load_profile(profile)
+    for method in methods:
+        check_method(routing, method)
     read = {name: read_corpus(path, field) for name, path in texts}
     say_skipped(list(read.values()))
     tried = default_keeps(moe) if keeps is None else sorted(set(keeps))

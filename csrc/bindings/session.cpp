@@ -3,6 +3,7 @@
 #include "bindings.h"
 #include "crash.h"
 #include "distributions.h"
+#include "parallel.h"
 #include "sampler.h"
 
 namespace py = pybind11;

@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "distributions.h"
+#include "parallel.h"
 
 namespace {
 

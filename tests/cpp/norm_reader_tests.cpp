@@ -1,16 +1,19 @@
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <vector>
 
 #include "check.h"
 #include "ggml-backend.h"
 #include "ggml.h"
-#include "output_norms.h"
+#include "norm_reader.h"
 
 namespace {
 
-using coe::OutputNorms;
+using coe::DeviceReducer;
+using coe::NormReader;
 using coe::row_norm;
 
 // A tensor in host memory that holds rows of `width` values, [width, k, n_tokens], `gap` values apart.
@@ -37,7 +40,7 @@ struct Rows {
 
     std::vector<float> norms(int32_t n_threads) const {
         std::vector<float> found(static_cast<size_t>(tensor.ne[1] * tensor.ne[2]), -1.0f);
-        OutputNorms(n_threads).compute(&tensor, found.data());
+        NormReader(n_threads).read(&tensor, found.data());
         return found;
     }
 };
@@ -85,4 +88,30 @@ TEST(norms_of_what_squares_do_not_fit) {
         row = std::vector<float>(3, bad);
         CHECK(!std::isfinite(row_norm(row.data(), row.size())));
     }
+}
+
+TEST(a_device_sums_the_squares_of_rows) {
+    const std::unique_ptr<DeviceReducer> reducer =
+        DeviceReducer::make(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+    CHECK(reducer != nullptr);
+    // Growing and shrinking; the last one needs more than one go.
+    for (const int64_t n_tokens : {1, 40, 7, 3000}) {
+        const int64_t width = n_tokens == 3000 ? 4096 : 33;
+        Rows rows(width, 2, n_tokens, 0, static_cast<unsigned>(n_tokens));
+        const size_t n_bytes = rows.values.size() * sizeof(float);
+        ggml_backend_buffer_t buffer =
+            ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_bytes);
+        rows.tensor.buffer = buffer;
+        rows.tensor.data = ggml_backend_buffer_get_base(buffer);
+        std::memcpy(rows.tensor.data, rows.values.data(), n_bytes);
+        std::vector<float> sums(static_cast<size_t>(2 * n_tokens), -1.0f);
+        CHECK(reducer->sums_of_squares(&rows.tensor, sums.data()));
+        for (size_t row = 0; row < sums.size(); ++row) {
+            const double norm =
+                exact_norm(&rows.values[row * static_cast<size_t>(width)], static_cast<size_t>(width));
+            CHECK(std::fabs(static_cast<double>(sums[row]) - norm * norm) <= 1e-5 * norm * norm);
+        }
+        ggml_backend_buffer_free(buffer);
+    }
+    CHECK(DeviceReducer::make(nullptr) == nullptr);
 }
