@@ -68,10 +68,11 @@ bool DeviceReducer::reduce(const ggml_tensor* rows, int64_t first_token, int64_t
     ggml_build_forward_expand(graph, result);
     if (!ggml_backend_supports_op(backend_, squares) || !ggml_backend_supports_op(backend_, result) ||
         !ggml_gallocr_alloc_graph(allocator_, graph) ||
-        ggml_backend_graph_compute(backend_, graph) != GGML_STATUS_SUCCESS) {
+        ggml_backend_graph_compute_async(backend_, graph) != GGML_STATUS_SUCCESS) {
         return false;
     }
-    ggml_backend_tensor_get(result, sums, 0, ggml_nbytes(result));
+    ggml_backend_tensor_get_async(backend_, result, sums, 0, ggml_nbytes(result));
+    ggml_backend_synchronize(backend_);
     return true;
 }
 

@@ -20,7 +20,8 @@ double two_sum(double a, double b, double& error) {
 }  // namespace
 
 void add_exactly(double& sum, double& rest, double term) {
-    const double multiple = std::nearbyint(term * 0x1p64) * 0x1p-64;
+    // A double from 2^-12 up is such a multiple as it is.
+    const double multiple = std::fabs(term) >= 0x1p-12 ? term : std::nearbyint(term * 0x1p64) * 0x1p-64;
     double error = 0.0;
     const double rounded = two_sum(sum, multiple, error);
     sum = two_sum(rounded, rest + error, rest);
