@@ -157,11 +157,12 @@ def plot(found: Sequence[Finding], domains: Sequence[str]) -> go.Figure:
     for (row, share), (column, name) in itertools.product(enumerate(SHARES, 1), enumerate(domains, 1)):
         of_panel = [f for f in own if f.domain == name and f.share == share]
         for method, colour in zip(coe.METHODS, itertools.cycle(colours)):
-            losses = [[f.loss for f in of_panel if f.method == method and f.size == size] for size in sizes]
+            by_size = {s: [f.loss for f in of_panel if f.method == method and f.size == s] for s in sizes}
+            known = {size: losses for size, losses in by_size.items() if losses}
             figure.add_scatter(
-                x=sizes,
-                y=[statistics.mean(values) for values in losses],
-                error_y={"array": [statistics.stdev(v) if len(v) > 1 else 0.0 for v in losses]},
+                x=list(known),
+                y=[statistics.mean(losses) for losses in known.values()],
+                error_y={"array": [statistics.stdev(x) if len(x) > 1 else 0.0 for x in known.values()]},
                 name=method,
                 legendgroup=method,
                 showlegend=row == column == 1,
