@@ -66,8 +66,8 @@ def frequency(profile: RoutingProfile) -> Scores:
 def contribution(profile: RoutingProfile) -> Scores:
     """``weighted_norm_sum / N``: the mean over all tokens of ``w * norm(f)``, the router's weight times the length
     of what the expert put out, 0 where it was not chosen: how much it adds to the layer's output. REAP's term,
-    summed instead of averaged, so that it counts too how often an expert is needed; our own, chosen by
-    ``benchmarks/quality.py``."""
+    summed instead of averaged, so that it counts too how often an expert is needed; our own, compared with the
+    others by ``benchmarks/quality.py``."""
     return np.asarray(_outputs(profile).weighted_norm_sum / _tokens(profile))
 
 
