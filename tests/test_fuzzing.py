@@ -27,10 +27,10 @@ from random_models import write_random_model
 
 from coe_native.cores import available_cores
 
-SECONDS = os.environ.get("COE_FUZZ_SECONDS", "40")
+SECONDS = os.environ.get("COE_FUZZ_SECONDS", "20")
 """For each target; as many run at once as there are cores."""
 
-N_FILES = 400
+N_FILES = 150
 """Changed files of each kind."""
 
 CPP_TARGETS = {
