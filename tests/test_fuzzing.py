@@ -27,7 +27,7 @@ from random_models import write_random_model
 
 from coe_native.cores import available_cores
 
-SECONDS = os.environ.get("COE_FUZZ_SECONDS", "20")
+SECONDS = os.environ.get("COE_FUZZ_SECONDS", "12")
 """For each target; as many run at once as there are cores."""
 
 N_FILES = 150
