@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES, COVERED, NOT_COVERED
+from cpp_build import build
 from random_models import FAMILIES, write_random_model
 
 import coe_native as coe
@@ -76,6 +78,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(params=sorted(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def sanitized_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C++ core's tests and fuzz targets, built once under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    directory = tmp_path_factory.mktemp("sanitized")
+    build(directory, "address,undefined", "-DCOE_BUILD_TESTS=ON", "-DCOE_BUILD_FUZZERS=ON")
+    return directory
+
+
+def check_live_mask(parent: Path, out: Path, most: float, *, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """A parent that runs `there`, masked, is the specialist that runs `here`, to `most` of the largest logit."""
+    tokens = list(range(40))
+    mask = unused_experts(coe.profile(parent, [tokens], n_ctx=64), 8)
+    coe.prune(parent, mask, out)
+    with coe.Model(out, n_ctx=64, f32_kv=True, **here) as model:
+        expected = model.logits(tokens)
+    with coe.Model(parent, n_ctx=64, f32_kv=True, **there) as model:
+        unmasked = model.logits(tokens)
+        model.apply(mask)
+        masked = model.logits(tokens)
+    largest = np.abs(expected).max()
+    assert np.abs(masked - expected).max() <= most * largest
+    assert np.abs(masked - unmasked).max() > 0.01 * largest
 
 
 def unused_experts(profile: coe.RoutingProfile, keep: int) -> coe.ExpertMask:

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import append_entry
-from cpp_build import build
 from fuzz.command_line import LINES, prepare, run_measured
 from fuzz.targets import SEEDS, TARGETS
 from gguf import GGUFWriter
@@ -44,10 +43,9 @@ CPP_TARGETS = {
 
 
 @pytest.mark.timeout(1800)
-def test_replay(tmp_path: Path) -> None:
-    build(tmp_path, "address,undefined", "-DCOE_BUILD_FUZZERS=ON")
+def test_replay(tmp_path: Path, sanitized_core: Path) -> None:
     lines = [
-        [str(tmp_path / f"coe_fuzz_{target}"), SECONDS, *map(str, sorted((SEEDS / seeds).iterdir()))]
+        [str(sanitized_core / f"coe_fuzz_{target}"), SECONDS, *map(str, sorted((SEEDS / seeds).iterdir()))]
         for target, seeds in CPP_TARGETS.items()
     ]
     lines += [[sys.executable, "-W", "error", "-m", "fuzz.replay", target, SECONDS] for target in TARGETS]

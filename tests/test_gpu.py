@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TOLERANCE, unused_experts
+from conftest import TOLERANCE, check_live_mask
 
 import coe_native as coe
 from coe_native import demo
@@ -62,16 +62,5 @@ def test_trained_weights_agree() -> None:
 
 def test_a_live_mask_acts_there(model_file: ModelFile, tmp_path: Path, family: str) -> None:
     """The parent masked on the GPU is the specialist there."""
-    path, out = model_file(family, "F32"), tmp_path / "specialist.gguf"
-    tokens = list(range(40))
-    mask = unused_experts(coe.profile(path, [tokens], n_ctx=64), 8)
-    coe.prune(path, mask, out)
-    with coe.Model(out, n_ctx=64, f32_kv=True) as model:
-        expected = model.logits(tokens)
-    with coe.Model(path, n_ctx=64, f32_kv=True) as model:
-        unmasked = model.logits(tokens)
-        model.apply(mask)
-        masked = model.logits(tokens)
-    largest = np.abs(expected).max()
-    assert np.abs(masked - expected).max() <= max(TOLERANCE.get(family, 1e-5), 1e-3) * largest
-    assert np.abs(masked - unmasked).max() > 0.01 * largest
+    most = max(TOLERANCE.get(family, 1e-5), 1e-3)
+    check_live_mask(model_file(family, "F32"), tmp_path / "specialist.gguf", most, there={}, here={})

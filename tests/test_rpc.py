@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TOLERANCE, unused_experts
+from conftest import TOLERANCE, check_live_mask
 
 import coe_native as coe
 from coe_native._native import core
@@ -96,19 +96,8 @@ def test_counts_are_those_of_this_machine(
 @with_rpc
 def test_a_live_mask_acts_there(server: Server, model_file: ModelFile, tmp_path: Path, family: str) -> None:
     """The parent masked over the network is the specialist that runs here."""
-    path, out = model_file(family, "F32"), tmp_path / "specialist.gguf"
-    tokens = list(range(40))
-    mask = unused_experts(coe.profile(path, [tokens], n_ctx=64), 8)
-    coe.prune(path, mask, out)
-    with coe.Model(out, n_ctx=64, f32_kv=True) as model:
-        expected = model.logits(tokens)
-    with coe.Model(path, n_ctx=64, f32_kv=True, rpc=[server.endpoint]) as model:
-        unmasked = model.logits(tokens)
-        model.apply(mask)
-        masked = model.logits(tokens)
-    largest = np.abs(expected).max()
-    assert np.abs(masked - expected).max() <= TOLERANCE.get(family, 1e-5) * largest
-    assert np.abs(masked - unmasked).max() > 0.01 * largest
+    out, most = tmp_path / "specialist.gguf", TOLERANCE.get(family, 1e-5)
+    check_live_mask(model_file(family, "F32"), out, most, there={"rpc": [server.endpoint]}, here={})
 
 
 @with_rpc
