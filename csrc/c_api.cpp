@@ -1,7 +1,7 @@
 #include <algorithm>
-#include <cstring>
 #include <exception>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -9,6 +9,7 @@
 
 #include "coe_native.h"
 #include "ggml.h"
+#include "ggml_check.h"
 #include "live_profiler.h"
 #include "mask_file.h"
 #include "profile_file.h"
@@ -27,22 +28,36 @@ struct coe_profile {
 
 namespace {
 
-thread_local std::string last_error;
+thread_local std::string error_text;
+thread_local const char* last_error = "";
+
+void set_last_error(const char* message) noexcept {
+    try {
+        error_text = message;
+        last_error = error_text.c_str();
+    } catch (...) {
+        last_error = "out of memory";
+    }
+}
 
 // Runs `body`, turning what it throws into a status and a message.
 template <typename Body>
 int32_t guarded(Body body) noexcept {
+    last_error = "";
     try {
-        last_error.clear();
         body();
         return COE_OK;
     } catch (const std::invalid_argument& exception) {
-        last_error = exception.what();
+        set_last_error(exception.what());
         return COE_INVALID_ARGUMENT;
+    } catch (const std::bad_alloc&) {
+        set_last_error("out of memory");
     } catch (const std::exception& exception) {
-        last_error = exception.what();
-        return COE_FAILED;
+        set_last_error(exception.what());
+    } catch (...) {
+        set_last_error("an error of an unknown kind");
     }
+    return COE_FAILED;
 }
 
 // What `make` returns, or null.
@@ -59,12 +74,12 @@ void require(bool holds, const char* otherwise) {
     }
 }
 
-// The layout of ggml_tensor is not stable: reading one of another version would be reading rubbish.
 std::unique_ptr<coe_profiler> watching(coe::RouterLayout layout) {
-    if (std::strcmp(ggml_version(), COE_GGML_VERSION) != 0) {
-        throw std::runtime_error(std::string("libcoe_native was compiled against ggml " COE_GGML_VERSION
-                                             ", but this program runs ggml ") +
-                                 ggml_version());
+    const std::string other = coe::find_other_ggml();
+    if (!other.empty()) {
+        throw std::runtime_error("libcoe_native was compiled against ggml " COE_GGML_VERSION
+                                 ", but this program runs ggml " +
+                                 other);
     }
     return std::make_unique<coe_profiler>(std::move(layout));
 }
@@ -73,7 +88,7 @@ std::unique_ptr<coe_profiler> watching(coe::RouterLayout layout) {
 
 int32_t coe_native_abi_version(void) { return COE_NATIVE_ABI_VERSION; }
 
-const char* coe_last_error(void) { return last_error.c_str(); }
+const char* coe_last_error(void) { return last_error; }
 
 coe_profiler* coe_profiler_open(const char* model_path) {
     return made([&] {
@@ -83,15 +98,22 @@ coe_profiler* coe_profiler_open(const char* model_path) {
 }
 
 coe_profiler* coe_profiler_new(const int32_t* blocks, const int32_t* top_k, size_t n_blocks,
-                               size_t n_experts) {
+                               size_t n_experts, size_t n_groups, size_t n_groups_used) {
     return made([&] {
         require(blocks != nullptr && top_k != nullptr, "blocks and top_k must not be NULL");
         require(std::all_of(top_k, top_k + n_blocks, [](int32_t k) { return k > 0; }),
                 "a layer chooses one expert or more for a token");
+        require(n_groups == 1 ? n_groups_used == 1
+                              : n_groups > 1 && n_groups_used > 0 && n_groups_used < n_groups &&
+                                    n_experts % n_groups == 0,
+                "n_groups must divide n_experts, and a token uses fewer groups than there are; 1 and 1 without "
+                "groups");
         coe::RouterLayout layout;
         layout.blocks.assign(blocks, blocks + n_blocks);
         layout.top_k.assign(top_k, top_k + n_blocks);
         layout.n_experts = n_experts;
+        layout.n_groups = n_groups;
+        layout.n_groups_used = n_groups_used;
         return watching(std::move(layout));
     });
 }

@@ -1,11 +1,13 @@
 #include "live_mask.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
 
 #include "ggml-backend.h"
+#include "host_bytes.h"
 
 namespace coe {
 
@@ -53,35 +55,49 @@ const std::vector<size_t>* LiveMask::dropped_in(int block) const {
     return index < dropped_.size() && !dropped_[index].empty() ? &dropped_[index] : nullptr;
 }
 
-bool LiveMask::wants(RouterNodeName name) const {
-    return (name.node == RouterNode::logits || name.node == RouterNode::probs) &&
-           dropped_in(name.block) != nullptr;
+bool LiveMask::wants(const ggml_tensor* node, RouterNodeName name) const {
+    const std::vector<size_t>* dropped = dropped_in(name.block);
+    if (dropped == nullptr) {
+        return false;
+    }
+    const bool uses_dropped = name.node == RouterNode::chosen_weights &&
+                              static_cast<size_t>(node->ne[1]) > n_experts_ - dropped->size();
+    return name.node == RouterNode::logits || name.node == RouterNode::probs || uses_dropped;
 }
 
 void LiveMask::apply(ggml_tensor* node, RouterNodeName name) {
-    if (node->type != GGML_TYPE_F32 || static_cast<size_t>(node->ne[0]) != n_experts_ ||
-        !ggml_is_contiguous(node)) {
+    const bool of_scores = name.node != RouterNode::chosen_weights;
+    if (node->type != GGML_TYPE_F32 || !ggml_is_contiguous(node) ||
+        (of_scores && static_cast<size_t>(node->ne[0]) != n_experts_)) {
         throw std::runtime_error(std::string("cannot mask the router at ") + node->name +
                                  ": it is no row of one number for each expert");
     }
     const auto n_values = static_cast<size_t>(ggml_nelements(node));
-    const bool on_host = node->buffer == nullptr || ggml_backend_buffer_is_host(node->buffer);
+    const bool on_host = lies_in_host_memory(node);
     auto* values = static_cast<float*>(node->data);
     if (!on_host) {
         device_copy_.resize(std::max(device_copy_.size(), n_values));
         values = device_copy_.data();
         ggml_backend_tensor_get(node, values, 0, n_values * sizeof(float));
     }
-    for (size_t row = 0; row < n_values; row += n_experts_) {
-        for (const size_t expert : *dropped_in(name.block)) {
-            values[row + expert] = -std::numeric_limits<float>::infinity();
-        }
+    if (of_scores) {
+        write_minus_infinity(values, n_values, name.block);
+    } else {
+        std::replace_if(values, values + n_values, [](float weight) { return !std::isfinite(weight); }, 0.0f);
     }
     if (!on_host) {
         ggml_backend_tensor_set(node, values, 0, n_values * sizeof(float));
     }
-    if (name.node == RouterNode::logits || is_ungated(node)) {
+    if (begins_router(node, name)) {
         applications_[static_cast<size_t>(name.block)] += 1;
+    }
+}
+
+void LiveMask::write_minus_infinity(float* scores, size_t n_values, int block) const {
+    for (size_t row = 0; row < n_values; row += n_experts_) {
+        for (const size_t expert : *dropped_in(block)) {
+            scores[row + expert] = -std::numeric_limits<float>::infinity();
+        }
     }
 }
 

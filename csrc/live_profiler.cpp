@@ -19,14 +19,11 @@ LiveCounts LiveProfiler::nothing() const {
 bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {
     auto& self = *static_cast<LiveProfiler*>(user_data);
     bool ours = !ask;  // as for a node that is nothing to the profiler: most are, and cost no lock
-    const RouterNodeName name = parse_router_node(node->name);
+    const RouterNodeName name = find_router_node(node);
     if ((ask || self.ours_) && name.node != RouterNode::none) {
         const std::lock_guard<std::mutex> lock(self.mutex_);
-        if (ask && name.node == RouterNode::logits) {
-            if (name.block <= self.last_block_) {
-                self.begin_graph();
-            }
-            self.last_block_ = name.block;
+        if (ask && begins_router(node, name)) {
+            self.begin_router(name);
         }
         ours = RouterHooks::callback(node, ask, &self.hooks_);
     }
@@ -44,8 +41,12 @@ bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {
     return (!self.theirs_ || self.chained_(node, false, self.chained_data_)) && ours;
 }
 
-void LiveProfiler::begin_graph() {
-    if (next_mask_) {
+void LiveProfiler::begin_router(RouterNodeName name) {
+    // Blocks run in order, and some routers begin with two nodes.
+    const bool is_next_graph =
+        name.block < last_begun_.block || (name.block == last_begun_.block && name.node <= last_begun_.node);
+    last_begun_ = name;
+    if (is_next_graph && next_mask_) {
         hooks_.mask = std::move(*next_mask_);
         next_mask_.reset();
         applications_.assign(blocks().size(), 0);
@@ -57,9 +58,12 @@ void LiveProfiler::chain(ggml_backend_sched_eval_callback host, void* user_data)
     chained_data_ = user_data;
 }
 
-void LiveProfiler::settle() {
+void LiveProfiler::settle(size_t index) {
     if (failure_) {
         std::rethrow_exception(failure_);
+    }
+    if (decoding_) {
+        return;
     }
     try {
         hooks_.rethrow();
@@ -68,7 +72,7 @@ void LiveProfiler::settle() {
         failure_ = std::current_exception();
         throw;
     }
-    LiveCounts& part = parts_[part_];
+    LiveCounts& part = parts_[index];
     part.stats.add(tap_.stats());
     const std::vector<uint64_t> seen = tap_.tokens_seen();
     for (size_t layer = 0; layer < seen.size(); ++layer) {
@@ -83,14 +87,31 @@ void LiveProfiler::select(size_t part) {
         throw std::invalid_argument("there is no such part of the counts");
     }
     if (part != part_) {
-        settle();
-        part_ = part;
+        // The part changes whatever went wrong before: what runs from now on does not belong to the old one.
+        const size_t before = std::exchange(part_, part);
+        settle(before);
     }
+}
+
+void LiveProfiler::begin_decode() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    decoding_ = false;
+    try {
+        settle(part_);
+    } catch (...) {
+        failure_ = std::current_exception();  // for `counts` to throw
+    }
+    decoding_ = true;
+}
+
+void LiveProfiler::end_decode() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    decoding_ = false;
 }
 
 LiveCounts LiveProfiler::counts(size_t part) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    settle();
+    settle(part_);
     return parts_.at(part);
 }
 

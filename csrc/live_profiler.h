@@ -32,8 +32,13 @@ class LiveProfiler {
     // The host's own callback, which goes on seeing what it asks for. Not while a graph runs.
     void chain(ggml_backend_sched_eval_callback host, void* user_data);
 
-    // The part to which tokens count from the next decode on.
+    // The part to which tokens count from the next decode on. It changes also where this throws what `counts`
+    // would.
     void select(size_t part);
+    // A host may tell where its decodes begin and end: `counts` between the two are those at the beginning, so
+    // that no layer is ahead of another, and nobody waits for a decode.
+    void begin_decode();
+    void end_decode();
     // Throws std::runtime_error for what went wrong while a graph ran, until `reset` or `recover`: the counts
     // are of no use.
     LiveCounts counts(size_t part);
@@ -53,10 +58,10 @@ class LiveProfiler {
     size_t top_k() const { return tap_.stats().top_k(); }
 
   private:
-    // Moves what the tap has counted to the part that is selected.
-    void settle();
-    // Before the first router of a graph.
-    void begin_graph();
+    // Moves what the tap has counted to a part.
+    void settle(size_t part);
+    // At each router's first node.
+    void begin_router(RouterNodeName name);
     LiveCounts nothing() const;
 
     std::mutex mutex_;
@@ -66,7 +71,8 @@ class LiveProfiler {
     size_t part_ = 0;
     std::exception_ptr failure_;
     std::optional<LiveMask> next_mask_;  // for the next graph
-    int last_block_ = most_blocks;       // whose router came by last
+    RouterNodeName last_begun_ = {RouterNode::none, most_blocks};
+    bool decoding_ = false;
     std::vector<uint64_t> applications_;
     ggml_backend_sched_eval_callback chained_ = nullptr;
     void* chained_data_ = nullptr;

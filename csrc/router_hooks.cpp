@@ -14,13 +14,13 @@ bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcep
                 hooks.graph.push_back(std::string(node->name) + " " + ggml_op_desc(node));
             }
         }
-        const RouterNodeName name = parse_router_node(node->name);
+        const RouterNodeName name = find_router_node(node);
         if (name.node == RouterNode::none) {
             return !ask;
         }
         // Whatever has gone wrong, the mask stays in force, and the graph runs out: ending one of its splits
         // would leave the next with inputs never computed.
-        const bool for_mask = hooks.mask.wants(name);
+        const bool for_mask = hooks.mask.wants(node, name);
         const bool for_tap = hooks.tap != nullptr && !hooks.error;
         if (ask) {
             answer = for_mask;  // also where the tap throws
@@ -29,6 +29,7 @@ bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcep
             hooks.mask.apply(node, name);
         } else if (for_tap) {
             answer = hooks.tap->read(node, name);
+            hooks.ended_early = hooks.ended_early || !answer;
             const RouterTap::Choices choices = hooks.tap->last_choices(name.block);
             hooks.mask.check(name.block, choices.begin, choices.end);
         }

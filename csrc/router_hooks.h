@@ -16,6 +16,7 @@ struct RouterHooks {
     LiveMask mask;
     std::exception_ptr error;
     bool logits_seen = false;             // in the graphs since it was set to false
+    bool ended_early = false;             // likewise: a graph was ended, though its later splits run
     bool records = false;                 // whether `graph` grows
     std::vector<std::string> graph = {};  // the operations that ran: name, space, kind
 

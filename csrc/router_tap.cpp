@@ -27,6 +27,17 @@ std::vector<int> checked(std::vector<int> blocks, size_t n_experts, const std::v
     return blocks;
 }
 
+void check_choices(const ggml_tensor* ids, size_t k, int block) {
+    if (ids->type != GGML_TYPE_I32) {
+        throw std::runtime_error("the router's choices cannot be found" + in_block(block));
+    }
+    if (static_cast<size_t>(ids->ne[0]) != k) {
+        throw std::runtime_error("the router chooses " + std::to_string(ids->ne[0]) + " experts for a token" +
+                                 in_block(block) + ", not the " + std::to_string(k) +
+                                 " of the model's metadata");
+    }
+}
+
 }  // namespace
 
 RouterTap::RouterTap(std::vector<int> blocks, size_t n_experts, const std::vector<size_t>& top_k)
@@ -67,172 +78,241 @@ void RouterTap::Chain::learn() {
     }
 }
 
+template <typename Value>
+Value* RouterTap::Part<Value>::fill(size_t tokens, size_t k) {
+    if (values.size() < tokens * k) {
+        values.resize(tokens * k);
+    }
+    n_tokens = tokens;
+    was_read = true;
+    return values.data();
+}
+
+template <typename Value>
+void RouterTap::Part<Value>::forget() {
+    n_tokens = 0;
+    was_read = false;
+}
+
+void RouterTap::Layer::forget_graph() {
+    is_open = weights_are_over = weights_in_input = false;
+    experts.forget();
+    weights.forget();
+    norms.forget();
+}
+
 bool RouterTap::wants(const ggml_tensor* node, RouterNodeName name) {
+    if (name.node == RouterNode::chosen_weights || name.node == RouterNode::later_weights) {
+        return wants_weights(node, name);
+    }
     const size_t index = layer_of(name.block);
-    Layer* layer = index == no_layer ? nullptr : &layers_[index];
+    if (index == no_layer) {
+        return false;
+    }
+    if (begins_router(node, name)) {
+        count(index);
+        layers_[index].is_open = true;
+        return false;
+    }
+    Layer& layer = layers_[index];
+    if (!layer.is_open) {
+        return false;
+    }
     switch (name.node) {
-        case RouterNode::chosen_weights:
-        case RouterNode::later_weights:
-            return wants_weights(node, name, layer);
+        case RouterNode::down:
+            return !layer.experts.was_read || wants_outputs(node, layer);
         case RouterNode::outputs:
-            if (layer != nullptr && layer->unconfirmed > 0) {
-                layer->weights_chain.learn();
-            }
-            return layer != nullptr && norm_reader_ && layer->unconfirmed > 0 && !layer->outputs_over &&
-                   layer->outputs_chain.wants(node->name, layer->outputs_read > 0);
+            return wants_outputs(node, layer);
         case RouterNode::weighted:
-            if (layer != nullptr && norm_reader_ && layer->outputs_read > 0) {
-                layer->outputs_over = true;
-            } else if (layer != nullptr && norm_reader_) {
-                layer->weights_in_input = true;
-            }
+            see_weighted(node, layer);
             return false;
         default:
             return false;
     }
 }
 
-bool RouterTap::wants_weights(const ggml_tensor* node, RouterNodeName name, Layer* layer) {
+bool RouterTap::wants_weights(const ggml_tensor* node, RouterNodeName name) {
+    const size_t index = layer_of(name.block);
     const ggml_tensor* ids = chosen_experts(node);
     if (ids != nullptr && !is_choice(ids)) {
-        if (layer != nullptr) {
-            layer->second_bank = true;
+        if (index != no_layer) {
+            layers_[index].has_second_bank = true;
         }
         return false;
     }
-    if (layer == nullptr) {
+    if (index == no_layer) {
         if (complete_) {
             throw std::runtime_error("a router runs" + in_block(name.block) +
                                      ", where the model's header has none");
         }
         return false;
     }
-    if (name.node == RouterNode::chosen_weights) {
-        confirm(layer_of(name.block));  // a new graph has begun: what was read in the one before was final
+    Layer& layer = layers_[index];
+    if (layer.weights_are_over) {
+        return false;
     }
-    const auto n_chosen = ids == nullptr ? layer->top_k : static_cast<size_t>(ids->ne[0]);
-    if (!complete_ && n_chosen == stats_.n_experts() && n_chosen != layer->top_k) {
-        return false;  // a host warms up: all experts are used, and nothing is chosen
+    const auto n_chosen = ids == nullptr ? layer.top_k : static_cast<size_t>(ids->ne[0]);
+    if (!complete_ && n_chosen == stats_.n_experts() && n_chosen != layer.top_k) {
+        layer.forget_graph();  // a host warms up: all experts are used, and nothing is chosen
+        return false;
     }
-    return layer->weights_chain.wants(node->name, layer->unconfirmed > 0);
+    return layer.is_open && layer.weights_chain.wants(node->name, layer.weights.was_read);
+}
+
+bool RouterTap::wants_outputs(const ggml_tensor* node, const Layer& layer) const {
+    return norm_reader_ && parse_router_node(node->name).node == RouterNode::outputs &&
+           layer.outputs_chain.wants(node->name, layer.norms.was_read);
+}
+
+// The product depends on the last node of the weights' chain and, in most architectures, of the outputs'.
+void RouterTap::see_weighted(const ggml_tensor* node, Layer& layer) const {
+    layer.weights_in_input = !weighs_outputs(node);
+    layer.weights_are_over = true;
+    if (layer.weights.was_read) {
+        layer.weights_chain.learn();
+    }
+    if (layer.norms.was_read && !layer.weights_in_input) {
+        layer.outputs_chain.learn();
+    }
 }
 
 bool RouterTap::read(const ggml_tensor* node, RouterNodeName name) {
     Layer& layer = layers_[layer_of(name.block)];
-    const bool of_outputs = name.node == RouterNode::outputs;
-    if (of_outputs) {
-        read_outputs(node, name, layer);
+    if (name.node == RouterNode::down && !layer.experts.was_read) {
+        read_experts(node->src[2], name, layer);
+    }
+    if (name.node == RouterNode::down || name.node == RouterNode::outputs) {
+        if (wants_outputs(node, layer)) {
+            read_outputs(node, name, layer);
+        }
     } else {
         read_weights(node, name, layer);
     }
-    Chain& chain = of_outputs ? layer.outputs_chain : layer.weights_chain;
-    chain.read_name = node->name;
-    const bool was_last = name.block == blocks_.back() && of_outputs == norm_reader_.has_value();
     // A second bank that runs in another split of the graph would do so with ids that have not been computed.
-    const bool may_end = !(of_outputs && layer.second_bank);
-    return !(early_end_ && was_last && may_end && !chain.final_name.empty());
+    const bool may_end = early_end_ && name.block == blocks_.back() && !layer.has_second_bank;
+    return !(may_end && is_whole(layer));
 }
 
 void RouterTap::read_weights(const ggml_tensor* node, RouterNodeName name, Layer& layer) {
-    const ggml_tensor* ids = chosen_experts(node);
     const size_t k = layer.top_k;
-    if (ids == nullptr || ids->type != GGML_TYPE_I32 || node->type != GGML_TYPE_F32) {
-        throw std::runtime_error("the router's choices cannot be found" + in_block(name.block));
+    const auto n_values = static_cast<size_t>(ggml_nelements(node));
+    const ggml_tensor* ids = chosen_experts(node);
+    if (ids != nullptr) {
+        check_choices(ids, k, name.block);
     }
+    if (node->type != GGML_TYPE_F32 || n_values % k != 0 || !ggml_is_contiguous(node)) {
+        throw std::runtime_error("the router's weights are not " + std::to_string(k) + " for a token" +
+                                 in_block(name.block));
+    }
+    // What the scheduler copied from another split may be overwritten once the gather has read it.
+    const bool ids_are_there =
+        ids != nullptr && (name.node == RouterNode::chosen_weights || !is_split_copy(ids));
+    if (ids_are_there && !layer.experts.was_read) {
+        read_experts(ids, name, layer);
+    }
+    float* weights = layer.weights.fill(n_values / k, k);
+    if (n_values > 0) {
+        std::memcpy(weights, host_bytes(node, device_copy_), n_values * sizeof(float));
+    }
+    layer.weights_chain.read_name = node->name;
+}
+
+void RouterTap::read_experts(const ggml_tensor* ids, RouterNodeName name, Layer& layer) {
+    const size_t k = layer.top_k;
+    check_choices(ids, k, name.block);
     const auto n_tokens = static_cast<size_t>(ids->ne[1]);
-    if (static_cast<size_t>(ids->ne[0]) != k || static_cast<size_t>(ggml_nelements(node)) != k * n_tokens ||
-        !ggml_is_contiguous(node)) {
-        throw std::runtime_error("the router chooses " + std::to_string(ids->ne[0]) + " experts for a token" +
-                                 in_block(name.block) + ", not the " + std::to_string(k) +
-                                 " of the model's metadata");
-    }
-    if (layer.experts.size() < n_tokens * k) {
-        layer.experts.resize(n_tokens * k);
-        layer.weights.resize(n_tokens * k);
+    int32_t* experts = layer.experts.fill(n_tokens, k);
+    if (n_tokens == 0) {
+        return;
     }
     // Rows of ids are views into a full sort, n_expert apart on most backends: read by strides.
     const char* id_bytes = host_bytes(ids, device_copy_);
     for (size_t token = 0; token < n_tokens; ++token) {
         const char* row = id_bytes + token * ids->nb[1];
         for (size_t rank = 0; rank < k; ++rank) {
-            std::memcpy(&layer.experts[token * k + rank], row + rank * ids->nb[0], sizeof(int32_t));
+            std::memcpy(&experts[token * k + rank], row + rank * ids->nb[0], sizeof(int32_t));
         }
     }
-    if (n_tokens > 0) {
-        std::memcpy(layer.weights.data(), host_bytes(node, device_copy_), n_tokens * k * sizeof(float));
-    }
-    layer.unconfirmed = n_tokens;
 }
 
 void RouterTap::read_outputs(const ggml_tensor* node, RouterNodeName name, Layer& layer) {
     const size_t k = layer.top_k;
     if (node->type != GGML_TYPE_F32 || static_cast<size_t>(node->ne[1]) != k ||
-        static_cast<size_t>(node->ne[2]) != layer.unconfirmed || node->nb[0] != sizeof(float)) {
+        node->nb[0] != sizeof(float)) {
         throw std::runtime_error("the experts' outputs are not those of the router's choices" +
                                  in_block(name.block));
     }
-    layer.norms.resize(std::max(layer.norms.size(), layer.unconfirmed * k));
-    norm_reader_->read(node, layer.norms.data());
-    layer.outputs_read = layer.unconfirmed;
+    norm_reader_->read(node, layer.norms.fill(static_cast<size_t>(node->ne[2]), k));
+    layer.outputs_chain.read_name = node->name;
+}
+
+// Whether all that is to be read of the layer's graph has been, and is known to be final.
+bool RouterTap::is_whole(const Layer& layer) const {
+    return layer.experts.was_read && layer.weights.was_read && layer.weights_chain.is_learnt() &&
+           (!norm_reader_ || (layer.norms.was_read && layer.outputs_chain.is_learnt()));
 }
 
 RouterTap::Choices RouterTap::last_choices(int block) const {
     const Layer& layer = layers_[layer_of(block)];
-    const int32_t* begin = layer.experts.data();
-    return {begin, begin + layer.unconfirmed * layer.top_k};
+    const int32_t* begin = layer.experts.values.data();
+    return {begin, begin + layer.experts.n_tokens * layer.top_k};
 }
 
-void RouterTap::confirm(size_t index) {
+// Adds what was read of a graph that is over, so that what was read last of a chain was the chain's last.
+void RouterTap::count(size_t index) {
     Layer& layer = layers_[index];
-    if (layer.unconfirmed > 0) {
+    const size_t k = layer.top_k;
+    const size_t n_tokens = layer.weights.n_tokens;
+    if (n_tokens > 0) {
         layer.weights_chain.learn();
     }
-    const size_t k = layer.top_k;
     try {
+        if (layer.weights.was_read && layer.experts.n_tokens != n_tokens) {
+            throw std::runtime_error("the router's choices were not seen");
+        }
         if (norm_reader_) {
             add_outputs(index);
         }
-        const size_t n_tokens = std::exchange(layer.unconfirmed, 0);
         for (size_t token = 0; token < n_tokens; ++token) {
-            stats_.add_token(index, &layer.experts[token * k], &layer.weights[token * k], k);
+            stats_.add_token(index, &layer.experts.values[token * k], &layer.weights.values[token * k], k);
         }
         layer.tokens += n_tokens;
     } catch (const std::runtime_error& error) {
-        layer.unconfirmed = 0;
+        layer.forget_graph();
         throw std::runtime_error(error.what() + in_block(blocks_[index]));
     }
+    layer.forget_graph();
 }
 
 // Before the choices are put in order of their weights.
 void RouterTap::add_outputs(size_t index) {
     Layer& layer = layers_[index];
-    const size_t n_read = std::exchange(layer.outputs_read, 0);
-    const bool weighted = std::exchange(layer.weights_in_input, false);
-    layer.outputs_over = false;
-    if (n_read != layer.unconfirmed) {
-        throw std::runtime_error("what the experts put out was not seen");
+    const size_t n_tokens = layer.weights.n_tokens;
+    if (layer.weights.was_read && layer.norms.n_tokens != n_tokens) {
+        throw std::runtime_error("the experts' outputs were not seen");
     }
-    if (n_read > 0) {
+    if (n_tokens > 0) {
         layer.outputs_chain.learn();
     }
     // Elsewhere a weight says how much of an output is added to the layer's; here it is in the output.
-    for (size_t i = 0; i < n_read * layer.top_k; ++i) {
-        const auto norm = static_cast<double>(layer.norms[i]);
-        const double weighted_norm = weighted ? norm : static_cast<double>(layer.weights[i]) * norm;
-        stats_.add_output(index, layer.experts[i], layer.norms[i], weighted_norm);
+    for (size_t i = 0; i < n_tokens * layer.top_k; ++i) {
+        const auto norm = static_cast<double>(layer.norms.values[i]);
+        const double weighted =
+            layer.weights_in_input ? norm : static_cast<double>(layer.weights.values[i]) * norm;
+        stats_.add_output(index, layer.experts.values[i], layer.norms.values[i], weighted);
     }
 }
 
 void RouterTap::collect() {
     for (size_t i = 0; i < layers_.size(); ++i) {
-        confirm(i);
+        count(i);
     }
 }
 
 void RouterTap::collect_final() {
     for (size_t i = 0; i < layers_.size(); ++i) {
-        if (!layers_[i].weights_chain.final_name.empty()) {
-            confirm(i);
+        if (is_whole(layers_[i])) {
+            count(i);
         }
     }
 }
@@ -273,9 +353,7 @@ void RouterTap::clear_counts() {
 void RouterTap::discard() {
     clear_counts();
     for (Layer& layer : layers_) {
-        layer.unconfirmed = 0;
-        layer.outputs_read = 0;
-        layer.outputs_over = layer.weights_in_input = false;
+        layer.forget_graph();
     }
 }
 

@@ -13,11 +13,14 @@
 
 namespace coe {
 
-// How the tap knows which node of a layer to ask for: the weights that multiply the experts' outputs are
-// the last node of a short chain whose length depends on the architecture, and so are the outputs. In the
-// first graph the tap asks for every node of a chain, and what it reads last is what counts; from then on it
-// asks for that node alone. Reads are kept until the experts' outputs, the layer's next graph, or the end of
-// the batch shows that they were last.
+// How the tap knows which nodes of a layer to read: the weights that multiply the experts' outputs are the last
+// node of a short chain whose length depends on the architecture, and so are the outputs. In the first graph
+// the tap reads every node of a chain; from then on it reads the last one alone.
+//
+// Backends reorder the nodes of a graph (Metal and Vulkan do), so nothing here depends on an order other than
+// that of the data: a chain is over when the product of weights and outputs comes by, which depends on both, or
+// when the layer's next graph begins, or when the batch ends. The ids are read with the weights as long as their
+// memory is sure to hold them; else with the product with the down matrices, which reads them last.
 class RouterTap {
   public:
     // `blocks`: block indices of the MoE layers, ascending; `top_k`: how many experts each of them chooses
@@ -31,11 +34,11 @@ class RouterTap {
     bool wants(const ggml_tensor* node, RouterNodeName name);
     bool read(const ggml_tensor* node, RouterNodeName name);
 
-    // Before the first graph: the norms of what the experts put out are to be summed too, by so many threads.
+    // Before the first graph: the norms of the experts' outputs are to be summed too, by so many threads.
     void watch_outputs(int32_t n_threads);
 
-    // Stop computing at the last router, or behind its experts if their outputs are watched: right for
-    // profiling, where nobody reads what follows.
+    // Stop computing once everything of the last layer has been read: right for profiling, where nothing of
+    // what follows is used.
     void set_early_end(bool on) { early_end_ = on; }
 
     // The blocks are all that have routers: one that runs in another block is an error, not somebody else's.
@@ -58,7 +61,7 @@ class RouterTap {
     void discard();
     void clear();
 
-    // The ids of all experts that `read` has just found chosen in a block.
+    // The ids of all experts that have been found chosen in a block's last graph.
     struct Choices {
         const int32_t* begin;
         const int32_t* end;
@@ -72,35 +75,55 @@ class RouterTap {
     // One of the chains of which the last node counts.
     struct Chain {
         std::string final_name;  // empty until learnt
-        std::string read_name;
+        std::string read_name;   // of the last node that was read
 
         // Whether to read this node, the next of the chain. `was_read`: one has been in this graph.
         bool wants(const char* name, bool was_read) const;
         void learn();
+        bool is_learnt() const { return !final_name.empty(); }
+    };
+
+    // What a graph was found to hold, [token, k]; memory is kept from graph to graph.
+    template <typename Value>
+    struct Part {
+        std::vector<Value> values;
+        size_t n_tokens = 0;
+        bool was_read = false;
+
+        // Room for so many tokens' values.
+        Value* fill(size_t tokens, size_t k);
+        void forget();
     };
 
     struct Layer {
         size_t top_k = 0;
         Chain weights_chain;
         Chain outputs_chain;
-        std::vector<int32_t> experts;  // [token, k] of the read that is not yet confirmed
-        std::vector<float> weights;
-        size_t unconfirmed = 0;     // tokens of that read
-        std::vector<float> norms;   // [token, k] of outputs, in the order of `experts`
-        size_t outputs_read = 0;    // tokens of these
-        bool outputs_over = false;  // what else the layer's experts put out in this graph is of a second bank
+        // Of the graph that runs or ran last, until it is counted.
+        bool is_open = false;
+        Part<int32_t> experts;
+        Part<float> weights;
+        Part<float> norms;              // of outputs, in the order of `experts`
+        bool weights_are_over = false;  // what follows of these names is a second bank's
         bool weights_in_input = false;  // the experts' input was weighted, not their outputs
-        bool second_bank = false;       // whether there is one, in any graph
-        uint64_t tokens = 0;            // tokens counted
+
+        bool has_second_bank = false;  // in any graph
+        uint64_t tokens = 0;           // tokens counted
         uint64_t tokens_before_batch = 0;
+
+        void forget_graph();
     };
 
     static constexpr size_t no_layer = static_cast<size_t>(-1);
     size_t layer_of(int block) const;
-    bool wants_weights(const ggml_tensor* node, RouterNodeName name, Layer* layer);
+    bool wants_weights(const ggml_tensor* node, RouterNodeName name);
+    bool wants_outputs(const ggml_tensor* node, const Layer& layer) const;
+    void see_weighted(const ggml_tensor* node, Layer& layer) const;
     void read_weights(const ggml_tensor* node, RouterNodeName name, Layer& layer);
+    void read_experts(const ggml_tensor* ids, RouterNodeName name, Layer& layer);
     void read_outputs(const ggml_tensor* node, RouterNodeName name, Layer& layer);
-    void confirm(size_t index);
+    bool is_whole(const Layer& layer) const;
+    void count(size_t index);
     void add_outputs(size_t index);
 
     std::vector<int> blocks_;

@@ -317,8 +317,17 @@ void Session::find_what_routers_see() {
     tap_->collect();
     const std::vector<uint64_t> seen = tap_->tokens_seen();
     router_sees_all_ = std::all_of(seen.begin(), seen.end(), [](uint64_t tokens) { return tokens == 2; });
-    tap_->clear();
+    tap_->discard();
     reset();
+}
+
+void Session::unwatch() {
+    if (tap_ && has_memory()) {
+        // With the data: a NaN among keys and values outlasts the sequences, though nothing attends to it.
+        llama_memory_clear(llama_get_memory(context_), true);
+    }
+    tap_.reset();
+    hooks_.tap = nullptr;
 }
 
 void Session::mask(const std::vector<int>& blocks, const std::vector<std::vector<int>>& kept,
@@ -364,7 +373,7 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
     if (hooks_.mask.active()) {
         const std::vector<uint64_t> applications = hooks_.mask.take_applications(masked_blocks_);
         for (size_t i = 0; i < applications.size(); ++i) {
-            if (applications[i] == 0 && hooks_.mask.wants({RouterNode::logits, masked_blocks_[i]})) {
+            if (applications[i] == 0 && hooks_.mask.drops_in(masked_blocks_[i])) {
                 throw std::runtime_error("the router of block " + std::to_string(masked_blocks_[i]) +
                                          " did not run, so the mask had nothing to act on");
             }
@@ -404,7 +413,7 @@ void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>
         sequence_pointers_.data(),
         outputs_.data(),
     };
-    hooks_.logits_seen = false;
+    hooks_.logits_seen = hooks_.ended_early = false;
     hooks_.error = nullptr;
     const LogCapture log;
     int32_t status = 0;

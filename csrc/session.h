@@ -83,14 +83,13 @@ class Session {
     // Without BOS and EOS; special tokens are not parsed out of the text unless asked for.
     std::vector<int32_t> tokenize(const std::string& text, bool parse_special) const;
 
-    // Starts counting, with `outputs` also what the experts put out. Counting ends each graph at the last
-    // router, or behind its experts.
+    // Starts counting, with `outputs` also the norms of the experts' outputs. Counting ends each graph once the
+    // last router, or its experts, have been read.
     void watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k,
                bool outputs);
-    void unwatch() {
-        tap_.reset();
-        hooks_.tap = nullptr;
-    }
+    // Ends counting, and forgets all sequences: where a graph was ended early, its later splits ran on and wrote
+    // keys, values and states that were computed from nothing.
+    void unwatch();
     const RouterTap* tap() const { return tap_.get(); }
 
     void mask(const std::vector<int>& blocks, const std::vector<std::vector<int>>& kept, size_t n_experts);
@@ -103,7 +102,7 @@ class Session {
     void decode(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
                 const std::vector<int32_t>& sequences, size_t first_output);
     // Whether the last decode's graph ended in logits.
-    bool has_logits() const { return hooks_.logits_seen; }
+    bool has_logits() const { return hooks_.logits_seen && !hooks_.ended_early; }
     // Logits of row `i` of the last decode, [n_vocab].
     const float* logits(int32_t i);
     // The token that a chain of llama.cpp's samplers draws from the last decode's last row, which it accepts.

@@ -63,7 +63,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "coe_native_abi_version": (ctypes.c_int32,),
     "coe_last_error": (_TEXT,),
     "coe_profiler_open": (_POINTER, _TEXT),
-    "coe_profiler_new": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE),
+    "coe_profiler_new": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _SIZE),
     "coe_profiler_free": (None, _POINTER),
     "coe_profiler_chain": (ctypes.c_int32, _POINTER, _POINTER, _POINTER),
     "coe_profiler_snapshot": (_POINTER, _POINTER),

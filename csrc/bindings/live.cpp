@@ -40,6 +40,8 @@ void register_live(py::module_& module) {
             },
             py::arg("callback"), py::arg("user_data"))
         .def("select", &LiveProfiler::select, py::arg("part"), ReleaseGil())
+        .def("begin_decode", &LiveProfiler::begin_decode, ReleaseGil())
+        .def("end_decode", &LiveProfiler::end_decode, ReleaseGil())
         .def("counts", &counts, py::arg("part"))
         .def("reset", &LiveProfiler::reset, ReleaseGil())
         .def("recover", &LiveProfiler::recover, ReleaseGil())

@@ -1,17 +1,17 @@
-#include <cstring>
 #include <string>
 
 #include "bindings.h"
 #include "ggml.h"
+#include "ggml_check.h"
 
 namespace {
 
-// The layout of ggml_tensor is not stable: reading one of another version would be reading rubbish.
 void refuse_other_ggml() {
-    if (std::strcmp(ggml_version(), COE_GGML_VERSION) != 0) {
-        throw pybind11::import_error(std::string("coe-native was compiled against ggml " COE_GGML_VERSION
-                                                 ", but the installed llama-cpp-python has loaded ggml ") +
-                                     ggml_version() +
+    const std::string other = coe::find_other_ggml();
+    if (!other.empty()) {
+        throw pybind11::import_error("coe-native was compiled against ggml " COE_GGML_VERSION
+                                     ", but the installed llama-cpp-python has loaded ggml " +
+                                     other +
                                      "; with " COE_LLAMA_CPP_PYTHON_REQUIREMENT
                                      " installed, build it again in its source directory: "
                                      "pip install --force-reinstall --no-deps --no-cache-dir .");

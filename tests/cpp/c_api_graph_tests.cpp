@@ -51,7 +51,7 @@ struct Host {
     Host(const std::vector<int32_t>& blocks, size_t n_experts, int32_t top_k)
         : owned(nullptr, &coe_profiler_free), profiler(nullptr) {
         const std::vector<int32_t> choices(blocks.size(), top_k);
-        owned.reset(coe_profiler_new(blocks.data(), choices.data(), blocks.size(), n_experts));
+        owned.reset(coe_profiler_new(blocks.data(), choices.data(), blocks.size(), n_experts, 1, 1));
         profiler = owned.get();
         CHECK(profiler != nullptr);
         runner.set_callback(&coe_profiler_callback, profiler);
@@ -186,23 +186,23 @@ TEST(c_api_serves_the_hosts_own_callback) {
     kind.normalised = true;
     Host host({0, 2}, 8, 3);
     Watcher watcher;
-    watcher.wanted = "ffn_moe_down-0";
+    watcher.wanted = "ffn_moe_weighted-0";
     CHECK_EQUAL(coe_profiler_chain(host.profiler, &Watcher::callback, &watcher), COE_OK);
     const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
     host.runner.run(kind, inputs);
     CHECK(watcher.asked == host.runner.asked());
-    CHECK(watcher.shown == std::vector<std::string>{"ffn_moe_down-0"});
+    CHECK(watcher.shown == std::vector<std::string>{"ffn_moe_weighted-0"});
     // A node that both want is shown to both.
     watcher.wanted = "ffn_moe_logits-0";
     const std::vector<int32_t> kept = {0, 1, 2, 3, 0, 1, 2, 3};
     CHECK_EQUAL(coe_profiler_mask(host.profiler, kept.data(), 4), COE_OK);
     host.runner.run(kind, inputs);
-    CHECK(watcher.shown == (std::vector<std::string>{"ffn_moe_down-0", "ffn_moe_logits-0"}));
+    CHECK(watcher.shown == (std::vector<std::string>{"ffn_moe_weighted-0", "ffn_moe_logits-0"}));
     const std::vector<LayerInput> dropped = masked(inputs, 4);
     host.counts().check(
         expected_counts(kind, {inputs[0], inputs[1], dropped[0], dropped[1]}, {0, 1, 0, 1}, 2));
     // The host may end a graph, as it could without a profiler.
-    watcher.wanted = "ffn_moe_down-0";
+    watcher.wanted = "ffn_moe_weighted-0";
     watcher.goes_on = false;
     host.runner.forget();
     host.runner.run(kind, inputs);

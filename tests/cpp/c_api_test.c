@@ -30,21 +30,25 @@ static void check_new_and_free(void) {
     const int32_t too_large[] = {1, 65536};
     const int32_t no_choice[] = {2, 0};
     const int32_t too_many[] = {2, 5};
-    coe_profiler* profiler = coe_profiler_new(blocks, top_k, 2, 4);
+    coe_profiler* profiler = coe_profiler_new(blocks, top_k, 2, 4, 1, 1);
     CHECK(profiler != NULL);
     CHECK(strcmp(coe_last_error(), "") == 0);
     coe_profiler_free(profiler);
     coe_profiler_free(NULL);
-    check_refused(coe_profiler_new(NULL, top_k, 2, 4), "must not be NULL");
-    check_refused(coe_profiler_new(blocks, NULL, 2, 4), "must not be NULL");
-    check_refused(coe_profiler_new(blocks, top_k, 0, 4), "MoE layers");
-    check_refused(coe_profiler_new(blocks, top_k, 2, 0), "experts");
-    check_refused(coe_profiler_new(blocks, no_choice, 2, 4), "one expert or more");
-    check_refused(coe_profiler_new(blocks, too_many, 2, 4), "within the experts");
-    check_refused(coe_profiler_new(blocks, top_k, 2, (size_t)1 << 40), "within the experts");
-    check_refused(coe_profiler_new(descending, top_k, 2, 4), "ascending");
-    check_refused(coe_profiler_new(negative, top_k, 2, 4), "ascending");
-    check_refused(coe_profiler_new(too_large, top_k, 2, 4), "ascending");
+    check_refused(coe_profiler_new(NULL, top_k, 2, 4, 1, 1), "must not be NULL");
+    check_refused(coe_profiler_new(blocks, NULL, 2, 4, 1, 1), "must not be NULL");
+    check_refused(coe_profiler_new(blocks, top_k, 0, 4, 1, 1), "MoE layers");
+    check_refused(coe_profiler_new(blocks, top_k, 2, 0, 1, 1), "experts");
+    check_refused(coe_profiler_new(blocks, no_choice, 2, 4, 1, 1), "one expert or more");
+    check_refused(coe_profiler_new(blocks, too_many, 2, 4, 1, 1), "within the experts");
+    check_refused(coe_profiler_new(blocks, top_k, 2, (size_t)1 << 40, 1, 1), "within the experts");
+    check_refused(coe_profiler_new(blocks, top_k, 2, 4, 0, 1), "n_groups must divide");
+    check_refused(coe_profiler_new(blocks, top_k, 2, 4, 3, 1), "n_groups must divide");
+    check_refused(coe_profiler_new(blocks, top_k, 2, 4, 2, 2), "n_groups must divide");
+    check_refused(coe_profiler_new(blocks, top_k, 2, 4, 1, 0), "n_groups must divide");
+    check_refused(coe_profiler_new(descending, top_k, 2, 4, 1, 1), "ascending");
+    check_refused(coe_profiler_new(negative, top_k, 2, 4, 1, 1), "ascending");
+    check_refused(coe_profiler_new(too_large, top_k, 2, 4, 1, 1), "ascending");
     check_refused(coe_profiler_open(NULL), "must not be NULL");
     check_refused(coe_profiler_open("no such file"), "no such file: is no file");
     check_refused(coe_profiler_open("."), "is no file");
@@ -73,8 +77,8 @@ static void check_null(void) {
 
 static void check_counts_of_nothing(void) {
     const int32_t others[] = {1, 4};
-    coe_profiler* profiler = coe_profiler_new(blocks, top_k, 2, 4);
-    coe_profiler* other = coe_profiler_new(others, top_k, 2, 4);
+    coe_profiler* profiler = coe_profiler_new(blocks, top_k, 2, 4, 1, 1);
+    coe_profiler* other = coe_profiler_new(others, top_k, 2, 4, 1, 1);
     coe_profile* profile = coe_profiler_snapshot(profiler);
     coe_profile* of_other = coe_profiler_snapshot(other);
     size_t i;
@@ -110,7 +114,7 @@ static void check_mask_arguments(void) {
     const int32_t descending[] = {0, 1, 3, 2};
     const int32_t many[10] = {0, 1, 2, 3, 3, 0, 1, 2, 3, 3};
     uint64_t applications[] = {7, 7};
-    coe_profiler* profiler = coe_profiler_new(blocks, top_k, 2, 4);
+    coe_profiler* profiler = coe_profiler_new(blocks, top_k, 2, 4, 1, 1);
     CHECK(coe_profiler_mask(profiler, good, 2) == COE_OK);
     CHECK(coe_profiler_mask(profiler, outside, 2) == COE_INVALID_ARGUMENT);
     CHECK(coe_profiler_mask(profiler, negative, 2) == COE_INVALID_ARGUMENT);

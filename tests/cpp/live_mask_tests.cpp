@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -84,6 +85,21 @@ TEST(mask_stays_inside_its_node) {
     }
 }
 
+TEST(mask_gives_dropped_experts_of_a_warm_up_no_weight) {
+    LiveMask mask;
+    mask.set({0}, {{1, 2}}, 4);
+    const Context context = make_context();
+    ggml_tensor* weights = ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, 1, 4, 2);
+    auto* values = static_cast<float*>(weights->data);
+    const std::vector<float> before = {minus_infinity, 0.25f, 0.75f,          std::nanf(""),
+                                       0.5f,           0.5f,  minus_infinity, 0.0f};
+    std::copy(before.begin(), before.end(), values);
+    mask.apply(weights, {RouterNode::chosen_weights, 0});
+    const std::vector<float> after = {0.0f, 0.25f, 0.75f, 0.0f, 0.5f, 0.5f, 0.0f, 0.0f};
+    CHECK(std::equal(after.begin(), after.end(), values));
+    CHECK_EQUAL(mask.take_applications({0})[0], uint64_t{0});
+}
+
 TEST(mask_of_no_tokens_writes_nothing) {
     LiveMask mask;
     mask.set({0}, {{1}}, 4);
@@ -95,21 +111,29 @@ TEST(mask_of_no_tokens_writes_nothing) {
 
 TEST(mask_wants_logits_and_probs_where_experts_are_dropped) {
     LiveMask mask;
+    const Context context = make_context();
+    const ggml_tensor* scores = make_logits(context, 2, 3);
+    const auto wants = [&](coe::RouterNodeName name) { return mask.wants(scores, name); };
     CHECK(!mask.active());
-    CHECK(!mask.wants({RouterNode::logits, 0}));
+    CHECK(!wants({RouterNode::logits, 0}));
     mask.set({1, 3}, {{0, 1}, {1}}, 2);
     CHECK(mask.active());
-    CHECK(mask.wants({RouterNode::logits, 3}));
-    CHECK(mask.wants({RouterNode::probs, 3}));
-    CHECK(!mask.wants({RouterNode::chosen_weights, 3}));
-    CHECK(!mask.wants({RouterNode::later_weights, 3}));
-    CHECK(!mask.wants({RouterNode::none, 3}));
+    CHECK(wants({RouterNode::logits, 3}));
+    CHECK(wants({RouterNode::probs, 3}));
+    CHECK(!wants({RouterNode::later_weights, 3}));
+    CHECK(!wants({RouterNode::none, 3}));
     for (const int block : {-1, 0, 1, 2, 4, 2147483647}) {  // block 1 keeps all
-        CHECK(!mask.wants({RouterNode::logits, block}));
+        CHECK(!wants({RouterNode::logits, block}));
     }
+    // Weights of more experts than are kept: a warm-up.
+    const ggml_tensor* one_chosen = ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, 1, 1, 5);
+    const ggml_tensor* two_chosen = ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, 1, 2, 5);
+    CHECK(!mask.wants(one_chosen, {RouterNode::chosen_weights, 3}));
+    CHECK(mask.wants(two_chosen, {RouterNode::chosen_weights, 3}));
+    CHECK(!mask.wants(two_chosen, {RouterNode::chosen_weights, 1}));
     mask.clear();
     CHECK(!mask.active());
-    CHECK(!mask.wants({RouterNode::logits, 3}));
+    CHECK(!wants({RouterNode::logits, 3}));
 }
 
 TEST(mask_refuses_nodes_of_another_shape) {
@@ -158,8 +182,8 @@ TEST(mask_refuses_bad_arguments_and_keeps_the_old_mask) {
     CHECK_THROWS(std::invalid_argument, "expert 1 twice", mask.set({0}, {{1, 1}}, 2));
     CHECK_THROWS(std::invalid_argument, "expert 2 of 2", mask.set({3}, {{0, 2}}, 2));
     CHECK_THROWS(std::invalid_argument, "expert -1 of 2", mask.set({3}, {{-1}}, 2));
-    CHECK(mask.wants({RouterNode::logits, 0}));
-    CHECK(!mask.wants({RouterNode::logits, 3}));
+    CHECK(mask.drops_in(0));
+    CHECK(!mask.drops_in(3));
 }
 
 // The mask and the tap together: what is counted is what a router of the kept experts alone would choose.

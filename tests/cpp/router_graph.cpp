@@ -22,10 +22,12 @@ void name_node(ggml_tensor* node, const char* name, int block) {
     ggml_format_name(node, "%s-%d", name, block);
 }
 
-// Matrices of real experts [n_ff, n_embd, n_experts], biases [n_embd, n_experts], and their input
-// [n_ff, 1, n_tokens].
+// Matrices of real experts [n_ff, n_embd, n_experts], scales [1, n_experts], biases [n_embd, n_experts], and their
+// input [n_ff, 1, n_tokens].
 struct Experts {
     ggml_tensor* down;
+    ggml_tensor* second_down;  // of a second bank, which has half as many
+    ggml_tensor* scale;
     ggml_tensor* bias;
     ggml_tensor* input;
 };
@@ -53,12 +55,22 @@ struct RouterTensors {
     Experts experts;      // or nulls
 };
 
-Experts new_experts(ggml_context* context, const RouterKind& kind, int64_t n_tokens) {
+Experts new_experts(ggml_context* context, const RouterKind& kind, int64_t n_tokens, int block) {
     Experts experts = {};
     experts.down = ggml_new_tensor_3d(context, GGML_TYPE_F32, n_ff, n_embd, kind.n_experts);
+    ggml_format_name(experts.down, "blk.%d.ffn_down_exps.weight", block);
     experts.input = ggml_new_tensor_3d(context, GGML_TYPE_F32, n_ff, 1, n_tokens);
     ggml_set_input(experts.down);
     ggml_set_input(experts.input);
+    if (kind.second_bank) {
+        experts.second_down = ggml_new_tensor_3d(context, GGML_TYPE_F32, n_ff, n_embd, kind.n_experts / 2);
+        ggml_format_name(experts.second_down, "blk.%d.ffn_down_chexps.weight", block);
+        ggml_set_input(experts.second_down);
+    }
+    if (kind.experts_scaled) {
+        experts.scale = ggml_new_tensor_3d(context, GGML_TYPE_F32, 1, kind.n_experts, n_tokens);
+        ggml_set_input(experts.scale);
+    }
     if (kind.experts_biased) {
         experts.bias = ggml_new_tensor_2d(context, GGML_TYPE_F32, n_embd, kind.n_experts);
         ggml_set_input(experts.bias);
@@ -67,9 +79,16 @@ Experts new_experts(ggml_context* context, const RouterKind& kind, int64_t n_tok
 }
 
 void fill_experts(const Experts& experts) {
-    fill(experts.down, [](int64_t i, int64_t row, int64_t expert) {
+    const auto down = [](int64_t i, int64_t row, int64_t expert) {
         return i == 0 && row == 0 ? static_cast<float>(expert + 1) : 0.0f;
-    });
+    };
+    fill(experts.down, down);
+    if (experts.second_down != nullptr) {
+        fill(experts.second_down, down);
+    }
+    if (experts.scale != nullptr) {
+        fill(experts.scale, [](int64_t, int64_t, int64_t) { return 0.5f; });
+    }
     fill(experts.input,
          [](int64_t i, int64_t, int64_t token) { return i == 0 ? static_cast<float>(token + 1) : 0.0f; });
     if (experts.bias != nullptr) {
@@ -81,17 +100,18 @@ void fill_experts(const Experts& experts) {
 
 // One bank of experts, with the names that llama.cpp gives its nodes.
 ggml_tensor* bank_output(ggml_context* context, const RouterKind& kind, const Experts& experts,
-                         ggml_tensor* weights, ggml_tensor* ids, int block) {
+                         ggml_tensor* down, ggml_tensor* weights, ggml_tensor* ids, int block) {
     ggml_tensor* cur = experts.input;
     if (kind.weights_in_input) {
         cur = ggml_mul(context, ggml_repeat_4d(context, cur, n_ff, kind.top_k, cur->ne[2], 1), weights);
         name_node(cur, "ffn_moe_weighted", block);
     }
-    cur = ggml_mul_mat_id(context, experts.down, cur, ids);
-    name_node(cur, "ffn_moe_down", block);
+    cur = ggml_mul_mat_id(context, down, cur, ids);
     if (kind.experts_scaled) {
-        cur = ggml_scale(context, cur, 0.5f);
+        cur = ggml_mul(context, cur, ggml_get_rows(context, experts.scale, ids));
         name_node(cur, "ffn_moe_down_scaled", block);
+    } else {
+        name_node(cur, "ffn_moe_down", block);
     }
     if (experts.bias != nullptr) {
         cur = ggml_add_id(context, cur, experts.bias, ids);
@@ -386,12 +406,13 @@ void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& in
         }
         ggml_build_forward_expand(graph, weights);
         if (kind.experts) {
-            router.experts = new_experts(context, kind, n_tokens);
-            ggml_build_forward_expand(graph, bank_output(context, kind, router.experts, weights, ids, block));
+            router.experts = new_experts(context, kind, n_tokens, block);
+            ggml_build_forward_expand(graph, bank_output(context, kind, router.experts, router.experts.down,
+                                                         weights, ids, block));
         }
         // The experts use the choices once more, so that their memory stays in use as it does in llama.cpp.
         ggml_tensor* output = ggml_map_custom2(context, weights, ids, &RouterRunner::compute_output, 1, this);
-        name_node(output, kind.experts ? "ffn_moe_out" : "ffn_moe_down", block);
+        name_node(output, kind.experts ? "ffn_moe_out" : "ffn_moe_weighted", block);
         ggml_set_output(output);
         ggml_build_forward_expand(graph, output);
         if (kind.second_bank) {
@@ -409,7 +430,8 @@ void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& in
             ggml_build_forward_expand(graph, second);
             if (kind.experts) {
                 ggml_build_forward_expand(
-                    graph, bank_output(context, kind, router.experts, second, second_ids, block));
+                    graph, bank_output(context, kind, router.experts, router.experts.second_down, second,
+                                       second_ids, block));
             }
         }
         routers.push_back(router);

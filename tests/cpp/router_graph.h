@@ -72,7 +72,7 @@ class RouterRunner {
     void set_callback(ggml_backend_sched_eval_callback callback, void* user_data);
 
     // Runs one graph with a router for each input, in their order. Each is followed by its experts, if they
-    // are real, and by a node "ffn_moe_down-N" (or "ffn_moe_out-N") that uses the choices as the experts
+    // are real, and by a node "ffn_moe_weighted-N" (or "ffn_moe_out-N") that uses the choices as the experts
     // would.
     void run(const RouterKind& kind, const std::vector<LayerInput>& inputs);
 

@@ -327,7 +327,7 @@ TEST(tap_notices_outputs_that_do_not_come) {
     watched.tap.begin_batch();
     watched.runner.run(kind, {random_input(0, 4, kind, 1)});
     watched.hooks.rethrow();
-    CHECK_THROWS(std::runtime_error, "what the experts put out was not seen in block 0",
+    CHECK_THROWS(std::runtime_error, "the experts' outputs were not seen in block 0",
                  watched.tap.end_batch(4));
 }
 

@@ -105,8 +105,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         blocks[i] = input.below(16) > 0 ? static_cast<int32_t>(i) + input.below(2) : input.take<int32_t>();
     }
     const std::vector<int32_t> choices(blocks.size(), top_k);
-    coe_profiler* profiler =
-        coe_profiler_new(blocks.data(), choices.data(), blocks.size(), static_cast<size_t>(n_experts));
+    const size_t n_groups = input.below(4) > 0 ? 1 : static_cast<size_t>(input.below(5));
+    const size_t n_groups_used = n_groups == 1 ? 1 : static_cast<size_t>(input.below(5));
+    coe_profiler* profiler = coe_profiler_new(blocks.data(), choices.data(), blocks.size(),
+                                              static_cast<size_t>(n_experts), n_groups, n_groups_used);
     REQUIRE((profiler == nullptr) == (std::strlen(coe_last_error()) > 0));
     if (profiler == nullptr) {
         return 0;

@@ -1,0 +1,53 @@
+#include "ggml_check.h"
+
+#include <cstring>
+
+#include "ggml.h"
+
+namespace coe {
+
+namespace {
+
+struct Operation {
+    ggml_op number;
+    const char* name;
+};
+
+// All whose numbers are compared (router_nodes.cpp).
+constexpr Operation operations[] = {
+    {GGML_OP_NONE, "NONE"},
+    {GGML_OP_ADD, "ADD"},
+    {GGML_OP_ADD_ID, "ADD_ID"},
+    {GGML_OP_MUL, "MUL"},
+    {GGML_OP_MUL_MAT, "MUL_MAT"},
+    {GGML_OP_MUL_MAT_ID, "MUL_MAT_ID"},
+    {GGML_OP_SCALE, "SCALE"},
+    {GGML_OP_CPY, "CPY"},
+    {GGML_OP_RESHAPE, "RESHAPE"},
+    {GGML_OP_VIEW, "VIEW"},
+    {GGML_OP_GET_ROWS, "GET_ROWS"},
+};
+
+// What ggml keeps before a tensor in a context's memory: two sizes, a pointer and a type, each in eight bytes.
+constexpr size_t object_size = 32;
+
+}  // namespace
+
+std::string find_other_ggml() {
+    if (std::strcmp(ggml_version(), COE_GGML_VERSION) != 0) {
+        return std::string("version ") + ggml_version();
+    }
+    for (const Operation& operation : operations) {
+        const char* name = ggml_op_name(operation.number);
+        if (std::strcmp(name, operation.name) != 0) {
+            return std::string("version ") + ggml_version() + " with other operations (" + name + " for " +
+                   operation.name + ")";
+        }
+    }
+    if (ggml_tensor_overhead() != sizeof(ggml_tensor) + object_size) {
+        return std::string("version ") + ggml_version() + " with tensors of another size";
+    }
+    return "";
+}
+
+}  // namespace coe
