@@ -48,17 +48,17 @@ bool read_block(const char*& text, int& block) {
     return text != begin && block < most_blocks;
 }
 
-// The scheduler calls copies BACKEND#NAME#NUMBER.
-std::string copied_name(const ggml_tensor* copy) {
-    const std::string name = copy->name;
+// A tensor's name, or that of the tensor which the scheduler copied: it calls copies BACKEND#NAME#NUMBER.
+std::string original_name(const ggml_tensor* tensor) {
+    const std::string name = tensor->name;
     const size_t first = name.find('#');
     const size_t last = name.rfind('#');
-    return first == last ? name : name.substr(first + 1, last - first - 1);
+    return !is_split_copy(tensor) || first == last ? name : name.substr(first + 1, last - first - 1);
 }
 
 // The block whose routed experts' down matrices a tensor holds, or -1.
 int down_matrices_block(const ggml_tensor* weights) {
-    const std::string whole = is_split_copy(weights) ? copied_name(weights) : weights->name;
+    const std::string whole = original_name(weights);
     const char* name = whole.c_str();
     int block = -1;
     return skip(name, "blk.") && read_block(name, block) && std::strcmp(name, ".ffn_down_exps.weight") == 0
@@ -149,7 +149,7 @@ bool is_choice(const ggml_tensor* ids) {
         ids = ids->src[0];
     }
     if (is_split_copy(ids)) {
-        return copied_name(ids).rfind("ffn_moe_topk-", 0) == 0;
+        return original_name(ids).rfind("ffn_moe_topk-", 0) == 0;
     }
     return ids->op != GGML_OP_CPY;
 }
@@ -159,10 +159,7 @@ bool is_split_copy(const ggml_tensor* tensor) {
 }
 
 bool weighs_outputs(const ggml_tensor* weighted) {
-    const ggml_tensor* factor = weighted->src[0];
-    return expert_product(factor) != nullptr ||
-           (is_split_copy(factor) &&
-            parse_router_node(copied_name(factor).c_str()).node == RouterNode::outputs);
+    return parse_router_node(original_name(weighted->src[0]).c_str()).node == RouterNode::outputs;
 }
 
 bool is_ungated(const ggml_tensor* probs) {

@@ -94,8 +94,9 @@ void RouterTap::Part<Value>::forget() {
     was_read = false;
 }
 
-void RouterTap::Layer::forget_graph() {
-    is_open = weights_are_over = weights_in_input = false;
+void RouterTap::Layer::forget_graph(Stage next) {
+    stage = next;
+    began_with_down = down_was_seen = weights_are_over = weights_in_input = false;
     experts.forget();
     weights.forget();
     norms.forget();
@@ -109,26 +110,43 @@ bool RouterTap::wants(const ggml_tensor* node, RouterNodeName name) {
     if (index == no_layer) {
         return false;
     }
-    if (begins_router(node, name)) {
-        count(index);
-        layers_[index].is_open = true;
-        return false;
-    }
     Layer& layer = layers_[index];
-    if (!layer.is_open) {
+    if (begins_router(node, name)) {
+        if (!layer.began_with_down || layer.weights.was_read) {
+            begin_graph(index);
+        }
+        layer.began_with_down = false;
         return false;
     }
     switch (name.node) {
         case RouterNode::down:
-            return !layer.experts.was_read || wants_outputs(node, layer);
+            return wants_down(node, index);
         case RouterNode::outputs:
-            return wants_outputs(node, layer);
+            return layer.stage == Stage::open && wants_outputs(node, layer);
         case RouterNode::weighted:
-            see_weighted(node, layer);
+            if (layer.stage == Stage::open) {
+                see_weighted(node, layer);
+            }
             return false;
         default:
             return false;
     }
+}
+
+void RouterTap::begin_graph(size_t index) {
+    count(index);
+    layers_[index].stage = Stage::open;
+}
+
+// Where ids are looked up in a table, this node need not wait for the router's first.
+bool RouterTap::wants_down(const ggml_tensor* node, size_t index) {
+    Layer& layer = layers_[index];
+    if (layer.stage == Stage::idle || layer.down_was_seen) {
+        begin_graph(index);
+        layer.began_with_down = true;
+    }
+    layer.down_was_seen = layer.stage == Stage::open;
+    return layer.stage == Stage::open && (!layer.experts.was_read || wants_outputs(node, layer));
 }
 
 bool RouterTap::wants_weights(const ggml_tensor* node, RouterNodeName name) {
@@ -153,10 +171,10 @@ bool RouterTap::wants_weights(const ggml_tensor* node, RouterNodeName name) {
     }
     const auto n_chosen = ids == nullptr ? layer.top_k : static_cast<size_t>(ids->ne[0]);
     if (!complete_ && n_chosen == stats_.n_experts() && n_chosen != layer.top_k) {
-        layer.forget_graph();  // a host warms up: all experts are used, and nothing is chosen
+        layer.forget_graph(Stage::over);  // a host warms up: all experts are used, and nothing is chosen
         return false;
     }
-    return layer.is_open && layer.weights_chain.wants(node->name, layer.weights.was_read);
+    return layer.stage == Stage::open && layer.weights_chain.wants(node->name, layer.weights.was_read);
 }
 
 bool RouterTap::wants_outputs(const ggml_tensor* node, const Layer& layer) const {
@@ -278,10 +296,10 @@ void RouterTap::count(size_t index) {
         }
         layer.tokens += n_tokens;
     } catch (const std::runtime_error& error) {
-        layer.forget_graph();
+        layer.forget_graph(Stage::idle);
         throw std::runtime_error(error.what() + in_block(blocks_[index]));
     }
-    layer.forget_graph();
+    layer.forget_graph(Stage::idle);
 }
 
 // Before the choices are put in order of their weights.
@@ -313,6 +331,7 @@ void RouterTap::collect_final() {
     for (size_t i = 0; i < layers_.size(); ++i) {
         if (is_whole(layers_[i])) {
             count(i);
+            layers_[i].stage = Stage::over;
         }
     }
 }
@@ -353,7 +372,7 @@ void RouterTap::clear_counts() {
 void RouterTap::discard() {
     clear_counts();
     for (Layer& layer : layers_) {
-        layer.forget_graph();
+        layer.forget_graph(Stage::over);
     }
 }
 

@@ -95,12 +95,20 @@ class RouterTap {
         void forget();
     };
 
+    enum class Stage {
+        idle,  // no node of the layer's next graph has come by
+        open,  // some have
+        over,  // what follows of the graph is not to be read
+    };
+
     struct Layer {
         size_t top_k = 0;
         Chain weights_chain;
         Chain outputs_chain;
         // Of the graph that runs or ran last, until it is counted.
-        bool is_open = false;
+        Stage stage = Stage::idle;
+        bool began_with_down = false;  // before the router's first node
+        bool down_was_seen = false;
         Part<int32_t> experts;
         Part<float> weights;
         Part<float> norms;              // of outputs, in the order of `experts`
@@ -111,12 +119,14 @@ class RouterTap {
         uint64_t tokens = 0;           // tokens counted
         uint64_t tokens_before_batch = 0;
 
-        void forget_graph();
+        void forget_graph(Stage next);
     };
 
     static constexpr size_t no_layer = static_cast<size_t>(-1);
     size_t layer_of(int block) const;
+    void begin_graph(size_t index);
     bool wants_weights(const ggml_tensor* node, RouterNodeName name);
+    bool wants_down(const ggml_tensor* node, size_t index);
     bool wants_outputs(const ggml_tensor* node, const Layer& layer) const;
     void see_weighted(const ggml_tensor* node, Layer& layer) const;
     void read_weights(const ggml_tensor* node, RouterNodeName name, Layer& layer);
