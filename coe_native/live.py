@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any
 
 import llama_cpp
+import numpy as np
 from llama_cpp import Llama
 from llama_cpp._internals import LlamaContext
+from numpy.typing import NDArray
 
 from coe_native._native import core
 from coe_native.errors import CoeError, InputError
@@ -31,8 +33,8 @@ def attach(llama: Llama) -> Capture:
     same.
 
     Its context is made anew, for llama.cpp takes callbacks only when a context is made; what it holds in memory is
-    carried over. A callback that it had before goes on being called. Not in the middle of an answer that a draft
-    model helps with. Generation becomes some 1 % slower, with models of a few layers that take less than a
+    carried over. A callback that it had before goes on being called. Not while another thread uses it, and not in the
+    middle of an answer that a draft model helps with. Generation becomes some 1 % slower, with models of a few layers that take less than a
     millisecond a token 6 to 9 %; reading prompts does not (``python -m benchmarks --only generate``).
 
     Raises InputError for a model without experts, and CoeError where its routers are not what its header says.
@@ -53,8 +55,9 @@ class Capture:
     architectures runs for that token only. `RoutingProfile.layer_tokens` has the numbers; score and merge go by
     them. Nothing of any text is kept.
 
-    May be looked at from other threads while the model runs: between two batches, but for images, which
-    llama-cpp-python runs past its own context.
+    May be used from other threads while the model runs. The counts are those of the batches that have ended, so
+    reading them never waits; images, which llama-cpp-python runs past its own context, may be counted in part.
+    `apply`, `clear_mask` and `detach` wait for the prompt or the token that is being computed.
     """
 
     def __init__(self, llama: Llama) -> None:
@@ -65,6 +68,9 @@ class Capture:
             raise InputError(f"{self.moe.path}: is watched already; detach that first")
         layers = self.moe.routed_layers
         self._live = core.LiveProfiler(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers], 3)
+        # Held while the Llama uses its context, so that no other thread takes that away.
+        self._in_use = threading.RLock()
+        # Held while the counts are read or change their meaning.
         self._lock = threading.RLock()
         self._llama: Llama | None = llama
         self._before = _Before(llama)
@@ -74,6 +80,7 @@ class Capture:
         self._live.reset()
         llama.coe_native_live = self._live
         llama.coe_native_masked = False
+        llama.coe_native_in_use = self._in_use
         llama.__class__ = type(type(llama).__name__, (_Watched, type(llama)), {})
 
     def __enter__(self) -> Capture:
@@ -88,23 +95,23 @@ class Capture:
     def prompts(self) -> RoutingProfile:
         """Of the tokens that the model has read. Raises CoeError where a router was not seen as it must be, and so
         do the others."""
-        return self._profile(PROMPT)
+        return self._profiles()[PROMPT]
 
     @property
     def generated(self) -> RoutingProfile:
         """Of the tokens that it has written."""
-        return self._profile(GENERATED)
+        return self._profiles()[GENERATED]
 
     @property
     def masked(self) -> RoutingProfile:
         """Of all tokens that have run under a live mask."""
-        return self._profile(MASKED)
+        return self._profiles()[MASKED]
 
     @property
     def parts(self) -> tuple[RoutingProfile, RoutingProfile]:
         """Of what it has read, and of what it has written, at one moment."""
-        with self._lock:
-            return self.prompts, self.generated
+        prompts, generated, _ = self._profiles()
+        return prompts, generated
 
     @property
     def profile(self) -> RoutingProfile:
@@ -128,8 +135,8 @@ class Capture:
         Raises InputError for a mask that was made for another model, or that the model can't be cut to.
         """
         check_cut(mask, self.moe)
-        llama = self._without_cache()
-        with self._lock:
+        with self._between_batches():
+            llama = self._without_cache()
             self._live.mask([list(mask.kept[block]) for block in sorted(mask.kept)])
             llama.coe_native_masked = True
             llama.reset()
@@ -137,34 +144,47 @@ class Capture:
 
     def clear_mask(self) -> None:
         """All experts are selectable again, from the next prompt on."""
-        self._unmask(self._without_cache())
+        with self._between_batches():
+            self._unmask(self._without_cache())
 
     def detach(self) -> None:
         """Stops counting, takes a mask away and gives the Llama back as it was. The counts stay. A cache that it
         was given under a mask is taken away."""
-        with self._lock:
+        with self._between_batches():
             llama, self._llama = self._llama, None
             if llama is None:
                 return
             if self.mask is not None:
                 self._unmask(llama)
                 llama.set_cache(None)
-            self._before.restore(llama)
-            if llama._ctx.ctx is not None:
-                _renew_context(llama, _plain_context, self._before)
+            self._before.restore_callback(llama)
+            try:
+                if llama._ctx.ctx is not None:
+                    _renew_context(llama, _plain_context, self._before)
+            finally:
+                # Last: until then, whatever another thread asks of the Llama waits.
+                self._before.restore_class(llama)
 
     def interrupt(self) -> None:
         """From now on, whatever the Llama is asked to run ends with an exception, and so does what it runs."""
         if self._llama is not None:
             self._llama._ctx.interrupted = True
 
+    @contextlib.contextmanager
+    def _between_batches(self) -> Iterator[None]:
+        """Keep other threads from using the Llama while the block runs. Raises CoeError where a callback of the
+        host calls it in the middle of a batch."""
+        with self._in_use, self._lock:
+            if self._llama is not None and getattr(self._llama._ctx, "decoding", False):
+                raise CoeError(f"{self.moe.path}: a callback that llama.cpp calls in a batch cannot do this")
+            yield
+
     def _unmask(self, llama: Llama) -> None:
-        with self._lock:
-            self._live.unmask()
-            llama.coe_native_masked = False
-            if llama._ctx.ctx is not None:
-                llama.reset()
-            self.mask = None
+        self._live.unmask()
+        llama.coe_native_masked = False
+        if llama._ctx.ctx is not None:
+            llama.reset()
+        self.mask = None
 
     def _without_cache(self) -> Llama:
         """The Llama, whose states were all computed with the experts of now."""
@@ -177,9 +197,23 @@ class Capture:
             )
         return self._llama
 
-    def _profile(self, part: int) -> RoutingProfile:
+    def _profiles(self) -> list[RoutingProfile]:
+        """Of each part, all at one moment."""
         with self._lock:
-            histograms, weight_sum, rest, tokens = self._counts(part)
+            try:
+                counts = self._live.counts()
+            except RuntimeError as error:
+                raise CoeError(f"{self.moe.path}: {error}") from error
+        return [self._profile(name, *part) for name, part in zip(_NAMES, counts, strict=True)]
+
+    def _profile(
+        self,
+        name: str,
+        histograms: NDArray[np.int64],
+        weight_sum: NDArray[np.float64],
+        rest: NDArray[np.float64],
+        tokens: list[int],
+    ) -> RoutingProfile:
         n_tokens = max(tokens)
         moe = self.moe
         return RoutingProfile(
@@ -190,30 +224,24 @@ class Capture:
             n_tokens,
             histograms,
             weight_sum,
-            (CorpusRecord(_NAMES[part], 0, n_tokens, ""),) if n_tokens else (),
+            (CorpusRecord(name, 0, n_tokens, ""),) if n_tokens else (),
             moe.router_shape.n_groups,
             moe.router_shape.n_groups_used,
             weight_sum_rest=rest,
             layer_tokens=tuple(tokens),
         )
 
-    def _counts(self, part: int) -> Any:
-        try:
-            return self._live.counts(part)
-        except RuntimeError as error:
-            raise CoeError(f"{self.moe.path}: {error}") from error
-
     def _make_context(self, llama: Llama) -> LlamaContext:
         """A watched context in which two tokens have run, that nobody sees: so it is known before anything counts
         that the routers are where the header says. Raises CoeError where they are not."""
         context = _WatchedContext(model=llama._model, params=llama.context_params, verbose=llama.verbose)
-        context.lock, context.live, context.before = self._lock, self._live, self._before
+        context.in_use, context.live, context.before = self._in_use, self._live, self._before
         try:
             if context.memory is not None:
                 tokens = (llama_cpp.llama_token * min(2, llama.n_batch))()
                 llama_cpp.llama_decode(context.ctx, llama_cpp.llama_batch_get_one(tokens, len(tokens)))
                 context.kv_cache_clear()
-                seen = self._counts(PROMPT)[-1]
+                seen = self._profiles()[PROMPT].layer_tokens
                 unseen = [block for block, n_tokens in zip(self.moe.blocks, seen, strict=True) if n_tokens == 0]
                 if unseen:
                     raise CoeError(f"{self.moe.path}: the routers of blocks {unseen} were not seen")
@@ -235,11 +263,13 @@ class _Before:
         # What keeps a callback of Python's alive.
         self._referred = dict(params._objects or {})
 
-    def restore(self, llama: Llama) -> None:
-        llama.__class__ = self._kind
+    def restore_callback(self, llama: Llama) -> None:
         _set_callback(llama, self.callback, self.user_data)
         llama.context_params._objects.update(self._referred)
-        for name in ("coe_native_live", "coe_native_masked"):
+
+    def restore_class(self, llama: Llama) -> None:
+        llama.__class__ = self._kind
+        for name in ("coe_native_live", "coe_native_masked", "coe_native_in_use"):
             llama.__dict__.pop(name, None)
 
 
@@ -250,48 +280,92 @@ def _set_callback(llama: Llama, address: int, user_data: int | None) -> None:
     params.cb_eval_user_data = user_data
 
 
+def _using(llama: Llama) -> contextlib.AbstractContextManager[Any]:
+    """Keeps the context from being taken away. Another thread may just have detached the Llama."""
+    in_use: threading.RLock | None = llama.__dict__.get("coe_native_in_use")
+    return in_use or contextlib.nullcontext()
+
+
 class _Watched(Llama):  # type: ignore[misc]
-    """What a Llama becomes: it tells the counts which part its tokens belong to. Nothing of it refers to the
-    Capture, so that forgetting both frees the model at once."""
+    """What a Llama becomes: it tells the counts which part its tokens belong to, and keeps its context from being
+    taken away while it uses it. Nothing of it refers to the Capture, so that forgetting both frees the model at
+    once."""
 
     coe_native_live: core.LiveProfiler
-    coe_native_masked: bool
+    coe_native_masked: bool = False
+    coe_native_in_use: threading.RLock
 
     def generate(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        in_use = _using(self)  # also after the Llama has been detached
         self._counting_as(PROMPT)
-        return (yield from super().generate(*args, **kwargs))
+        steps = super().generate(*args, **kwargs)
+        sent = None
+        try:
+            while True:
+                with in_use:
+                    token = steps.send(sent)
+                sent = yield token
+        except StopIteration as end:
+            return end.value
+        finally:
+            steps.close()
+
+    def eval(self, *args: Any, **kwargs: Any) -> None:
+        with _using(self):
+            super().eval(*args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
-        self._counting_as(PROMPT)
-        return super().embed(*args, **kwargs)
+        with _using(self):
+            self._counting_as(PROMPT)
+            return super().embed(*args, **kwargs)
 
     def reset(self) -> None:
-        self._counting_as(PROMPT)
-        super().reset()
+        with _using(self):
+            self._counting_as(PROMPT)
+            super().reset()
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
-        self._counting_as(GENERATED)
-        return super().sample(*args, **kwargs)
+        with _using(self):
+            self._counting_as(GENERATED)
+            return super().sample(*args, **kwargs)
+
+    def save_state(self) -> Any:
+        with _using(self):
+            return super().save_state()
+
+    def load_state(self, *args: Any, **kwargs: Any) -> None:
+        with _using(self):
+            super().load_state(*args, **kwargs)
 
     def _counting_as(self, part: int) -> None:
-        # What went wrong is for whoever wants the counts to hear, and no reason to end somebody's answer.
+        live: core.LiveProfiler | None = self.__dict__.get("coe_native_live")
+        if live is None:
+            return
+        # An error is raised where counts are asked for: it is no reason to end an answer.
         with contextlib.suppress(RuntimeError):
-            self.coe_native_live.select(MASKED if self.coe_native_masked else part)
+            live.select(MASKED if self.coe_native_masked else part)
 
 
 class _WatchedContext(LlamaContext):  # type: ignore[misc]
-    """A context that is not looked at in the middle of a decode, and whose callbacks live as long as it does."""
+    """A context that announces its batches to the counts, and whose callbacks live as long as it does."""
 
-    lock: threading.RLock
+    in_use: threading.RLock
     live: core.LiveProfiler
     before: _Before
     interrupted = False
+    decoding = False
 
     def decode(self, batch: Any) -> None:
-        with self.lock:
+        with self.in_use:
             if self.interrupted:
                 raise RuntimeError("interrupted")
-            super().decode(batch)
+            self.live.begin_decode()
+            self.decoding = True
+            try:
+                super().decode(batch)
+            finally:
+                self.decoding = False
+                self.live.end_decode()
 
 
 def _plain_context(llama: Llama) -> LlamaContext:
@@ -310,7 +384,7 @@ def _renew_context(llama: Llama, make: Callable[[Llama], LlamaContext], before: 
     try:
         _put_context(llama, make(llama), state)
     except BaseException as error:
-        before.restore(llama)
+        before.restore_callback(llama)
         llama._ctx.close()
         _put_context(llama, _plain_context(llama), state)
         if isinstance(error, ValueError):

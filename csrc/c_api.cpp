@@ -97,17 +97,18 @@ coe_profiler* coe_profiler_open(const char* model_path) {
     });
 }
 
-coe_profiler* coe_profiler_new(const int32_t* blocks, const int32_t* top_k, size_t n_blocks,
-                               size_t n_experts, size_t n_groups, size_t n_groups_used) {
+coe_profiler* coe_profiler_new(const int32_t* blocks, const int32_t* top_k, size_t n_blocks, size_t n_experts,
+                               size_t n_groups, size_t n_groups_used) {
     return made([&] {
         require(blocks != nullptr && top_k != nullptr, "blocks and top_k must not be NULL");
         require(std::all_of(top_k, top_k + n_blocks, [](int32_t k) { return k > 0; }),
                 "a layer chooses one expert or more for a token");
-        require(n_groups == 1 ? n_groups_used == 1
-                              : n_groups > 1 && n_groups_used > 0 && n_groups_used < n_groups &&
-                                    n_experts % n_groups == 0,
-                "n_groups must divide n_experts, and a token uses fewer groups than there are; 1 and 1 without "
-                "groups");
+        require(
+            n_groups == 1
+                ? n_groups_used == 1
+                : n_groups > 1 && n_groups_used > 0 && n_groups_used < n_groups && n_experts % n_groups == 0,
+            "n_groups must divide n_experts, and a token uses fewer groups than there are; 1 and 1 without "
+            "groups");
         coe::RouterLayout layout;
         layout.blocks.assign(blocks, blocks + n_blocks);
         layout.top_k.assign(top_k, top_k + n_blocks);

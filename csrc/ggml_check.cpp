@@ -15,20 +15,14 @@ struct Operation {
 
 // All whose numbers are compared (router_nodes.cpp).
 constexpr Operation operations[] = {
-    {GGML_OP_NONE, "NONE"},
-    {GGML_OP_ADD, "ADD"},
-    {GGML_OP_ADD_ID, "ADD_ID"},
-    {GGML_OP_MUL, "MUL"},
-    {GGML_OP_MUL_MAT, "MUL_MAT"},
-    {GGML_OP_MUL_MAT_ID, "MUL_MAT_ID"},
-    {GGML_OP_SCALE, "SCALE"},
-    {GGML_OP_CPY, "CPY"},
-    {GGML_OP_RESHAPE, "RESHAPE"},
-    {GGML_OP_VIEW, "VIEW"},
-    {GGML_OP_GET_ROWS, "GET_ROWS"},
+    {GGML_OP_NONE, "NONE"},   {GGML_OP_ADD, "ADD"},           {GGML_OP_ADD_ID, "ADD_ID"},
+    {GGML_OP_MUL, "MUL"},     {GGML_OP_MUL_MAT, "MUL_MAT"},   {GGML_OP_MUL_MAT_ID, "MUL_MAT_ID"},
+    {GGML_OP_SCALE, "SCALE"}, {GGML_OP_CPY, "CPY"},           {GGML_OP_RESHAPE, "RESHAPE"},
+    {GGML_OP_VIEW, "VIEW"},   {GGML_OP_GET_ROWS, "GET_ROWS"},
 };
 
-// What ggml keeps before a tensor in a context's memory: two sizes, a pointer and a type, each in eight bytes.
+// What ggml keeps before a tensor in a context's memory: two sizes, a pointer and a type, each in eight
+// bytes.
 constexpr size_t object_size = 32;
 
 }  // namespace

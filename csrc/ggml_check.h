@@ -5,8 +5,8 @@
 
 namespace coe {
 
-// "" if so, else what differs: the layout of ggml_tensor and the numbers of operations are not stable, and two
-// builds of one version can differ in them.
+// "" if so, else what differs: the layout of ggml_tensor and the numbers of operations are not stable, and
+// two builds of one version can differ in them.
 std::string find_other_ggml();
 
 }  // namespace coe

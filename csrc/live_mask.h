@@ -14,8 +14,9 @@ namespace coe {
 // follow are overwritten too: no selection bias lifts a dropped expert out of minus infinity, and none ties
 // with a kept one whose probability is too small to be told from zero.
 //
-// In most architectures a warm-up of llama.cpp uses all experts, dropped ones too, whatever their scores. Their
-// weights are set to zero then: minus infinity would fill the context with NaN, which stays in its memory.
+// In most architectures a warm-up of llama.cpp uses all experts, dropped ones too, whatever their scores.
+// Their weights are set to zero then: minus infinity would fill the context with NaN, which stays in its
+// memory.
 class LiveMask {
   public:
     // `kept[i]`: the experts that stay in block `blocks[i]`, ascending. Throws std::invalid_argument.

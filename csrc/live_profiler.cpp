@@ -115,6 +115,12 @@ LiveCounts LiveProfiler::counts(size_t part) {
     return parts_.at(part);
 }
 
+std::vector<LiveCounts> LiveProfiler::counts() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    settle(part_);
+    return parts_;
+}
+
 void LiveProfiler::reset() {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (failure_ || hooks_.error) {

@@ -35,13 +35,15 @@ class LiveProfiler {
     // The part to which tokens count from the next decode on. It changes also where this throws what `counts`
     // would.
     void select(size_t part);
-    // A host may tell where its decodes begin and end: `counts` between the two are those at the beginning, so
-    // that no layer is ahead of another, and nobody waits for a decode.
+    // A host may tell where its decodes begin and end: `counts` between the two are those at the beginning,
+    // so that no layer is ahead of another, and nobody waits for a decode.
     void begin_decode();
     void end_decode();
     // Throws std::runtime_error for what went wrong while a graph ran, until `reset` or `recover`: the counts
     // are of no use.
     LiveCounts counts(size_t part);
+    // Of all parts, at one moment.
+    std::vector<LiveCounts> counts();
     // Forgets all counts and what went wrong, but not which nodes were learnt to be final.
     void reset();
     // Forgets what went wrong, and what was counted since `counts` or `select` were called last before it.

@@ -66,8 +66,8 @@ int down_matrices_block(const ggml_tensor* weights) {
                : -1;
 }
 
-// The product with experts' matrices that a node is, or that was scaled, adapted or biased to give it; null where
-// it is something else, or in another split of the graph.
+// The product with experts' matrices that a node is, or that was scaled, adapted or biased to give it; null
+// where it is something else, or in another split of the graph.
 const ggml_tensor* expert_product(const ggml_tensor* node) {
     for (int step = 0; step < longest_chain; ++step) {
         if (node->op == GGML_OP_MUL_MAT_ID) {
@@ -109,7 +109,8 @@ RouterNodeName parse_router_node(const char* name) {
         }
         // The reshape behind a normalisation closes the pattern that a GPU fuses into one kernel, so it is
         // the node to ask for: asking for the division would split that kernel.
-        if (*end == '\0' || (kind.node == RouterNode::later_weights && std::strcmp(end, " (reshaped)") == 0)) {
+        if (*end == '\0' ||
+            (kind.node == RouterNode::later_weights && std::strcmp(end, " (reshaped)") == 0)) {
             return {kind.node, block};
         }
         return {};

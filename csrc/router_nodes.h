@@ -28,9 +28,9 @@ struct RouterNodeName {
 // Reads "ffn_moe_logits-12" and its like. Views of a node that is wanted itself are not router nodes.
 RouterNodeName parse_router_node(const char* name);
 
-// What a node is: by its name, and the product with the down matrices by the weights it reads, since scales and
-// adapters take the name from it. Nodes of a second bank of experts (GroveMoE) that can be told from the first
-// are none.
+// What a node is: by its name, and the product with the down matrices by the weights it reads, since scales
+// and adapters take the name from it. Nodes of a second bank of experts (GroveMoE) that can be told from the
+// first are none.
 RouterNodeName find_router_node(const ggml_tensor* node);
 
 // Whether a node comes before everything else that a block's router computes in a graph.
@@ -47,8 +47,8 @@ const ggml_tensor* chosen_experts(const ggml_tensor* weights);
 // A second bank of experts in a layer (GroveMoE) has its ids computed from the first's and cast: no choice.
 bool is_choice(const ggml_tensor* ids);
 
-// Whether a tensor is the copy that the scheduler made of another split's tensor. Its memory is reused once the
-// last node of its split that reads it has run.
+// Whether a tensor is the copy that the scheduler made of another split's tensor. Its memory is reused once
+// the last node of its split that reads it has run.
 bool is_split_copy(const ggml_tensor* tensor);
 
 // Whether `weighted` is the product of the experts' outputs, and not of their input (Llama 4).

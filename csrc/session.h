@@ -83,12 +83,12 @@ class Session {
     // Without BOS and EOS; special tokens are not parsed out of the text unless asked for.
     std::vector<int32_t> tokenize(const std::string& text, bool parse_special) const;
 
-    // Starts counting, with `outputs` also the norms of the experts' outputs. Counting ends each graph once the
-    // last router, or its experts, have been read.
+    // Starts counting, with `outputs` also the norms of the experts' outputs. Counting ends each graph once
+    // the last router, or its experts, have been read.
     void watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k,
                bool outputs);
-    // Ends counting, and forgets all sequences: where a graph was ended early, its later splits ran on and wrote
-    // keys, values and states that were computed from nothing.
+    // Ends counting, and forgets all sequences: where a graph was ended early, its later splits ran on and
+    // wrote keys, values and states that were computed from nothing.
     void unwatch();
     const RouterTap* tap() const { return tap_.get(); }
 

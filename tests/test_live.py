@@ -311,6 +311,104 @@ def test_counts_are_looked_at_while_it_generates(model_file: ModelFile) -> None:
     assert capture.generated.n_tokens == 149
 
 
+def test_counts_are_read_while_a_callback_of_the_host_waits(model_file: ModelFile) -> None:
+    """A callback that waits for another thread, which reads the counts, does not wait for ever."""
+    llama = load(model_file("qwen3moe", "F32"))
+    read = threading.Event()
+    in_batch = threading.Event()
+
+    @low_level.ggml_backend_sched_eval_callback
+    def callback(_node: int, ask: bool, _data: int) -> bool:
+        in_batch.set()
+        assert read.wait(60)
+        return not ask
+
+    read.set()
+    llama.context_params.cb_eval = callback
+    with coe.attach(llama) as capture:
+        tokens_of(llama, [1, 2, 3], 3, temp=0.0)
+        read.clear()
+        in_batch.clear()
+        seen: list[int] = []
+
+        def look() -> None:
+            assert in_batch.wait(60)
+            seen.append(capture.profile.n_tokens)
+            read.set()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        tokens_of(llama, [4, 5, 6], 2, temp=0.0)
+        thread.join()
+        assert seen == [5]
+        assert capture.profile.n_tokens == 9
+
+
+def test_detaching_from_another_thread_in_the_middle_of_an_answer(model_file: ModelFile) -> None:
+    """At any moment, again and again: what is generated stays the same."""
+    path = model_file("deepseek2", "F32")
+    prompt, n_tokens = [3, 1, 4, 1, 5, 9, 2, 6] * 4, 40
+    expected = tokens_of(load(path), prompt, n_tokens, temp=0.0)
+    llama = load(path)
+    for delay in range(12):
+        capture = coe.attach(llama)
+        thread = threading.Timer(delay * 0.004, capture.detach)
+        thread.start()
+        found = tokens_of(llama, prompt, n_tokens, temp=0.0)
+        thread.join()
+        assert found == expected
+        assert type(llama) is Llama
+        assert capture.profile.n_tokens <= len(prompt) + n_tokens
+        llama.reset()
+
+
+def test_masks_from_another_thread_wait_for_the_batch(model_file: ModelFile, documents: list[list[int]]) -> None:
+    path = model_file("qwen3moe", "F32")
+    mask = unused_experts(coe.profile(path, documents, n_ctx=128, n_threads=1), 8)
+    llama = load(path)
+    with coe.attach(llama) as capture:
+        ended = threading.Event()
+
+        def change() -> None:
+            while not ended.is_set():
+                capture.apply(mask)
+                capture.clear_mask()
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        try:
+            for start in range(0, 200, 20):
+                llama.reset()
+                llama.eval(list(range(start, start + 20)))
+        finally:
+            ended.set()
+            thread.join()
+        for index, block in enumerate(capture.masked.layers):
+            assert set(np.flatnonzero(capture.masked.counts[index])) <= set(mask.kept[block])
+
+
+def test_a_callback_of_the_host_cannot_detach_in_a_batch(model_file: ModelFile) -> None:
+    llama = load(model_file("qwen3moe", "F32"))
+    captures: list[coe.Capture] = []
+    refusals: list[str] = []
+
+    @low_level.ggml_backend_sched_eval_callback
+    def callback(_node: int, ask: bool, _data: int) -> bool:
+        if captures and not refusals:
+            try:
+                captures[0].detach()
+            except coe.CoeError as error:
+                refusals.append(str(error))
+        return not ask
+
+    llama.context_params.cb_eval = callback
+    captures.append(coe.attach(llama))
+    tokens_of(llama, [1, 2, 3], 3, temp=0.0)
+    assert "in a batch" in refusals[0]
+    assert captures[0].profile.n_tokens == 5
+    captures.pop().detach()
+
+
 def test_forgetting_both_frees_the_model(model_file: ModelFile) -> None:
     llama = load(model_file("qwen3moe", "F32"))
     capture = coe.attach(llama)
@@ -375,7 +473,7 @@ def test_bare_callbacks_see_what_attached_ones_see(model_file: ModelFile, docume
     host.run(documents[3])
     host.close()
     for part, document in enumerate((documents[0], documents[3])):
-        histograms, _, _, tokens = live.counts(part)
+        histograms, _, _, tokens = live.counts()[part]
         expected = coe.profile(path, [document], n_ctx=128, n_batch=128, n_threads=1)
         np.testing.assert_array_equal(histograms, expected.histograms)
         assert tokens == [len(document)] * 3

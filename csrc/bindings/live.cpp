@@ -10,14 +10,19 @@ namespace {
 // A lock must not be waited for with the GIL: whoever holds it may need that.
 using ReleaseGil = py::call_guard<py::gil_scoped_release>;
 
-py::tuple counts(LiveProfiler& profiler, size_t part) {
-    const LiveCounts found = [&] {
+// Of each part: histograms, weight sums, what rounding left out of these, tokens of each layer.
+std::vector<py::tuple> counts(LiveProfiler& profiler) {
+    const std::vector<LiveCounts> found = [&] {
         const py::gil_scoped_release release;
-        return profiler.counts(part);
+        return profiler.counts();
     }();
-    return py::make_tuple(to_cube(found.stats.histograms(), found.stats),
-                          to_cube(found.stats.weight_sum().sums(), found.stats),
-                          to_cube(found.stats.weight_sum().rests(), found.stats), found.tokens);
+    std::vector<py::tuple> parts;
+    for (const LiveCounts& part : found) {
+        parts.push_back(py::make_tuple(to_cube(part.stats.histograms(), part.stats),
+                                       to_cube(part.stats.weight_sum().sums(), part.stats),
+                                       to_cube(part.stats.weight_sum().rests(), part.stats), part.tokens));
+    }
+    return parts;
 }
 
 }  // namespace
@@ -42,7 +47,7 @@ void register_live(py::module_& module) {
         .def("select", &LiveProfiler::select, py::arg("part"), ReleaseGil())
         .def("begin_decode", &LiveProfiler::begin_decode, ReleaseGil())
         .def("end_decode", &LiveProfiler::end_decode, ReleaseGil())
-        .def("counts", &counts, py::arg("part"))
+        .def("counts", &counts)
         .def("reset", &LiveProfiler::reset, ReleaseGil())
         .def("recover", &LiveProfiler::recover, ReleaseGil())
         .def("mask", &LiveProfiler::mask, py::arg("kept"), ReleaseGil())

@@ -18,10 +18,10 @@
  * Layers count for themselves: a host asks for few logits, and on most architectures the last layer runs for
  * those tokens only. coe_profile_tokens has the tokens of each layer, and so has the file.
  *
- * Warm-up: llama.cpp's own tools run a few tokens once with all experts in use (llama_set_warmup). Those count
- * nothing on most architectures. Some (Nemotron-H, Kimi, DeepSeek 4, BERT) choose experts as ever in a warm-up,
- * which cannot be told from a short text: call coe_profiler_reset after a warm-up, and it counts for none. A mask
- * may be set before or after.
+ * Warm-up: llama.cpp's own tools run a few tokens once with all experts in use (llama_set_warmup). Those
+ * count nothing on most architectures. Some (Nemotron-H, Kimi, DeepSeek 4, BERT) choose experts as ever in a
+ * warm-up, which cannot be told from a short text: call coe_profiler_reset after a warm-up, and it counts for
+ * none. A mask may be set before or after.
  *
  * Errors: functions that return int32_t return COE_OK or another coe_status, those that return a pointer
  * return NULL, and coe_last_error tells why, in one line. Nothing here ends the process, and no exception
@@ -85,9 +85,9 @@ COE_API const char* coe_last_error(void);
 COE_API coe_profiler* coe_profiler_open(const char* model_path);
 
 /* For given sizes. blocks: block indices of the MoE layers, ascending [n_blocks]; top_k: experts that each of
- * them chooses for a token [n_blocks]; n_experts: routed experts of a layer; n_groups, n_groups_used: groups of
- * experts, and how many of them a token uses (expert_group_count and expert_group_used_count of the model's
- * metadata), 1 and 1 without groups. Its profiles name no model. */
+ * them chooses for a token [n_blocks]; n_experts: routed experts of a layer; n_groups, n_groups_used: groups
+ * of experts, and how many of them a token uses (expert_group_count and expert_group_used_count of the
+ * model's metadata), 1 and 1 without groups. Its profiles name no model. */
 COE_API coe_profiler* coe_profiler_new(const int32_t* blocks, const int32_t* top_k, size_t n_blocks,
                                        size_t n_experts, size_t n_groups, size_t n_groups_used);
 

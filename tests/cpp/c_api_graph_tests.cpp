@@ -314,6 +314,108 @@ TEST(live_profilers_go_on_after_what_went_wrong) {
     CHECK_EQUAL(live.counts(0).tokens[0], uint64_t{18});
 }
 
+TEST(live_profilers_change_parts_whatever_went_wrong) {
+    // What runs after a change of parts does not count for the old part, though the change reports an error.
+    const RouterKind kind;
+    RouterKind other = kind;
+    other.top_k = 2;
+    coe::LiveProfiler live({0}, 8, {3}, 2);
+    RouterRunner runner;
+    runner.set_callback(&coe::LiveProfiler::callback, &live);
+    const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1)};
+    runner.run(other, inputs);
+    CHECK_THROWS(std::runtime_error, "chooses 2 experts", live.select(1));
+    live.recover();
+    runner.run(kind, inputs);
+    CHECK_EQUAL(live.counts(0).tokens[0], uint64_t{0});
+    CHECK_EQUAL(live.counts(1).tokens[0], uint64_t{9});
+}
+
+TEST(live_profilers_of_announced_decodes_count_whole_ones) {
+    // In the middle of a decode, at every node and from another thread: the counts of the decodes before it.
+    RouterKind kind;
+    kind.normalised = true;
+    coe::LiveProfiler live({0, 2}, 8, {3, 3});
+    RouterRunner runner;
+    runner.set_callback(&coe::LiveProfiler::callback, &live);
+    struct Looker {
+        coe::LiveProfiler* live;
+        uint64_t expected = 0;
+
+        static bool callback(ggml_tensor*, bool ask, void* self) {
+            const auto& looker = *static_cast<Looker*>(self);
+            std::vector<uint64_t> tokens;
+            std::thread([&] { tokens = looker.live->counts(0).tokens; }).join();
+            CHECK(tokens == (std::vector<uint64_t>{looker.expected, looker.expected}));
+            return !ask;
+        }
+    };
+    Looker looker{&live};
+    live.chain(&Looker::callback, &looker);
+    const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
+    for (int decode = 0; decode < 3; ++decode) {
+        live.begin_decode();
+        runner.run(kind, inputs);
+        live.end_decode();
+        looker.expected += 9;
+        CHECK_EQUAL(live.counts(0).tokens[1], looker.expected);
+    }
+    // An error is kept for after the decode.
+    RouterKind other = kind;
+    other.top_k = 2;
+    live.begin_decode();
+    runner.run(other, inputs);
+    CHECK_EQUAL(live.counts(0).tokens[0], uint64_t{27});
+    live.end_decode();
+    CHECK_THROWS(std::runtime_error, "chooses 2 experts", live.counts(0));
+}
+
+TEST(c_api_masks_a_warm_up) {
+    // All experts are used in it, those that the mask drops with no weight, so that nothing is computed from
+    // minus infinity.
+    for (const bool sigmoid : {false, true}) {
+        RouterKind all_experts;
+        all_experts.top_k = all_experts.n_experts;
+        all_experts.sigmoid = sigmoid;
+        all_experts.experts = true;
+        Host host({0}, 8, 3);
+        const std::vector<int32_t> kept = {0, 1, 2, 3};
+        CHECK_EQUAL(coe_profiler_mask(host.profiler, kept.data(), 4), COE_OK);
+        struct Outputs {
+            size_t n_seen = 0;
+
+            static bool callback(ggml_tensor* node, bool ask, void* self) {
+                const bool is_weighted = std::string(node->name) == "ffn_moe_weighted-0";
+                if (!ask && is_weighted) {
+                    const auto* values = static_cast<const float*>(node->data);
+                    CHECK(std::all_of(values, values + ggml_nelements(node),
+                                      [](float value) { return std::isfinite(value); }));
+                    static_cast<Outputs*>(self)->n_seen += 1;
+                }
+                return !ask || is_weighted;
+            }
+        };
+        Outputs outputs;
+        CHECK_EQUAL(coe_profiler_chain(host.profiler, &Outputs::callback, &outputs), COE_OK);
+        host.runner.run(all_experts, {random_input(0, 2, all_experts, 2)});
+        CHECK_EQUAL(outputs.n_seen, size_t{1});
+        CHECK(host.counts().tokens() == std::vector<uint64_t>{0});
+    }
+}
+
+TEST(c_api_holds_masks_to_the_groups_that_it_is_told) {
+    const int32_t block = 0;
+    const int32_t top_k = 2;
+    coe_profiler* profiler = coe_profiler_new(&block, &top_k, 1, 8, 2, 1);
+    CHECK(profiler != nullptr);
+    const std::vector<int32_t> uneven = {0, 1, 2, 4};
+    CHECK_EQUAL(coe_profiler_mask(profiler, uneven.data(), 4), COE_INVALID_ARGUMENT);
+    CHECK(std::string(coe_last_error()).find("groups of experts") != std::string::npos);
+    const std::vector<int32_t> even = {0, 1, 4, 6};
+    CHECK_EQUAL(coe_profiler_mask(profiler, even.data(), 4), COE_OK);
+    coe_profiler_free(profiler);
+}
+
 TEST(c_api_answers_while_graphs_run) {
     const RouterKind kind;
     Host host({0, 2}, 8, 3);

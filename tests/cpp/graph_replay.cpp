@@ -136,8 +136,8 @@ class Run {
         return i < graph_.size() ? split_of_[i] % 2 : no_backend;
     }
 
-    // What a split's nodes read for a tensor: a copy, where it lies on the other backend. The experts' weights count
-    // as being on the first, and are not really copied.
+    // What a split's nodes read for a tensor: a copy, where it lies on the other backend. The experts'
+    // weights count as being on the first, and are not really copied.
     ggml_tensor* input_of(size_t split, const ggml_tensor* address) {
         ggml_tensor* tensor = tensors_.at(address);
         const bool is_weight = std::strstr(tensor->name, "_exps.weight") != nullptr;
@@ -233,7 +233,7 @@ class Run {
     std::vector<Memory> memory_;
     std::map<const ggml_tensor*, ggml_tensor*> tensors_;  // of this run, by the addresses in llama.cpp
     std::map<std::pair<const ggml_tensor*, size_t>, ggml_tensor*> copy_of_;
-    std::vector<std::vector<Copy>> copies_;  // by split
+    std::vector<std::vector<Copy>> copies_;                           // by split
     std::map<size_t, std::vector<const ggml_tensor*>> unused_after_;  // by position
     std::vector<char> graph_memory_;
 };
@@ -271,8 +271,8 @@ void RecordedGraph::add_leaf(const ggml_tensor* tensor) {
         return;
     }
     Leaf leaf{*tensor, {}};
-    const bool is_weight = tensor->buffer != nullptr && ggml_backend_buffer_get_usage(tensor->buffer) ==
-                                                            GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+    const bool is_weight = tensor->buffer != nullptr &&
+                           ggml_backend_buffer_get_usage(tensor->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
     if (!is_weight && tensor->data != nullptr) {
         const auto* bytes = static_cast<const char*>(tensor->data);
         leaf.bytes.assign(bytes, bytes + ggml_nbytes(tensor));

@@ -1,5 +1,5 @@
-// Runs a graph of llama.cpp again on the CPU, with real data, but in another order of its nodes and cut into splits:
-// what a callback sees on backends that reorder nodes, without having one.
+// Runs a graph of llama.cpp again on the CPU, with real data, but in another order of its nodes and cut into
+// splits: what a callback sees on backends that reorder nodes, without having one.
 #pragma once
 
 #include <cstddef>
@@ -12,9 +12,9 @@
 
 namespace coe::tests {
 
-// One graph as llama.cpp was about to run it. What the graph was given as input or may write to, keys and values
-// for example, is kept as it was before. Tensors are known by the addresses that they had in llama.cpp,
-// where others may be by now.
+// One graph as llama.cpp was about to run it. What the graph was given as input or may write to, keys and
+// values for example, is kept as it was before. Tensors are known by the addresses that they had in
+// llama.cpp, where others may be by now.
 class RecordedGraph {
   public:
     // Adds the next node. Before anything of the graph has been computed.
@@ -59,9 +59,9 @@ struct ReplayCounts {
     size_t n_computed = 0;
 };
 
-// Runs a graph with a callback as ggml_backend_sched does. A split copies what it reads from the other backend when
-// it begins. Memory is overwritten once the last node that reads it has run, for an allocator could then give it to
-// another tensor.
+// Runs a graph with a callback as ggml_backend_sched does. A split copies what it reads from the other
+// backend when it begins. Memory is overwritten once the last node that reads it has run, for an allocator
+// could then give it to another tensor.
 ReplayCounts replay(const RecordedGraph& graph, const Schedule& schedule, ggml_backend_t cpu,
                     ggml_backend_sched_eval_callback callback, void* user_data);
 

@@ -13,7 +13,8 @@ using Operations = std::vector<ggml_op>;
 // Softmax to the chosen experts' weights, normalised or not.
 const Operations chosen_by_softmax = {GGML_OP_SOFT_MAX, GGML_OP_RESHAPE, GGML_OP_ARGSORT, GGML_OP_VIEW,
                                       GGML_OP_GET_ROWS};
-const Operations normalised = {GGML_OP_RESHAPE, GGML_OP_SUM_ROWS, GGML_OP_CLAMP, GGML_OP_DIV, GGML_OP_RESHAPE};
+const Operations normalised = {GGML_OP_RESHAPE, GGML_OP_SUM_ROWS, GGML_OP_CLAMP, GGML_OP_DIV,
+                               GGML_OP_RESHAPE};
 
 Operations joined(std::initializer_list<Operations> parts) {
     Operations whole;
@@ -35,7 +36,8 @@ bool matches(const RecordedGraph& graph, size_t i, size_t end, const Operations&
         bool is_fed = j == 0;
         for (size_t k = 0; k < j && !is_fed; ++k) {
             const auto& sources = graph.node(i + j).src;
-            is_fed = std::find(std::begin(sources), std::end(sources), graph.address(i + k)) != std::end(sources);
+            is_fed =
+                std::find(std::begin(sources), std::end(sources), graph.address(i + k)) != std::end(sources);
         }
         if (!is_fed) {
             return false;
@@ -83,11 +85,12 @@ size_t metal_fused(const RecordedGraph& graph, size_t i, size_t end) {
 
 bool metal_moves(const ggml_tensor& node) {
     static const std::set<ggml_op> moved = {
-        GGML_OP_MUL_MAT,  GGML_OP_MUL_MAT_ID, GGML_OP_ROPE,     GGML_OP_NORM,     GGML_OP_RMS_NORM, GGML_OP_GROUP_NORM,
-        GGML_OP_L2_NORM,  GGML_OP_SUM_ROWS,   GGML_OP_SSM_CONV, GGML_OP_SSM_SCAN, GGML_OP_CLAMP,    GGML_OP_TRI,
-        GGML_OP_DIAG,     GGML_OP_MUL,        GGML_OP_ADD,      GGML_OP_SUB,      GGML_OP_DIV,      GGML_OP_GLU,
-        GGML_OP_SCALE,    GGML_OP_UNARY,      GGML_OP_GET_ROWS, GGML_OP_SET_ROWS, GGML_OP_SET,      GGML_OP_CPY,
-        GGML_OP_CONT,     GGML_OP_REPEAT};
+        GGML_OP_MUL_MAT,    GGML_OP_MUL_MAT_ID, GGML_OP_ROPE,     GGML_OP_NORM,     GGML_OP_RMS_NORM,
+        GGML_OP_GROUP_NORM, GGML_OP_L2_NORM,    GGML_OP_SUM_ROWS, GGML_OP_SSM_CONV, GGML_OP_SSM_SCAN,
+        GGML_OP_CLAMP,      GGML_OP_TRI,        GGML_OP_DIAG,     GGML_OP_MUL,      GGML_OP_ADD,
+        GGML_OP_SUB,        GGML_OP_DIV,        GGML_OP_GLU,      GGML_OP_SCALE,    GGML_OP_UNARY,
+        GGML_OP_GET_ROWS,   GGML_OP_SET_ROWS,   GGML_OP_SET,      GGML_OP_CPY,      GGML_OP_CONT,
+        GGML_OP_REPEAT};
     return is_empty(node) || moved.count(node.op) > 0;
 }
 
@@ -110,7 +113,8 @@ struct Accesses {
     }
     bool allow(const Accesses& others) const {
         const auto meet = [](const auto& some, const auto& more) {
-            return std::any_of(some.begin(), some.end(), [&](const auto* one) { return more.count(one) > 0; });
+            return std::any_of(some.begin(), some.end(),
+                               [&](const auto* one) { return more.count(one) > 0; });
         };
         return !meet(written, others.written) && !meet(written, others.read) && !meet(read, others.written);
     }
@@ -141,9 +145,9 @@ bool vulkan_keeps(const RecordedGraph& graph, size_t later, size_t earlier) {
 
 // The patterns that Vulkan moves as a whole; 0 where none begins.
 size_t vulkan_fused(const RecordedGraph& graph, size_t i, size_t end) {
-    static const Operations sigmoid_biased =
-        joined({{GGML_OP_UNARY, GGML_OP_RESHAPE, GGML_OP_ADD, GGML_OP_ARGSORT, GGML_OP_VIEW, GGML_OP_GET_ROWS},
-                normalised});
+    static const Operations sigmoid_biased = joined(
+        {{GGML_OP_UNARY, GGML_OP_RESHAPE, GGML_OP_ADD, GGML_OP_ARGSORT, GGML_OP_VIEW, GGML_OP_GET_ROWS},
+         normalised});
     static const Operations softplus_biased =
         joined({{GGML_OP_UNARY, GGML_OP_SQRT, GGML_OP_RESHAPE, GGML_OP_ADD, GGML_OP_ARGSORT, GGML_OP_VIEW,
                  GGML_OP_GET_ROWS},
@@ -175,8 +179,9 @@ size_t vulkan_fused(const RecordedGraph& graph, size_t i, size_t end) {
 // Whether Vulkan lets a node follow its source at once, since it computes both by one kernel.
 bool vulkan_pairs(const RecordedGraph& graph, size_t source, size_t node) {
     static const std::set<std::pair<ggml_op, ggml_op>> neighbours = {
-        {GGML_OP_MUL_MAT, GGML_OP_ADD},    {GGML_OP_MUL_MAT_ID, GGML_OP_ADD_ID}, {GGML_OP_MUL_MAT_ID, GGML_OP_MUL},
-        {GGML_OP_ADD, GGML_OP_ADD},        {GGML_OP_SSM_CONV, GGML_OP_ADD},      {GGML_OP_SSM_CONV, GGML_OP_UNARY},
+        {GGML_OP_MUL_MAT, GGML_OP_ADD},    {GGML_OP_MUL_MAT_ID, GGML_OP_ADD_ID},
+        {GGML_OP_MUL_MAT_ID, GGML_OP_MUL}, {GGML_OP_ADD, GGML_OP_ADD},
+        {GGML_OP_SSM_CONV, GGML_OP_ADD},   {GGML_OP_SSM_CONV, GGML_OP_UNARY},
         {GGML_OP_RMS_NORM, GGML_OP_MUL},   {GGML_OP_UNARY, GGML_OP_MUL}};
     return node == source + 1 && neighbours.count({graph.node(source).op, graph.node(node).op}) > 0;
 }

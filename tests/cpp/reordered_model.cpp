@@ -1,5 +1,5 @@
-// Counts, norms and masks do not depend on the order in which a backend runs a graph's nodes, nor on where it is cut
-// into splits: graphs of a model are recorded from llama.cpp and run again in many orders.
+// Counts, norms and masks do not depend on the order in which a backend runs a graph's nodes, nor on where it
+// is cut into splits: graphs of a model are recorded from llama.cpp and run again in many orders.
 //
 //     coe_reordered_model MODEL
 //
@@ -129,8 +129,10 @@ class Checker {
           cpu_(ggml_backend_dev_init(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), nullptr),
                &ggml_backend_free),
           graphs_(host_.run()) {
-        const auto set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(ggml_backend_reg_get_proc_address(
-            ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu_.get())), "ggml_backend_set_n_threads"));
+        const auto set_threads =
+            reinterpret_cast<ggml_backend_set_n_threads_t>(ggml_backend_reg_get_proc_address(
+                ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu_.get())),
+                "ggml_backend_set_n_threads"));
         set_threads(cpu_.get(), n_threads);
         coe::Mask mask;
         mask.fingerprint = layout_.fingerprint;
@@ -205,7 +207,8 @@ void check_equal(const Found& found, const Found& expected) {
     require(found.weighted_norms == expected.weighted_norms, "weighted norms differ");
 }
 
-// Whether the scheduler could cut the graph here: it runs what writes into a node's memory where that node lies.
+// Whether the scheduler could cut the graph here: it runs what writes into a node's memory where that node
+// lies.
 bool can_cut(const RecordedGraph& graph, size_t place) {
     for (size_t i = place; i < graph.size(); ++i) {
         if (!coe::tests::is_empty(graph.node(i)) && graph.index(graph.owner(i)) < place) {
@@ -265,7 +268,8 @@ std::vector<NamedScheduler> all_schedulers() {
 
 void check(const std::string& path) {
     const Checker checker(path);
-    std::vector<Watching> ways = {{false, false, false}, {false, true, false}, {true, false, false}, {true, true, false}};
+    std::vector<Watching> ways = {
+        {false, false, false}, {false, true, false}, {true, false, false}, {true, true, false}};
     if (checker.can_be_masked()) {
         ways.push_back({true, true, true});
     }
@@ -287,8 +291,8 @@ void check(const std::string& path) {
                 if (scheduler.name.find(" 0 cuts") != std::string::npos) {
                     const double n_stops = static_cast<double>(found.replays.back().n_stops);
                     std::printf("%s: %.2f stops a layer, %zu of %zu nodes\n", where.c_str(),
-                                n_stops / static_cast<double>(checker.n_layers()), found.replays.back().n_computed,
-                                checker.graphs().back().size());
+                                n_stops / static_cast<double>(checker.n_layers()),
+                                found.replays.back().n_computed, checker.graphs().back().size());
                 }
             } catch (const std::exception& error) {
                 failures += where + ": " + error.what() + "\n";

@@ -22,8 +22,8 @@ void name_node(ggml_tensor* node, const char* name, int block) {
     ggml_format_name(node, "%s-%d", name, block);
 }
 
-// Matrices of real experts [n_ff, n_embd, n_experts], scales [1, n_experts], biases [n_embd, n_experts], and their
-// input [n_ff, 1, n_tokens].
+// Matrices of real experts [n_ff, n_embd, n_experts], scales [1, n_experts], biases [n_embd, n_experts], and
+// their input [n_ff, 1, n_tokens].
 struct Experts {
     ggml_tensor* down;
     ggml_tensor* second_down;  // of a second bank, which has half as many
@@ -407,8 +407,8 @@ void RouterRunner::run(const RouterKind& kind, const std::vector<LayerInput>& in
         ggml_build_forward_expand(graph, weights);
         if (kind.experts) {
             router.experts = new_experts(context, kind, n_tokens, block);
-            ggml_build_forward_expand(graph, bank_output(context, kind, router.experts, router.experts.down,
-                                                         weights, ids, block));
+            ggml_build_forward_expand(
+                graph, bank_output(context, kind, router.experts, router.experts.down, weights, ids, block));
         }
         // The experts use the choices once more, so that their memory stays in use as it does in llama.cpp.
         ggml_tensor* output = ggml_map_custom2(context, weights, ids, &RouterRunner::compute_output, 1, this);

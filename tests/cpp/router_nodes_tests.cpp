@@ -1,4 +1,6 @@
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "check.h"
 #include "router_nodes.h"
@@ -119,4 +121,81 @@ TEST(chosen_experts_needs_a_gather) {
     }
     CHECK(coe::chosen_experts(far) == nullptr);
     ggml_free(context);
+}
+
+namespace {
+
+struct Graph {
+    std::unique_ptr<ggml_context, decltype(&ggml_free)> context{
+        ggml_init({ggml_tensor_overhead() * 64, nullptr, true}), &ggml_free};
+
+    ggml_tensor* tensor(ggml_type type, std::vector<int64_t> sizes, const std::string& name) const {
+        ggml_tensor* made =
+            ggml_new_tensor(context.get(), type, static_cast<int>(sizes.size()), sizes.data());
+        ggml_set_name(made, name.c_str());
+        return made;
+    }
+    // The product of 5 tokens' states, width 4, with matrices of 8 experts of which each chooses 2.
+    ggml_tensor* product(const std::string& matrices) const {
+        return ggml_mul_mat_id(context.get(), tensor(GGML_TYPE_F32, {4, 6, 8}, matrices),
+                               tensor(GGML_TYPE_F32, {4, 2, 5}, "states"),
+                               tensor(GGML_TYPE_I32, {2, 5}, "ids"));
+    }
+    ggml_tensor* named(ggml_tensor* node, const char* name) const { return ggml_set_name(node, name); }
+};
+
+void check_found(const ggml_tensor* node, RouterNode kind, int block) {
+    const coe::RouterNodeName found = coe::find_router_node(node);
+    CHECK_EQUAL(static_cast<int>(found.node), static_cast<int>(kind));
+    CHECK_EQUAL(found.block, block);
+}
+
+}  // namespace
+
+TEST(products_with_the_down_matrices_are_known_by_what_they_read) {
+    const Graph graph;
+    check_found(graph.named(graph.product("blk.7.ffn_down_exps.weight"), "node_12"), RouterNode::down, 7);
+    check_found(graph.named(graph.product("blk.7.ffn_down_exps.weight"), "ffn_moe_down-7"), RouterNode::down,
+                7);
+    check_found(graph.product("CUDA0#blk.31.ffn_down_exps.weight#0"), RouterNode::down, 31);
+    for (const char* other : {"blk.7.ffn_up_exps.weight", "blk.7.ffn_down_chexps.weight",
+                              "blk.7.ffn_down_exps.weight.lora_a", "", "blk.7.ffn_down_exps",
+                              "blk..ffn_down_exps.weight", "blk.70000.ffn_down_exps.weight", "#", "a#b#0"}) {
+        check_found(graph.named(graph.product(other), "ffn_moe_down-7"), RouterNode::none, -1);
+    }
+}
+
+TEST(nodes_of_a_second_bank_are_none) {
+    const Graph graph;
+    for (const bool is_second : {false, true}) {
+        ggml_tensor* product =
+            graph.product(is_second ? "blk.2.ffn_down_chexps.weight" : "blk.2.ffn_down_exps.weight");
+        ggml_tensor* scaled =
+            ggml_mul(graph.context.get(), product, graph.tensor(GGML_TYPE_F32, {1, 2, 5}, "s"));
+        ggml_tensor* weights = graph.tensor(GGML_TYPE_F32, {1, 2, 5}, "ffn_moe_weights-2");
+        ggml_tensor* weighted =
+            ggml_mul(graph.context.get(), graph.named(scaled, "ffn_moe_down_scaled-2"), weights);
+        graph.named(weighted, "ffn_moe_weighted-2");
+        check_found(scaled, is_second ? RouterNode::none : RouterNode::outputs, is_second ? -1 : 2);
+        check_found(weighted, is_second ? RouterNode::none : RouterNode::weighted, is_second ? -1 : 2);
+        CHECK(coe::weighs_outputs(weighted));
+    }
+    ggml_tensor* input = ggml_mul(graph.context.get(), graph.tensor(GGML_TYPE_F32, {4, 2, 5}, "node_3"),
+                                  graph.tensor(GGML_TYPE_F32, {1, 2, 5}, "ffn_moe_weights-2"));
+    CHECK(!coe::weighs_outputs(input));
+    ggml_tensor* copied =
+        ggml_mul(graph.context.get(), graph.tensor(GGML_TYPE_F32, {4, 2, 5}, "Metal#ffn_moe_down-2#0"),
+                 graph.tensor(GGML_TYPE_F32, {1, 2, 5}, "Metal#ffn_moe_weights-2#0"));
+    CHECK(coe::weighs_outputs(copied));
+}
+
+TEST(choices_are_known_in_another_split) {
+    const Graph graph;
+    ggml_tensor* ids = graph.tensor(GGML_TYPE_I32, {2, 5}, "Vulkan0#ffn_moe_topk-3#0");
+    CHECK(coe::is_split_copy(ids));
+    CHECK(coe::is_choice(ids));
+    CHECK(coe::is_choice(ggml_view_2d(graph.context.get(), ids, 2, 4, ids->nb[1], 0)));
+    // What a second bank chooses by is cast from the first's choice.
+    CHECK(!coe::is_choice(graph.tensor(GGML_TYPE_I32, {2, 5}, "Vulkan0# (copy)#0")));
+    CHECK(!coe::is_split_copy(graph.tensor(GGML_TYPE_I32, {2, 5}, "ffn_moe_topk-3")));
 }
