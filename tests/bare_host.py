@@ -51,6 +51,12 @@ class BareHost:
         assert llama_cpp.llama_decode(self._context, batch) == 0
         llama_cpp.llama_batch_free(batch)
 
+    def warm_up(self) -> None:
+        """As llama.cpp's tools do before anything else: two tokens, for which most architectures use all experts."""
+        llama_cpp.llama_set_warmup(self._context, True)
+        self.run([0, 1])
+        llama_cpp.llama_set_warmup(self._context, False)
+
     def last_logits(self) -> NDArray[np.float32]:
         """Of the last token that was run, [n_vocab]."""
         n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
@@ -103,6 +109,12 @@ class CProfiler:
     @property
     def error(self) -> str:
         return str(self.library.coe_last_error().decode())
+
+    def mask(self, path: Path) -> None:
+        assert self.library.coe_profiler_load_mask(self.pointer, str(path).encode()) == 0, self.error
+
+    def reset(self) -> None:
+        assert self.library.coe_profiler_reset(self.pointer) == 0, self.error
 
     def save(self, path: Path, source: str) -> Path:
         profile = self.library.coe_profiler_snapshot(self.pointer)

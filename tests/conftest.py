@@ -81,6 +81,14 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
+def core_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C++ core's tests, built once without sanitizers."""
+    directory = tmp_path_factory.mktemp("core")
+    build(directory, "", "-DCOE_BUILD_TESTS=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+    return directory
+
+
+@pytest.fixture(scope="session")
 def sanitized_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The C++ core's tests and fuzz targets, built once under AddressSanitizer and UndefinedBehaviorSanitizer."""
     directory = tmp_path_factory.mktemp("sanitized")

@@ -12,6 +12,7 @@ from architectures import ARCHITECTURES, COVERED, NOT_COVERED
 from bare_host import BareHost, CProfiler
 from click.testing import CliRunner
 from conftest import TOLERANCE, unused_experts
+from cpp_build import succeed
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, GGUFReader
 from numpy.typing import NDArray
 from random_models import moe_layers, write_random_model
@@ -101,6 +102,39 @@ def test_a_c_host_writes_the_profile_that_python_writes(row: Row) -> None:
     assert profile.outputs is None
     profile.save(row.directory / "python.profile.gguf")
     assert (row.directory / "python.profile.gguf").read_bytes() == written.read_bytes()
+
+
+def test_a_warm_up_under_a_mask_changes_nothing(row: Row) -> None:
+    """Neither what the context computes afterwards, though only its cells are cleared, nor the counts."""
+    mask = None
+    if row.cuttable:
+        mask = row.directory / "mask.json"
+        row.mask.save(mask)
+    profiles, logits = [], []
+    for warms_up in (False, True):
+        profiler = CProfiler(row.path)
+        if mask is not None:
+            profiler.mask(mask)
+        host = BareHost(row.path, profiler.callback, profiler.pointer)
+        if warms_up:
+            host.warm_up()
+            profiler.reset()
+        host.run(row.documents[0])
+        logits.append(host.last_logits())
+        host.close()
+        profiles.append(coe.RoutingProfile.load(profiler.save(row.directory / "warm.profile.gguf", "text")))
+        profiler.close()
+    assert np.isfinite(logits[0]).all()
+    np.testing.assert_array_equal(logits[1], logits[0])
+    np.testing.assert_array_equal(profiles[1].histograms, profiles[0].histograms)
+    assert profiles[1].n_tokens == len(row.documents[0])
+
+
+def test_counts_do_not_depend_on_the_order_of_nodes(row: Row, core_build: Path) -> None:
+    """In Metal's order, in Vulkan's and in any other, cut into splits, with norms, masks and an early end: the graphs
+    are run again on the CPU by tests/cpp/reordered_model.cpp."""
+    output = succeed(row.directory, str(core_build / "coe_reordered_model"), str(row.path))
+    assert output.endswith("equal\n")
 
 
 def test_sharing_and_cutting_batches_moves_near_ties_only(row: Row) -> None:

@@ -10,9 +10,8 @@ from cpp_build import build, succeed
 import coe_native as coe
 
 
-def test_the_core(tmp_path: Path) -> None:
-    build(tmp_path, "", "-DCOE_BUILD_TESTS=ON")
-    succeed(tmp_path, "ctest", "--output-on-failure")
+def test_the_core(core_build: Path) -> None:
+    succeed(core_build, "ctest", "--output-on-failure")
 
 
 def test_addresses_and_undefined_behaviour(sanitized_core: Path) -> None:

@@ -1,4 +1,5 @@
-"""What is counted on a GPU is what is counted on the CPU: ``COE_TEST_GPU=1 pytest tests/test_gpu.py``."""
+"""What is counted on a GPU is what is counted on the CPU: ``COE_TEST_GPU=1 pytest tests/test_gpu.py``, and
+``tests/vulkan/run`` on a machine without one."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from architectures import ARCHITECTURES
 from conftest import TOLERANCE, check_live_mask
+from random_models import write_random_model
 
 import coe_native as coe
 from coe_native import demo
@@ -40,6 +43,29 @@ def test_counts_are_those_of_the_cpu(
     for name in ("norm_sum", "weighted_norm_sum"):
         ours, theirs = (getattr(outputs, name) for outputs in (there.outputs, here.outputs))
         assert np.abs(ours - theirs).sum() <= (0.05 if quantization == "F32" else 0.1) * theirs.sum()
+
+
+@pytest.mark.parametrize("row", ARCHITECTURES)
+def test_every_architecture_counts_and_masks_there(row: str, tmp_path: Path, documents: list[list[int]]) -> None:
+    """Choices, weights and norms are the CPU's, and the masked parent is the specialist. Near-ties of random weights
+    fall to the other side where a device rounds in other places."""
+    path = tmp_path / "model.gguf"
+    write_random_model(path, row)
+    profiles = []
+    for n_gpu_layers in (0, -1):
+        with coe.Model(path, n_ctx=128, n_batch=128, n_gpu_layers=n_gpu_layers) as model:
+            profiles.append(coe.profile(model, documents[:2], stats="contribution"))
+    here, there = profiles
+    assert here.n_tokens == there.n_tokens
+    assert (there.histograms.sum(axis=(1, 2)) == here.histograms.sum(axis=(1, 2))).all()
+    moved = np.abs(here.histograms - there.histograms).sum() / 2
+    assert moved <= 0.05 * here.histograms.sum()
+    np.testing.assert_allclose(there.weight_sum.sum(), here.weight_sum.sum(), rtol=1e-2)
+    for name in ("norm_sum", "weighted_norm_sum"):
+        ours, theirs = getattr(there.outputs, name), getattr(here.outputs, name)
+        assert np.abs(ours - theirs).sum() <= 0.05 * theirs.sum()
+    if not ARCHITECTURES[row].refused:
+        check_live_mask(path, tmp_path / "specialist.gguf", max(TOLERANCE.get(row, 0), 1e-3), there={}, here={})
 
 
 def test_trained_weights_agree() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TOLERANCE, check_live_mask
+from random_models import write_random_model
 
 import coe_native as coe
 from coe_native._native import core
@@ -98,6 +99,40 @@ def test_a_live_mask_acts_there(server: Server, model_file: ModelFile, tmp_path:
     """The parent masked over the network is the specialist that runs here."""
     out, most = tmp_path / "specialist.gguf", TOLERANCE.get(family, 1e-5)
     check_live_mask(model_file(family, "F32"), out, most, there={"rpc": [server.endpoint]}, here={})
+
+
+@with_rpc
+def test_graphs_that_end_early_leave_nothing_behind(server: Server, tmp_path: Path) -> None:
+    """The last block and the output run on another device than the last router, in a split that an early end does not
+    stop: it computes logits, keys and values from nothing."""
+    path = tmp_path / "model.gguf"
+    write_random_model(path, "nemotron_h_moe", n_layers=5)  # the last block is attention
+    moe = coe.MoeModel(path)
+    assert moe.blocks == [1, 3]
+    tokens = np.arange(40, dtype=np.int32)
+
+    def decode(session: core.Session) -> None:
+        session.decode(tokens, tokens, np.zeros_like(tokens))
+
+    def open_session() -> core.Session:
+        options = {"n_ctx": 64, "n_batch": 64, "n_seq_max": 1, "n_threads": 1, "n_gpu_layers": 2, "n_cpu_moe": 0}
+        return core.Session(
+            str(path), **options, devices=[], rpc=[server.endpoint], f32_kv=True, mtp=False, repack=True
+        )
+
+    plain = open_session()
+    decode(plain)
+    assert plain.has_logits
+    watched = open_session()
+    watched.watch(moe.blocks, moe.n_experts, [layer.top_k for layer in moe.routed_layers])
+    decode(watched)
+    assert not watched.has_logits
+    with pytest.raises(ValueError, match="gave no logits"):
+        watched.logits(0, 1)
+    watched.unwatch()
+    decode(watched)  # from position 0, which nothing holds any more
+    assert watched.has_logits
+    np.testing.assert_array_equal(watched.logits(0, 40), plain.logits(0, 40))
 
 
 @with_rpc
