@@ -33,9 +33,10 @@ def attach(llama: Llama) -> Capture:
     same.
 
     Its context is made anew, for llama.cpp takes callbacks only when a context is made; what it holds in memory is
-    carried over. A callback that it had before goes on being called. Not while another thread uses it, and not in the
-    middle of an answer that a draft model helps with. Generation becomes some 1 % slower, with models of a few layers that take less than a
-    millisecond a token 6 to 9 %; reading prompts does not (``python -m benchmarks --only generate``).
+    carried over. A callback that it had before goes on being called. Do not call it while another thread uses the
+    Llama, nor in the middle of an answer that a draft model helps with. Generation becomes some 1 % slower, with
+    models of a few layers that take less than a millisecond a token 6 to 9 %; reading prompts does not
+    (``python -m benchmarks --only generate``).
 
     Raises InputError for a model without experts, and CoeError where its routers are not what its header says.
     """

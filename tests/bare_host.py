@@ -52,7 +52,7 @@ class BareHost:
         llama_cpp.llama_batch_free(batch)
 
     def warm_up(self) -> None:
-        """As llama.cpp's tools do before anything else: two tokens, for which most architectures use all experts."""
+        """Run two tokens as llama.cpp's tools do first, for which most architectures use all experts."""
         llama_cpp.llama_set_warmup(self._context, True)
         self.run([0, 1])
         llama_cpp.llama_set_warmup(self._context, False)

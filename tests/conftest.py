@@ -102,11 +102,11 @@ def check_live_mask(parent: Path, out: Path, most: float, *, there: dict[str, An
     mask = unused_experts(coe.profile(parent, [tokens], n_ctx=64), 8)
     coe.prune(parent, mask, out)
     with coe.Model(out, n_ctx=64, f32_kv=True, **here) as model:
-        expected = model.logits(tokens)
+        expected = model.outputs(tokens)
     with coe.Model(parent, n_ctx=64, f32_kv=True, **there) as model:
-        unmasked = model.logits(tokens)
+        unmasked = model.outputs(tokens)
         model.apply(mask)
-        masked = model.logits(tokens)
+        masked = model.outputs(tokens)
     largest = np.abs(expected).max()
     assert np.abs(masked - expected).max() <= most * largest
     assert np.abs(masked - unmasked).max() > 0.01 * largest

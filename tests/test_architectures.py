@@ -131,8 +131,8 @@ def test_a_warm_up_under_a_mask_changes_nothing(row: Row) -> None:
 
 
 def test_counts_do_not_depend_on_the_order_of_nodes(row: Row, core_build: Path) -> None:
-    """In Metal's order, in Vulkan's and in any other, cut into splits, with norms, masks and an early end: the graphs
-    are run again on the CPU by tests/cpp/reordered_model.cpp."""
+    """In Metal's order, in Vulkan's and in any other, cut into splits, with norms, masks and an early end:
+    tests/cpp/reordered_model.cpp runs the graphs again on the CPU."""
     output = succeed(row.directory, str(core_build / "coe_reordered_model"), str(row.path))
     assert output.endswith("equal\n")
 

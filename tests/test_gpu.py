@@ -47,8 +47,8 @@ def test_counts_are_those_of_the_cpu(
 
 @pytest.mark.parametrize("row", ARCHITECTURES)
 def test_every_architecture_counts_and_masks_there(row: str, tmp_path: Path, documents: list[list[int]]) -> None:
-    """Choices, weights and norms are the CPU's, and the masked parent is the specialist. Near-ties of random weights
-    fall to the other side where a device rounds in other places."""
+    """Choices, weights and norms are the CPU's, and the masked parent is the specialist. A device that rounds in
+    other places decides some near-ties of random weights differently."""
     path = tmp_path / "model.gguf"
     write_random_model(path, row)
     profiles = []

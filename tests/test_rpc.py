@@ -103,8 +103,8 @@ def test_a_live_mask_acts_there(server: Server, model_file: ModelFile, tmp_path:
 
 @with_rpc
 def test_graphs_that_end_early_leave_nothing_behind(server: Server, tmp_path: Path) -> None:
-    """The last block and the output run on another device than the last router, in a split that an early end does not
-    stop: it computes logits, keys and values from nothing."""
+    """The last block and the output run on another device than the last router, in a split that an early end does
+    not stop: its logits, keys and values come from tensors that were never computed."""
     path = tmp_path / "model.gguf"
     write_random_model(path, "nemotron_h_moe", n_layers=5)  # the last block is attention
     moe = coe.MoeModel(path)

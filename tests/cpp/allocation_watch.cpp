@@ -8,7 +8,14 @@ namespace {
 
 std::atomic<size_t> largest{0};
 
+constexpr size_t no_limit = static_cast<size_t>(-1);
+thread_local size_t n_left = no_limit;
+
 void* allocate(size_t n_bytes) noexcept {
+    if (n_left == 0) {
+        return nullptr;
+    }
+    n_left -= n_left == no_limit ? 0 : 1;
     size_t known = largest.load();
     while (n_bytes > known && !largest.compare_exchange_weak(known, n_bytes)) {
     }
@@ -41,5 +48,8 @@ namespace coe::tests {
 
 void forget_allocations() { largest = 0; }
 size_t largest_allocation() { return largest.load(); }
+
+NoMemoryAfter::NoMemoryAfter(size_t n_allocations) { n_left = n_allocations; }
+NoMemoryAfter::~NoMemoryAfter() { n_left = no_limit; }
 
 }  // namespace coe::tests

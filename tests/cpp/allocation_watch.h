@@ -1,4 +1,4 @@
-// Tells how much memory was asked for at once.
+// Tells how much memory was asked for at once, and refuses memory.
 #pragma once
 
 #include <cstddef>
@@ -9,5 +9,14 @@ void forget_allocations();
 
 // The largest request to operator new since `forget_allocations`.
 size_t largest_allocation();
+
+// While it lives, operator new gives this thread so many more pieces of memory, and then none.
+class NoMemoryAfter {
+  public:
+    explicit NoMemoryAfter(size_t n_allocations);
+    ~NoMemoryAfter();
+    NoMemoryAfter(const NoMemoryAfter&) = delete;
+    NoMemoryAfter& operator=(const NoMemoryAfter&) = delete;
+};
 
 }  // namespace coe::tests

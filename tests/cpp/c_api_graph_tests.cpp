@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "allocation_watch.h"
 #include "check.h"
 #include "coe_native.h"
 #include "live_profiler.h"
@@ -414,6 +415,29 @@ TEST(c_api_holds_masks_to_the_groups_that_it_is_told) {
     const std::vector<int32_t> even = {0, 1, 4, 6};
     CHECK_EQUAL(coe_profiler_mask(profiler, even.data(), 4), COE_OK);
     coe_profiler_free(profiler);
+}
+
+TEST(c_api_reports_that_there_is_no_memory) {
+    // Wherever it runs out, for the error's own text too: that is an error, and never the end of the process.
+    const int32_t block = 0;
+    const int32_t top_k = 9;
+    size_t n_refused = 0;
+    for (const size_t n_experts : {size_t{8}, size_t{64}}) {  // a refused argument, and one that is fine
+        coe_profiler* profiler = nullptr;
+        for (size_t n_allocations = 0; n_allocations < 200 && profiler == nullptr; ++n_allocations) {
+            {
+                const coe::tests::NoMemoryAfter limit(n_allocations);
+                profiler = coe_profiler_new(&block, &top_k, 1, n_experts, 1, 1);
+            }
+            if (profiler == nullptr) {
+                CHECK(std::string(coe_last_error()) != "");
+                n_refused += std::string(coe_last_error()) == "out of memory" ? 1 : 0;
+            }
+        }
+        CHECK((profiler != nullptr) == (n_experts == 64));
+        coe_profiler_free(profiler);
+    }
+    CHECK(n_refused > 10);
 }
 
 TEST(c_api_answers_while_graphs_run) {
