@@ -57,8 +57,9 @@ class Capture:
     them. Nothing of any text is kept.
 
     May be used from other threads while the model runs. The counts are those of the batches that have ended, so
-    reading them never waits; images, which llama-cpp-python runs past its own context, may be counted in part.
-    `apply`, `clear_mask` and `detach` wait for the prompt or the token that is being computed.
+    reading them never waits. `detach` waits for the prompt or the token that is being computed; the answer goes on
+    unwatched. Images are run past llama-cpp-python's own context: meanwhile they may be counted in part, and none
+    of `apply`, `clear_mask` and `detach` may be called.
     """
 
     def __init__(self, llama: Llama) -> None:
@@ -71,8 +72,6 @@ class Capture:
         self._live = core.LiveProfiler(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers], 3)
         # Held while the Llama uses its context, so that no other thread takes that away.
         self._in_use = threading.RLock()
-        # Held while the counts are read or change their meaning.
-        self._lock = threading.RLock()
         self._llama: Llama | None = llama
         self._before = _Before(llama)
         self._live.chain(self._before.callback, self._before.user_data or 0)
@@ -121,13 +120,11 @@ class Capture:
 
     def reset(self) -> None:
         """Forgets what was counted, and what went wrong."""
-        with self._lock:
-            self._live.reset()
+        self._live.reset()
 
     def recover(self) -> None:
-        """Goes on after what went wrong; what was counted since somebody last looked is lost."""
-        with self._lock:
-            self._live.recover()
+        """Go on after an error. What was counted in the batch in which it happened is lost."""
+        self._live.recover()
 
     def apply(self, mask: ExpertMask) -> None:
         """Makes the dropped experts unselectable from the next prompt on: the model is then the specialist that
@@ -175,7 +172,7 @@ class Capture:
     def _between_batches(self) -> Iterator[None]:
         """Keep other threads from using the Llama while the block runs. Raises CoeError where a callback of the
         host calls it in the middle of a batch."""
-        with self._in_use, self._lock:
+        with self._in_use:
             if self._llama is not None and getattr(self._llama._ctx, "decoding", False):
                 raise CoeError(f"{self.moe.path}: a callback that llama.cpp calls in a batch cannot do this")
             yield
@@ -200,11 +197,10 @@ class Capture:
 
     def _profiles(self) -> list[RoutingProfile]:
         """Of each part, all at one moment."""
-        with self._lock:
-            try:
-                counts = self._live.counts()
-            except RuntimeError as error:
-                raise CoeError(f"{self.moe.path}: {error}") from error
+        try:
+            counts = self._live.counts()
+        except RuntimeError as error:
+            raise CoeError(f"{self.moe.path}: {error}") from error
         return [self._profile(name, *part) for name, part in zip(_NAMES, counts, strict=True)]
 
     def _profile(
@@ -282,7 +278,7 @@ def _set_callback(llama: Llama, address: int, user_data: int | None) -> None:
 
 
 def _using(llama: Llama) -> contextlib.AbstractContextManager[Any]:
-    """Keeps the context from being taken away. Another thread may just have detached the Llama."""
+    """Keep the context from being taken away. Another thread may just have detached the Llama."""
     in_use: threading.RLock | None = llama.__dict__.get("coe_native_in_use")
     return in_use or contextlib.nullcontext()
 
@@ -293,13 +289,13 @@ class _Watched(Llama):  # type: ignore[misc]
     once."""
 
     coe_native_live: core.LiveProfiler
-    coe_native_masked: bool = False
+    coe_native_masked: bool
     coe_native_in_use: threading.RLock
 
     def generate(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        in_use = _using(self)  # also after the Llama has been detached
-        self._counting_as(PROMPT)
-        steps = super().generate(*args, **kwargs)
+        in_use = _using(self)  # also once the Llama has been detached
+        with in_use:
+            steps = _Watched._unwatched(self, "generate", PROMPT)(*args, **kwargs)
         sent = None
         try:
             while True:
@@ -313,38 +309,46 @@ class _Watched(Llama):  # type: ignore[misc]
 
     def eval(self, *args: Any, **kwargs: Any) -> None:
         with _using(self):
-            super().eval(*args, **kwargs)
+            _Watched._unwatched(self, "eval")(*args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         with _using(self):
-            self._counting_as(PROMPT)
-            return super().embed(*args, **kwargs)
+            return _Watched._unwatched(self, "embed", PROMPT)(*args, **kwargs)
 
     def reset(self) -> None:
         with _using(self):
-            self._counting_as(PROMPT)
-            super().reset()
+            _Watched._unwatched(self, "reset", PROMPT)()
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
         with _using(self):
-            self._counting_as(GENERATED)
-            return super().sample(*args, **kwargs)
+            return _Watched._unwatched(self, "sample", GENERATED)(*args, **kwargs)
 
     def save_state(self) -> Any:
         with _using(self):
-            return super().save_state()
+            return _Watched._unwatched(self, "save_state")()
 
     def load_state(self, *args: Any, **kwargs: Any) -> None:
         with _using(self):
-            super().load_state(*args, **kwargs)
+            _Watched._unwatched(self, "load_state")(*args, **kwargs)
 
-    def _counting_as(self, part: int) -> None:
-        live: core.LiveProfiler | None = self.__dict__.get("coe_native_live")
-        if live is None:
-            return
-        # An error is raised where counts are asked for: it is no reason to end an answer.
-        with contextlib.suppress(RuntimeError):
-            live.select(MASKED if self.coe_native_masked else part)
+    def n_ctx(self) -> Any:
+        with _using(self):
+            return _Watched._unwatched(self, "n_ctx")()
+
+    def pooling_type(self) -> Any:
+        with _using(self):
+            return _Watched._unwatched(self, "pooling_type")()
+
+    def _unwatched(self, name: str, part: int | None = None) -> Callable[..., Any]:
+        """The method of the Llama's own class. Its tokens count for `part`, unless another thread has detached the
+        Llama meanwhile."""
+        if not isinstance(self, _Watched):
+            return getattr(self, name)
+        if part is not None:
+            # An error is raised where counts are asked for: it is no reason to end an answer.
+            with contextlib.suppress(RuntimeError):
+                self.coe_native_live.select(MASKED if self.coe_native_masked else part)
+        return getattr(super(), name)  # type: ignore[no-any-return]
 
 
 class _WatchedContext(LlamaContext):  # type: ignore[misc]

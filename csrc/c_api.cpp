@@ -55,7 +55,7 @@ int32_t guarded(Body body) noexcept {
     } catch (const std::exception& exception) {
         set_last_error(exception.what());
     } catch (...) {
-        set_last_error("an error of an unknown kind");
+        set_last_error("unknown error");
     }
     return COE_FAILED;
 }

@@ -27,21 +27,22 @@ constexpr size_t object_size = 32;
 
 }  // namespace
 
-std::string find_other_ggml() {
-    if (std::strcmp(ggml_version(), COE_GGML_VERSION) != 0) {
-        return std::string("version ") + ggml_version();
+std::string compare_ggml(const char* version, const char* (*operation_name)(ggml_op),
+                         size_t tensor_overhead) {
+    const std::string found = std::string("version ") + version;
+    if (std::strcmp(version, COE_GGML_VERSION) != 0) {
+        return found;
     }
     for (const Operation& operation : operations) {
-        const char* name = ggml_op_name(operation.number);
+        const char* name = operation_name(operation.number);
         if (std::strcmp(name, operation.name) != 0) {
-            return std::string("version ") + ggml_version() + " with other operations (" + name + " for " +
-                   operation.name + ")";
+            return found + " with other operations (" + name + " for " + operation.name + ")";
         }
     }
-    if (ggml_tensor_overhead() != sizeof(ggml_tensor) + object_size) {
-        return std::string("version ") + ggml_version() + " with tensors of another size";
-    }
-    return "";
+    return tensor_overhead == sizeof(ggml_tensor) + object_size ? ""
+                                                                : found + " with tensors of another size";
 }
+
+std::string find_other_ggml() { return compare_ggml(ggml_version(), &ggml_op_name, ggml_tensor_overhead()); }
 
 }  // namespace coe

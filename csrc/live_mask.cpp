@@ -60,8 +60,10 @@ bool LiveMask::wants(const ggml_tensor* node, RouterNodeName name) const {
     if (dropped == nullptr) {
         return false;
     }
+    // A softmax over the chosen scores gives those of minus infinity no weight.
     const bool uses_dropped = name.node == RouterNode::chosen_weights &&
-                              static_cast<size_t>(node->ne[1]) > n_experts_ - dropped->size();
+                              static_cast<size_t>(node->ne[1]) > n_experts_ - dropped->size() &&
+                              !gathers_ungated(node);
     return name.node == RouterNode::logits || name.node == RouterNode::probs || uses_dropped;
 }
 

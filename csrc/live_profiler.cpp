@@ -25,7 +25,7 @@ bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {
         if (ask && begins_router(node, name)) {
             self.begin_router(name);
         }
-        ours = RouterHooks::callback(node, ask, &self.hooks_);
+        ours = self.hooks_.handle(node, name, ask);
     }
     if (ask) {
         self.ours_ = ours;
@@ -42,7 +42,8 @@ bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {
 }
 
 void LiveProfiler::begin_router(RouterNodeName name) {
-    // Blocks run in order, and some routers begin with two nodes.
+    // A block reads what the one before it has computed, so routers come by in the order of their blocks.
+    // Some begin with two nodes.
     const bool is_next_graph =
         name.block < last_begun_.block || (name.block == last_begun_.block && name.node <= last_begun_.node);
     last_begun_ = name;
@@ -96,17 +97,27 @@ void LiveProfiler::select(size_t part) {
 void LiveProfiler::begin_decode() {
     const std::lock_guard<std::mutex> lock(mutex_);
     decoding_ = false;
-    try {
-        settle(part_);
-    } catch (...) {
-        failure_ = std::current_exception();  // for `counts` to throw
-    }
+    settle_decode(part_);
+    decode_part_ = part_;
     decoding_ = true;
 }
 
 void LiveProfiler::end_decode() {
     const std::lock_guard<std::mutex> lock(mutex_);
     decoding_ = false;
+    if (std::exchange(forgets_decode_, false)) {
+        tap_.discard();
+    }
+    settle_decode(decode_part_);
+}
+
+void LiveProfiler::settle_decode(size_t part) noexcept {
+    try {
+        tap_.collect();
+        settle(part);
+    } catch (...) {
+        failure_ = std::current_exception();
+    }
 }
 
 LiveCounts LiveProfiler::counts(size_t part) {
@@ -130,6 +141,7 @@ void LiveProfiler::reset() {
     }
     failure_ = nullptr;
     hooks_.error = nullptr;
+    forgets_decode_ = decoding_;
     parts_.assign(parts_.size(), nothing());
 }
 
@@ -139,6 +151,7 @@ void LiveProfiler::recover() {
         tap_.clear();
         failure_ = nullptr;
         hooks_.error = nullptr;
+        forgets_decode_ = decoding_;
     }
 }
 

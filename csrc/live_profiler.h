@@ -35,8 +35,8 @@ class LiveProfiler {
     // The part to which tokens count from the next decode on. It changes also where this throws what `counts`
     // would.
     void select(size_t part);
-    // A host may tell where its decodes begin and end: `counts` between the two are those at the beginning,
-    // so that no layer is ahead of another, and nobody waits for a decode.
+    // A host may tell where its decodes begin and end. In between, `counts` are those at the beginning, so
+    // that no layer is ahead of another, and a reset or a recovery leaves out the whole decode.
     void begin_decode();
     void end_decode();
     // Throws std::runtime_error for what went wrong while a graph ran, until `reset` or `recover`: the counts
@@ -46,7 +46,8 @@ class LiveProfiler {
     std::vector<LiveCounts> counts();
     // Forgets all counts and what went wrong, but not which nodes were learnt to be final.
     void reset();
-    // Forgets what went wrong, and what was counted since `counts` or `select` were called last before it.
+    // Forgets what went wrong, and what was counted since the counts were last looked at or, where a host
+    // tells of its decodes, since the last decode.
     void recover();
 
     // Both take effect with the next graph, for half a masked graph is no model's.
@@ -62,6 +63,8 @@ class LiveProfiler {
   private:
     // Moves what the tap has counted to a part.
     void settle(size_t part);
+    // The same where no graph is running, and errors are for `counts` to throw.
+    void settle_decode(size_t part) noexcept;
     // At each router's first node.
     void begin_router(RouterNodeName name);
     LiveCounts nothing() const;
@@ -75,6 +78,8 @@ class LiveProfiler {
     std::optional<LiveMask> next_mask_;  // for the next graph
     RouterNodeName last_begun_ = {RouterNode::none, most_blocks};
     bool decoding_ = false;
+    size_t decode_part_ = 0;  // that was selected when the decode began
+    bool forgets_decode_ = false;
     std::vector<uint64_t> applications_;
     ggml_backend_sched_eval_callback chained_ = nullptr;
     void* chained_data_ = nullptr;

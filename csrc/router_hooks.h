@@ -23,8 +23,14 @@ struct RouterHooks {
     // A ggml_backend_sched_eval_callback; `user_data` is the RouterHooks.
     static bool callback(ggml_tensor* node, bool ask, void* user_data) noexcept;
 
+    // The same for a node that has been found to be one of a router.
+    bool handle(ggml_tensor* node, RouterNodeName name, bool ask) noexcept;
+
     // Throws what the callback could not, and forgets it.
     void rethrow();
+
+  private:
+    void keep_error() noexcept;
 };
 
 }  // namespace coe

@@ -1,7 +1,6 @@
 #include "router_nodes.h"
 
 #include <cstring>
-#include <string>
 
 namespace coe {
 
@@ -11,7 +10,7 @@ namespace {
 constexpr int longest_chain = 16;
 
 struct Kind {
-    const char* name;
+    std::string_view name;
     RouterNode node;
 };
 
@@ -29,41 +28,44 @@ constexpr Kind kinds[] = {
 };
 
 // If `text` starts with `prefix`: moves it behind that.
-bool skip(const char*& text, const char* prefix) {
-    const size_t length = std::strlen(prefix);
-    if (std::strncmp(text, prefix, length) != 0) {
+bool skip(std::string_view& text, std::string_view prefix) {
+    if (text.substr(0, prefix.size()) != prefix) {
         return false;
     }
-    text += length;
+    text.remove_prefix(prefix.size());
     return true;
 }
 
 // Reads a block index; false without one.
-bool read_block(const char*& text, int& block) {
-    const char* begin = text;
-    block = 0;
-    for (; *text >= '0' && *text <= '9' && block < most_blocks; ++text) {
-        block = block * 10 + (*text - '0');
+bool read_block(std::string_view& text, int& block) {
+    size_t n_digits = 0;
+    for (block = 0; n_digits < text.size() && block < most_blocks; ++n_digits) {
+        const char digit = text[n_digits];
+        if (digit < '0' || digit > '9') {
+            break;
+        }
+        block = block * 10 + (digit - '0');
     }
-    return text != begin && block < most_blocks;
+    text.remove_prefix(n_digits);
+    return n_digits > 0 && block < most_blocks;
 }
 
-// A tensor's name, or that of the tensor which the scheduler copied: it calls copies BACKEND#NAME#NUMBER.
-std::string original_name(const ggml_tensor* tensor) {
-    const std::string name = tensor->name;
-    const size_t first = name.find('#');
-    const size_t last = name.rfind('#');
-    return !is_split_copy(tensor) || first == last ? name : name.substr(first + 1, last - first - 1);
+// A tensor's name, or that of the tensor which the scheduler copied: it calls copies BACKEND#NAME#NUMBER, and
+// ggml cuts long names off.
+std::string_view original_name(const ggml_tensor* tensor) {
+    std::string_view name = tensor->name;
+    if (is_split_copy(tensor)) {
+        name.remove_prefix(name.find('#') + 1);
+        name = name.substr(0, name.rfind('#'));
+    }
+    return name;
 }
 
 // The block whose routed experts' down matrices a tensor holds, or -1.
 int down_matrices_block(const ggml_tensor* weights) {
-    const std::string whole = original_name(weights);
-    const char* name = whole.c_str();
+    std::string_view name = original_name(weights);
     int block = -1;
-    return skip(name, "blk.") && read_block(name, block) && std::strcmp(name, ".ffn_down_exps.weight") == 0
-               ? block
-               : -1;
+    return skip(name, "blk.") && read_block(name, block) && name == ".ffn_down_exps.weight" ? block : -1;
 }
 
 // The product with experts' matrices that a node is, or that was scaled, adapted or biased to give it; null
@@ -89,28 +91,24 @@ bool is_of_second_bank(const ggml_tensor* node) {
 
 }  // namespace
 
-RouterNodeName parse_router_node(const char* name) {
+RouterNodeName parse_router_node(std::string_view name) noexcept {
     if (!skip(name, "ffn_moe_")) {
         return {};
     }
-    const char* dash = std::strchr(name, '-');
-    if (dash == nullptr) {
-        return {};
-    }
-    const auto kind_length = static_cast<size_t>(dash - name);
+    const size_t dash = name.find('-');
+    const std::string_view kind_name = name.substr(0, dash);
     for (const Kind& kind : kinds) {
-        if (std::strlen(kind.name) != kind_length || std::strncmp(kind.name, name, kind_length) != 0) {
+        if (dash == std::string_view::npos || kind.name != kind_name) {
             continue;
         }
-        const char* end = dash + 1;
+        name.remove_prefix(dash + 1);
         int block = 0;
-        if (!read_block(end, block)) {
+        if (!read_block(name, block)) {
             return {};
         }
         // The reshape behind a normalisation closes the pattern that a GPU fuses into one kernel, so it is
         // the node to ask for: asking for the division would split that kernel.
-        if (*end == '\0' ||
-            (kind.node == RouterNode::later_weights && std::strcmp(end, " (reshaped)") == 0)) {
+        if (name.empty() || (kind.node == RouterNode::later_weights && name == " (reshaped)")) {
             return {kind.node, block};
         }
         return {};
@@ -118,7 +116,7 @@ RouterNodeName parse_router_node(const char* name) {
     return {};
 }
 
-RouterNodeName find_router_node(const ggml_tensor* node) {
+RouterNodeName find_router_node(const ggml_tensor* node) noexcept {
     if (node->op == GGML_OP_MUL_MAT_ID) {
         const int block = down_matrices_block(node->src[0]);
         return block < 0 ? RouterNodeName{} : RouterNodeName{RouterNode::down, block};
@@ -159,13 +157,17 @@ bool is_split_copy(const ggml_tensor* tensor) {
     return tensor->op == GGML_OP_NONE && std::strchr(tensor->name, '#') != nullptr;
 }
 
-bool weighs_outputs(const ggml_tensor* weighted) {
-    return parse_router_node(original_name(weighted->src[0]).c_str()).node == RouterNode::outputs;
-}
-
 bool is_ungated(const ggml_tensor* probs) {
     return probs->op == GGML_OP_MUL_MAT || probs->op == GGML_OP_ADD || probs->op == GGML_OP_SCALE ||
            probs->op == GGML_OP_GET_ROWS;
+}
+
+bool gathers_ungated(const ggml_tensor* chosen_weights) {
+    const ggml_tensor* probs = chosen_weights->src[0];
+    while (probs != nullptr && probs->op == GGML_OP_RESHAPE) {
+        probs = probs->src[0];
+    }
+    return probs != nullptr && is_ungated(probs);
 }
 
 }  // namespace coe

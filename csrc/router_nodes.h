@@ -1,6 +1,8 @@
 // The one place that knows what llama.cpp calls the nodes of a router in its graph.
 #pragma once
 
+#include <string_view>
+
 #include "ggml.h"
 
 namespace coe {
@@ -26,12 +28,12 @@ struct RouterNodeName {
 };
 
 // Reads "ffn_moe_logits-12" and its like. Views of a node that is wanted itself are not router nodes.
-RouterNodeName parse_router_node(const char* name);
+RouterNodeName parse_router_node(std::string_view name) noexcept;
 
 // What a node is: by its name, and the product with the down matrices by the weights it reads, since scales
 // and adapters take the name from it. Nodes of a second bank of experts (GroveMoE) that can be told from the
 // first are none.
-RouterNodeName find_router_node(const ggml_tensor* node);
+RouterNodeName find_router_node(const ggml_tensor* node) noexcept;
 
 // Whether a node comes before everything else that a block's router computes in a graph.
 bool begins_router(const ggml_tensor* node, RouterNodeName name);
@@ -51,11 +53,11 @@ bool is_choice(const ggml_tensor* ids);
 // the last node of its split that reads it has run.
 bool is_split_copy(const ggml_tensor* tensor);
 
-// Whether `weighted` is the product of the experts' outputs, and not of their input (Llama 4).
-bool weighs_outputs(const ggml_tensor* weighted);
-
 // Whether a node of kind `probs` holds scores that no gating function has touched: softmax over the k chosen
 // logits comes after the selection, and llama.cpp gives the logits both names, the last one for good.
 bool is_ungated(const ggml_tensor* probs);
+
+// Whether the first node of the weights' chain takes its values from such scores.
+bool gathers_ungated(const ggml_tensor* chosen_weights);
 
 }  // namespace coe

@@ -125,7 +125,7 @@ bool RouterTap::wants(const ggml_tensor* node, RouterNodeName name) {
             return layer.stage == Stage::open && wants_outputs(node, layer);
         case RouterNode::weighted:
             if (layer.stage == Stage::open) {
-                see_weighted(node, layer);
+                see_weighted(layer);
             }
             return false;
         default:
@@ -141,12 +141,16 @@ void RouterTap::begin_graph(size_t index) {
 // Where ids are looked up in a table, this node need not wait for the router's first.
 bool RouterTap::wants_down(const ggml_tensor* node, size_t index) {
     Layer& layer = layers_[index];
+    if (layer.stage == Stage::over) {
+        layer.stage = Stage::idle;
+        return false;
+    }
     if (layer.stage == Stage::idle || layer.down_was_seen) {
         begin_graph(index);
         layer.began_with_down = true;
     }
-    layer.down_was_seen = layer.stage == Stage::open;
-    return layer.stage == Stage::open && (!layer.experts.was_read || wants_outputs(node, layer));
+    layer.down_was_seen = true;
+    return !layer.experts.was_read || wants_outputs(node, layer);
 }
 
 bool RouterTap::wants_weights(const ggml_tensor* node, RouterNodeName name) {
@@ -161,7 +165,7 @@ bool RouterTap::wants_weights(const ggml_tensor* node, RouterNodeName name) {
     if (index == no_layer) {
         if (complete_) {
             throw std::runtime_error("a router runs" + in_block(name.block) +
-                                     ", where the model's header has none");
+                                     ", which has no experts according to the model's metadata");
         }
         return false;
     }
@@ -183,8 +187,9 @@ bool RouterTap::wants_outputs(const ggml_tensor* node, const Layer& layer) const
 }
 
 // The product depends on the last node of the weights' chain and, in most architectures, of the outputs'.
-void RouterTap::see_weighted(const ggml_tensor* node, Layer& layer) const {
-    layer.weights_in_input = !weighs_outputs(node);
+// Elsewhere the outputs depend on the product.
+void RouterTap::see_weighted(Layer& layer) {
+    layer.weights_in_input = !layer.down_was_seen;
     layer.weights_are_over = true;
     if (layer.weights.was_read) {
         layer.weights_chain.learn();
@@ -276,16 +281,19 @@ RouterTap::Choices RouterTap::last_choices(int block) const {
     return {begin, begin + layer.experts.n_tokens * layer.top_k};
 }
 
-// Adds what was read of a graph that is over, so that what was read last of a chain was the chain's last.
+// Adds what was read of a graph that is over. One that did not get so far that its weights are known to be
+// final, since its decode failed for example, counts nothing.
 void RouterTap::count(size_t index) {
     Layer& layer = layers_[index];
     const size_t k = layer.top_k;
     const size_t n_tokens = layer.weights.n_tokens;
-    if (n_tokens > 0) {
-        layer.weights_chain.learn();
+    const bool was_ended = !layer.weights_are_over && !is_whole(layer);
+    if (!layer.weights.was_read || was_ended) {
+        layer.forget_graph(Stage::idle);
+        return;
     }
     try {
-        if (layer.weights.was_read && layer.experts.n_tokens != n_tokens) {
+        if (layer.experts.n_tokens != n_tokens) {
             throw std::runtime_error("the router's choices were not seen");
         }
         if (norm_reader_) {
@@ -306,10 +314,10 @@ void RouterTap::count(size_t index) {
 void RouterTap::add_outputs(size_t index) {
     Layer& layer = layers_[index];
     const size_t n_tokens = layer.weights.n_tokens;
-    if (layer.weights.was_read && layer.norms.n_tokens != n_tokens) {
+    if (layer.norms.n_tokens != n_tokens) {
         throw std::runtime_error("the experts' outputs were not seen");
     }
-    if (n_tokens > 0) {
+    if (layer.norms.was_read) {
         layer.outputs_chain.learn();
     }
     // Elsewhere a weight says how much of an output is added to the layer's; here it is in the output.
@@ -330,8 +338,9 @@ void RouterTap::collect() {
 void RouterTap::collect_final() {
     for (size_t i = 0; i < layers_.size(); ++i) {
         if (is_whole(layers_[i])) {
+            const Stage rest = layers_[i].stage_of_rest();
             count(i);
-            layers_[i].stage = Stage::over;
+            layers_[i].stage = rest;
         }
     }
 }
@@ -372,7 +381,7 @@ void RouterTap::clear_counts() {
 void RouterTap::discard() {
     clear_counts();
     for (Layer& layer : layers_) {
-        layer.forget_graph(Stage::over);
+        layer.forget_graph(layer.stage_of_rest());
     }
 }
 

@@ -98,7 +98,7 @@ class RouterTap {
     enum class Stage {
         idle,  // no node of the layer's next graph has come by
         open,  // some have
-        over,  // what follows of the graph is not to be read
+        over,  // what follows of the graph is not to be read; ends with the product with the down matrices
     };
 
     struct Layer {
@@ -120,6 +120,10 @@ class RouterTap {
         uint64_t tokens_before_batch = 0;
 
         void forget_graph(Stage next);
+        // What the layer is in where the rest of the graph is not to be read, if any is left.
+        Stage stage_of_rest() const {
+            return stage == Stage::idle || down_was_seen ? Stage::idle : Stage::over;
+        }
     };
 
     static constexpr size_t no_layer = static_cast<size_t>(-1);
@@ -128,7 +132,7 @@ class RouterTap {
     bool wants_weights(const ggml_tensor* node, RouterNodeName name);
     bool wants_down(const ggml_tensor* node, size_t index);
     bool wants_outputs(const ggml_tensor* node, const Layer& layer) const;
-    void see_weighted(const ggml_tensor* node, Layer& layer) const;
+    static void see_weighted(Layer& layer);
     void read_weights(const ggml_tensor* node, RouterNodeName name, Layer& layer);
     void read_experts(const ggml_tensor* ids, RouterNodeName name, Layer& layer);
     void read_outputs(const ggml_tensor* node, RouterNodeName name, Layer& layer);

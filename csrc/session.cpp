@@ -322,10 +322,11 @@ void Session::find_what_routers_see() {
 }
 
 void Session::unwatch() {
-    if (tap_ && has_memory()) {
-        // With the data: a NaN among keys and values outlasts the sequences, though nothing attends to it.
+    if (was_ended_early_ && has_memory()) {
+        // The data too: a NaN left there would spread to later sequences, though its weight is zero.
         llama_memory_clear(llama_get_memory(context_), true);
     }
+    was_ended_early_ = false;
     tap_.reset();
     hooks_.tap = nullptr;
 }
@@ -425,6 +426,7 @@ void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>
         status = -2;
         reason = "out of memory";
     }
+    was_ended_early_ = was_ended_early_ || hooks_.ended_early;
     hooks_.rethrow();
     if (status != 0) {
         throw std::runtime_error("llama.cpp could not run a batch of " + std::to_string(n_tokens) +
@@ -455,6 +457,9 @@ void Session::want_embeddings(bool on) {
 }
 
 const float* Session::embeddings(int32_t i) {
+    if (hooks_.ended_early) {
+        throw std::invalid_argument("gave no embeddings: its graph was ended early");
+    }
     const float* row = llama_get_embeddings_ith(context_, i);
     if (row == nullptr) {
         throw std::runtime_error("llama.cpp kept no embedding for row " + std::to_string(i));

@@ -87,8 +87,8 @@ class Session {
     // the last router, or its experts, have been read.
     void watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k,
                bool outputs);
-    // Ends counting, and forgets all sequences: where a graph was ended early, its later splits ran on and
-    // wrote keys, values and states that were computed from nothing.
+    // Ends counting. If a graph was ended early, all sequences are forgotten: its later splits ran on, and
+    // wrote keys, values and states computed from tensors that were never filled.
     void unwatch();
     const RouterTap* tap() const { return tap_.get(); }
 
@@ -135,6 +135,7 @@ class Session {
     int32_t n_batch_ = 0;
     const bool simulated_;
     std::vector<llama_seq_id*> sequence_pointers_;
+    bool was_ended_early_ = false;  // a graph, since `watch`
     bool router_sees_all_ = false;  // while counting: also tokens whose output nobody asks for
     std::vector<int32_t> sequence_counts_;
     std::vector<int8_t> outputs_;

@@ -20,6 +20,9 @@ from coe_native.surgery_plan import Plan, PlannedTensor
 # router weight can grow to one in the eleventh. The others' activations are computed.
 TOLERANCE = {"gemma4": 2e-4, "nomic-bert-moe": 2e-4}
 
+RUNTIMES = ("CUDA", "HIP", "GGML_VK")
+"""Whose ``…_VISIBLE_DEVICES`` hides GPUs."""
+
 LENGTHS = (40, 130, 1, 64, 97, 33)
 """Tokens of each document: below, at and above a batch of 64, and of a window of 128."""
 
@@ -27,7 +30,7 @@ LENGTHS = (40, 130, 1, 64, 97, 33)
 def pytest_configure() -> None:
     """Hides GPUs, unless they are what is to be tested: equal to the last bit is only what one device computes."""
     if "COE_TEST_GPU" not in os.environ:
-        for runtime in ("CUDA", "HIP", "GGML_VK"):
+        for runtime in RUNTIMES:
             os.environ[f"{runtime}_VISIBLE_DEVICES"] = ""
 
 
@@ -96,8 +99,17 @@ def sanitized_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def check_live_mask(parent: Path, out: Path, most: float, *, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """A parent that runs `there`, masked, is the specialist that runs `here`, to `most` of the largest logit."""
+def check_live_mask(
+    parent: Path,
+    out: Path,
+    most: float,
+    *,
+    there: dict[str, Any],
+    here: dict[str, Any],
+    near_ties: float = 0.0,
+) -> None:
+    """A parent that runs `there`, masked, is the specialist that runs `here`, to `most` of the largest logit.
+    `near_ties`: the part of the tokens that may differ by more, since a last bit can decide between experts."""
     tokens = list(range(40))
     mask = unused_experts(coe.profile(parent, [tokens], n_ctx=64), 8)
     coe.prune(parent, mask, out)
@@ -108,7 +120,8 @@ def check_live_mask(parent: Path, out: Path, most: float, *, there: dict[str, An
         model.apply(mask)
         masked = model.outputs(tokens)
     largest = np.abs(expected).max()
-    assert np.abs(masked - expected).max() <= most * largest
+    differences = np.abs(masked - expected).max(axis=1)
+    assert np.quantile(differences, 1 - near_ties) <= most * largest
     assert np.abs(masked - unmasked).max() > 0.01 * largest
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from random_models import write_random_model
 
 import coe_native as coe
+import coe_native.live as live_module
 from coe_native._native import core
 from coe_native.live import _WatchedContext
 
@@ -312,7 +314,7 @@ def test_counts_are_looked_at_while_it_generates(model_file: ModelFile) -> None:
 
 
 def test_counts_are_read_while_a_callback_of_the_host_waits(model_file: ModelFile) -> None:
-    """A callback that waits for another thread, which reads the counts, does not wait for ever."""
+    """A callback may wait for another thread that reads the counts."""
     llama = load(model_file("qwen3moe", "F32"))
     read = threading.Event()
     in_batch = threading.Event()
@@ -360,6 +362,73 @@ def test_detaching_from_another_thread_in_the_middle_of_an_answer(model_file: Mo
         assert type(llama) is Llama
         assert capture.profile.n_tokens <= len(prompt) + n_tokens
         llama.reset()
+
+
+@pytest.mark.parametrize("use", ["eval", "sample", "reset", "save_state", "n_ctx"])
+def test_calls_that_wait_for_detach_run_on_the_new_context(
+    model_file: ModelFile, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    llama = load(model_file("qwen3moe", "F32"))
+    capture = coe.attach(llama)
+    llama.eval([1, 2, 3])
+    renewing, waiting = threading.Event(), threading.Event()
+    renew = live_module._renew_context
+
+    def slow(*arguments: Any) -> None:
+        renewing.set()
+        waiting.wait(10)
+        time.sleep(0.2)  # until the other thread waits for the lock
+        renew(*arguments)
+
+    monkeypatch.setattr(live_module, "_renew_context", slow)
+    results: list[Any] = []
+
+    def call() -> None:
+        assert renewing.wait(10)
+        waiting.set()
+        arguments = ([4],) if use == "eval" else ()
+        results.append(getattr(llama, use)(*arguments))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    capture.detach()
+    thread.join()
+    assert len(results) == 1
+    assert type(llama) is Llama
+    assert capture.profile.n_tokens == 3
+
+
+def test_a_generation_that_begins_after_detaching(model_file: ModelFile) -> None:
+    llama = load(model_file("qwen3moe", "F32"))
+    expected = tokens_of(llama, [1, 2, 3], 4, temp=0.0)
+    llama.reset()
+    capture = coe.attach(llama)
+    generation = llama.generate([1, 2, 3], temp=0.0)
+    capture.detach()
+    assert [int(next(generation)) for _ in range(4)] == expected
+    assert capture.profile.n_tokens == 0
+
+
+def test_a_host_that_reads_counts_in_its_callback_is_detached(model_file: ModelFile) -> None:
+    """Detaching runs the last token again, with the host's callback, which waits for another thread here."""
+    llama = load(model_file("qwen3moe", "F32"))
+    captures: list[coe.Capture] = []
+
+    @low_level.ggml_backend_sched_eval_callback
+    def callback(_node: int, ask: bool, _data: int) -> bool:
+        if captures and ask:
+            reader = threading.Thread(target=lambda: captures[0].profile)
+            reader.start()
+            reader.join(30)
+            assert not reader.is_alive()
+        return not ask
+
+    llama.context_params.cb_eval = callback
+    captures.append(coe.attach(llama))
+    llama.eval([1, 2, 3])
+    captures[0].detach()
+    assert captures[0].profile.n_tokens == 3
+    captures.clear()
 
 
 def test_masks_from_another_thread_wait_for_the_batch(model_file: ModelFile, documents: list[list[int]]) -> None:

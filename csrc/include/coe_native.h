@@ -18,10 +18,10 @@
  * Layers count for themselves: a host asks for few logits, and on most architectures the last layer runs for
  * those tokens only. coe_profile_tokens has the tokens of each layer, and so has the file.
  *
- * Warm-up: llama.cpp's own tools run a few tokens once with all experts in use (llama_set_warmup). Those
- * count nothing on most architectures. Some (Nemotron-H, Kimi, DeepSeek 4, BERT) choose experts as ever in a
- * warm-up, which cannot be told from a short text: call coe_profiler_reset after a warm-up, and it counts for
- * none. A mask may be set before or after.
+ * Warm-up: llama.cpp's own tools run a few tokens first (llama_set_warmup), for which most architectures use
+ * all experts; these are not counted. Nemotron-H, Kimi, DeepSeek 4 and BERT choose experts in a warm-up as
+ * they do elsewhere, which looks like a short text: call coe_profiler_reset after the warm-up to leave it
+ * out. Masks may be set before or after it.
  *
  * Errors: functions that return int32_t return COE_OK or another coe_status, those that return a pointer
  * return NULL, and coe_last_error tells why, in one line. Nothing here ends the process, and no exception

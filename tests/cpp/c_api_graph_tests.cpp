@@ -374,11 +374,14 @@ TEST(live_profilers_of_announced_decodes_count_whole_ones) {
 TEST(c_api_masks_a_warm_up) {
     // All experts are used in it, those that the mask drops with no weight, so that nothing is computed from
     // minus infinity.
-    for (const bool sigmoid : {false, true}) {
-        RouterKind all_experts;
-        all_experts.top_k = all_experts.n_experts;
-        all_experts.sigmoid = sigmoid;
-        all_experts.experts = true;
+    RouterKind softmax;
+    softmax.top_k = softmax.n_experts;
+    softmax.experts = true;
+    RouterKind sigmoid = softmax;
+    sigmoid.sigmoid = sigmoid.normalised = true;
+    RouterKind late_softmax = softmax;
+    late_softmax.softmax_over_top_k = true;
+    for (const RouterKind& kind : {softmax, sigmoid, late_softmax}) {
         Host host({0}, 8, 3);
         const std::vector<int32_t> kept = {0, 1, 2, 3};
         CHECK_EQUAL(coe_profiler_mask(host.profiler, kept.data(), 4), COE_OK);
@@ -388,9 +391,16 @@ TEST(c_api_masks_a_warm_up) {
             static bool callback(ggml_tensor* node, bool ask, void* self) {
                 const bool is_weighted = std::string(node->name) == "ffn_moe_weighted-0";
                 if (!ask && is_weighted) {
+                    // Of each token half of the experts' outputs, [n_embd, k, n_tokens], are zero.
                     const auto* values = static_cast<const float*>(node->data);
-                    CHECK(std::all_of(values, values + ggml_nelements(node),
-                                      [](float value) { return std::isfinite(value); }));
+                    const auto width = static_cast<size_t>(node->ne[0]);
+                    const auto n_rows = static_cast<size_t>(node->ne[1] * node->ne[2]);
+                    size_t n_zero = 0;
+                    for (size_t row = 0; row < n_rows; ++row) {
+                        CHECK(std::isfinite(values[row * width]));
+                        n_zero += values[row * width] == 0.0f ? 1 : 0;
+                    }
+                    CHECK_EQUAL(n_zero, n_rows / 2);
                     static_cast<Outputs*>(self)->n_seen += 1;
                 }
                 return !ask || is_weighted;
@@ -398,9 +408,68 @@ TEST(c_api_masks_a_warm_up) {
         };
         Outputs outputs;
         CHECK_EQUAL(coe_profiler_chain(host.profiler, &Outputs::callback, &outputs), COE_OK);
-        host.runner.run(all_experts, {random_input(0, 2, all_experts, 2)});
+        host.runner.run(kind, {random_input(0, 2, kind, 2)});
         CHECK_EQUAL(outputs.n_seen, size_t{1});
         CHECK(host.counts().tokens() == std::vector<uint64_t>{0});
+    }
+}
+
+TEST(c_api_counts_nothing_of_a_graph_that_ended_in_the_middle) {
+    // The first one too, from which it learns which weights are final.
+    RouterKind kind;
+    kind.normalised = true;
+    Host host({0, 2}, 8, 3);
+    const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
+    for (const char* end : {"ffn_moe_topk-0", "ffn_moe_weights-0", "ffn_moe_weights_norm-0"}) {
+        Watcher watcher;
+        watcher.wanted = end;
+        watcher.goes_on = false;
+        CHECK_EQUAL(coe_profiler_chain(host.profiler, &Watcher::callback, &watcher), COE_OK);
+        host.runner.run(kind, inputs);
+    }
+    CHECK_EQUAL(coe_profiler_chain(host.profiler, nullptr, nullptr), COE_OK);
+    host.runner.run(kind, inputs);
+    host.counts().check(expected_counts(kind, inputs));
+}
+
+TEST(live_profilers_leave_out_a_decode_in_which_they_are_reset) {
+    RouterKind kind;
+    kind.normalised = true;
+    const std::vector<LayerInput> inputs = {random_input(0, 9, kind, 1), random_input(2, 9, kind, 2)};
+    for (const char* moment :
+         {"ffn_moe_logits-0", "ffn_moe_weights-0", "ffn_moe_weighted-0", "ffn_moe_logits-2"}) {
+        coe::LiveProfiler live({0, 2}, 8, {3, 3}, 2);
+        RouterRunner runner;
+        runner.set_callback(&coe::LiveProfiler::callback, &live);
+        struct Resetter {
+            coe::LiveProfiler* live;
+            std::string moment;
+
+            static bool callback(ggml_tensor* node, bool ask, void* self) {
+                const auto& resetter = *static_cast<Resetter*>(self);
+                if (ask && resetter.moment == node->name) {
+                    resetter.live->reset();
+                    resetter.live->select(1);  // from the next decode on
+                }
+                return !ask;
+            }
+        };
+        Resetter resetter{&live, moment};
+        for (int decode = 0; decode < 2; ++decode) {
+            live.begin_decode();
+            runner.run(kind, inputs);
+            live.end_decode();
+        }
+        live.chain(&Resetter::callback, &resetter);
+        live.begin_decode();
+        runner.run(kind, inputs);
+        live.end_decode();
+        live.chain(nullptr, nullptr);
+        CHECK(live.counts(0).tokens == (std::vector<uint64_t>{0, 0}));
+        live.begin_decode();
+        runner.run(kind, inputs);
+        live.end_decode();
+        CHECK(live.counts(1).tokens == (std::vector<uint64_t>{9, 9}));
     }
 }
 

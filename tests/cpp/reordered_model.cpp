@@ -8,15 +8,18 @@
 #include <cstdio>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ggml-backend.h"
 #include "graph_replay.h"
+#include "live_profiler.h"
 #include "llama.h"
 #include "mask_file.h"
 #include "node_orders.h"
@@ -190,6 +193,29 @@ class Checker {
         return found;
     }
 
+    // The same in a host's own context. `announced`: it tells of its decodes; else the counts are looked at
+    // between them.
+    Found run_live(bool announced, const Scheduler& schedule) const {
+        coe::LiveProfiler live(layout_.blocks, layout_.n_experts, layout_.top_k);
+        for (const RecordedGraph& graph : graphs_) {
+            if (announced) {
+                live.begin_decode();
+            }
+            coe::tests::replay(graph, schedule(graph), cpu_.get(), &coe::LiveProfiler::callback, &live);
+            if (announced) {
+                live.end_decode();
+            } else {
+                live.counts(0);
+            }
+        }
+        const coe::LiveCounts counts = live.counts(0);
+        Found found;
+        found.histograms = counts.stats.histograms();
+        found.weights = counts.stats.weight_sum().sums();
+        found.tokens = counts.tokens;
+        return found;
+    }
+
   private:
     Host host_;  // whose weights the graphs read
     coe::RouterLayout layout_;
@@ -273,30 +299,49 @@ void check(const std::string& path) {
     if (checker.can_be_masked()) {
         ways.push_back({true, true, true});
     }
+    const Scheduler natural = [](const RecordedGraph& graph) {
+        return Schedule{coe::tests::natural_order(graph, 0, graph.size()), {}};
+    };
     std::string failures;
-    for (const Watching& way : ways) {
-        const Found expected = checker.run({way.outputs, false, way.masked}, [](const RecordedGraph& graph) {
-            return Schedule{coe::tests::natural_order(graph, 0, graph.size()), {}};
-        });
-        for (const NamedScheduler& scheduler : all_schedulers()) {
+    std::map<std::pair<bool, bool>, Found> references;  // by whether there are norms and a mask
+    const auto expected_of = [&](const Watching& way) -> const Found& {
+        const auto key = std::make_pair(way.outputs, way.masked);
+        if (references.count(key) == 0) {
+            references[key] = checker.run({way.outputs, false, way.masked}, natural);
+        }
+        return references.at(key);
+    };
+    const auto compare = [&](const std::string& where, const Found& expected,
+                             const std::function<Found()>& run) {
+        try {
+            const Found found = run();
+            check_equal(found, expected);
+            return found;
+        } catch (const std::exception& error) {
+            failures += where + ": " + error.what() + "\n";
+            return Found();
+        }
+    };
+    for (const NamedScheduler& scheduler : all_schedulers()) {
+        const Scheduler schedule = [&](const RecordedGraph& graph) {
+            Schedule made = scheduler.schedule(graph);
+            require(coe::tests::is_possible(graph, made.order), "not a possible order");
+            return made;
+        };
+        for (const Watching& way : ways) {
             const std::string where = scheduler.name + (way.outputs ? ", norms" : "") +
                                       (way.early_end ? ", early end" : "") + (way.masked ? ", masked" : "");
-            try {
-                const Found found = checker.run(way, [&](const RecordedGraph& graph) {
-                    Schedule schedule = scheduler.schedule(graph);
-                    require(coe::tests::is_possible(graph, schedule.order), "not a possible order");
-                    return schedule;
-                });
-                check_equal(found, expected);
-                if (scheduler.name.find(" 0 cuts") != std::string::npos) {
-                    const double n_stops = static_cast<double>(found.replays.back().n_stops);
-                    std::printf("%s: %.2f stops a layer, %zu of %zu nodes\n", where.c_str(),
-                                n_stops / static_cast<double>(checker.n_layers()),
-                                found.replays.back().n_computed, checker.graphs().back().size());
-                }
-            } catch (const std::exception& error) {
-                failures += where + ": " + error.what() + "\n";
+            const Found found = compare(where, expected_of(way), [&] { return checker.run(way, schedule); });
+            if (!found.replays.empty() && scheduler.name.find(" 0 cuts") != std::string::npos) {
+                const double n_stops = static_cast<double>(found.replays.back().n_stops);
+                std::printf("%s: %.2f stops a layer, %zu of %zu nodes\n", where.c_str(),
+                            n_stops / static_cast<double>(checker.n_layers()),
+                            found.replays.back().n_computed, checker.graphs().back().size());
             }
+        }
+        for (const bool announced : {false, true}) {
+            compare(scheduler.name + (announced ? ", live, announced" : ", live"), expected_of({}),
+                    [&] { return checker.run_live(announced, schedule); });
         }
     }
     require(failures.empty(), failures);

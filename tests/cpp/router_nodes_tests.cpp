@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "check.h"
+#include "ggml_check.h"
 #include "router_nodes.h"
 
 namespace {
@@ -10,7 +11,7 @@ namespace {
 using coe::RouterNode;
 
 void check_node(const std::string& name, RouterNode node, int block) {
-    const coe::RouterNodeName parsed = coe::parse_router_node(name.c_str());
+    const coe::RouterNodeName parsed = coe::parse_router_node(name);
     if (parsed.node != node || parsed.block != block) {
         coe::tests::fail(__FILE__, __LINE__,
                          "\"" + name + "\" is read as node " + std::to_string(static_cast<int>(parsed.node)) +
@@ -178,15 +179,7 @@ TEST(nodes_of_a_second_bank_are_none) {
         graph.named(weighted, "ffn_moe_weighted-2");
         check_found(scaled, is_second ? RouterNode::none : RouterNode::outputs, is_second ? -1 : 2);
         check_found(weighted, is_second ? RouterNode::none : RouterNode::weighted, is_second ? -1 : 2);
-        CHECK(coe::weighs_outputs(weighted));
     }
-    ggml_tensor* input = ggml_mul(graph.context.get(), graph.tensor(GGML_TYPE_F32, {4, 2, 5}, "node_3"),
-                                  graph.tensor(GGML_TYPE_F32, {1, 2, 5}, "ffn_moe_weights-2"));
-    CHECK(!coe::weighs_outputs(input));
-    ggml_tensor* copied =
-        ggml_mul(graph.context.get(), graph.tensor(GGML_TYPE_F32, {4, 2, 5}, "Metal#ffn_moe_down-2#0"),
-                 graph.tensor(GGML_TYPE_F32, {1, 2, 5}, "Metal#ffn_moe_weights-2#0"));
-    CHECK(coe::weighs_outputs(copied));
 }
 
 TEST(choices_are_known_in_another_split) {
@@ -197,5 +190,18 @@ TEST(choices_are_known_in_another_split) {
     CHECK(coe::is_choice(ggml_view_2d(graph.context.get(), ids, 2, 4, ids->nb[1], 0)));
     // What a second bank chooses by is cast from the first's choice.
     CHECK(!coe::is_choice(graph.tensor(GGML_TYPE_I32, {2, 5}, "Vulkan0# (copy)#0")));
+    CHECK(coe::is_choice(
+        graph.tensor(GGML_TYPE_I32, {2, 5}, "RPC0[a.host.with.a.long.name:50052]#ffn_moe_topk-3")));
     CHECK(!coe::is_split_copy(graph.tensor(GGML_TYPE_I32, {2, 5}, "ffn_moe_topk-3")));
+}
+
+TEST(another_ggml_is_told_by_version_operations_and_tensors) {
+    CHECK_EQUAL(coe::find_other_ggml(), std::string());
+    const char* version = ggml_version();
+    const size_t overhead = ggml_tensor_overhead();
+    CHECK_EQUAL(coe::compare_ggml("0.0.1", &ggml_op_name, overhead), std::string("version 0.0.1"));
+    const auto shifted = [](ggml_op number) { return ggml_op_name(static_cast<ggml_op>(number + 1)); };
+    CHECK(coe::compare_ggml(version, shifted, overhead).find("with other operations (") != std::string::npos);
+    CHECK(coe::compare_ggml(version, &ggml_op_name, overhead + 8).find("tensors of another size") !=
+          std::string::npos);
 }

@@ -399,6 +399,21 @@ TEST(tap_ends_graphs_at_the_last_router) {
     CHECK_EQUAL(watched.runner.n_outputs_computed(), size_t{2});
 }
 
+TEST(hooks_tell_whether_a_graph_was_ended) {
+    RouterKind kind;
+    kind.normalised = true;
+    Watched watched({0}, 8, 3);
+    watched.tap.set_early_end(true);
+    watched.run_batch(kind, {random_input(0, 4, kind, 1)});  // the first graph is not: the tap learns from it
+    CHECK(!watched.hooks.ended_early);
+    watched.run_batch(kind, {random_input(0, 4, kind, 2)});
+    CHECK(watched.hooks.ended_early);
+    watched.hooks.ended_early = false;
+    watched.tap.set_early_end(false);
+    watched.run_batch(kind, {random_input(0, 4, kind, 3)});
+    CHECK(!watched.hooks.ended_early);
+}
+
 TEST(tap_leaves_other_blocks_alone) {
     const RouterKind kind;
     Watched watched({2}, 8, 3);
