@@ -1,5 +1,6 @@
 #include "live_profiler.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <utility>
 
@@ -47,6 +48,9 @@ void LiveProfiler::begin_router(RouterNodeName name) {
     const bool is_next_graph =
         name.block < last_begun_.block || (name.block == last_begun_.block && name.node <= last_begun_.node);
     last_begun_ = name;
+    if (is_next_graph && decoding_ && ++n_graphs_ == 2) {
+        move_counts(decode_part_);
+    }
     if (is_next_graph && next_mask_) {
         hooks_.mask = std::move(*next_mask_);
         next_mask_.reset();
@@ -59,23 +63,33 @@ void LiveProfiler::chain(ggml_backend_sched_eval_callback host, void* user_data)
     chained_data_ = user_data;
 }
 
-void LiveProfiler::settle(size_t index) {
+void LiveProfiler::settle(size_t part) {
     if (failure_) {
         std::rethrow_exception(failure_);
     }
-    if (decoding_) {
-        return;
+    if (!decoding_) {
+        try {
+            hooks_.rethrow();
+            tap_.collect_final();
+        } catch (...) {
+            failure_ = std::current_exception();
+            throw;
+        }
     }
-    try {
-        hooks_.rethrow();
-        tap_.collect_final();
-    } catch (...) {
-        failure_ = std::current_exception();
-        throw;
+    // In the first graph of a decode the tap has counted what ran before. From the second on it counts the
+    // first.
+    if (!decoding_ || n_graphs_ < 2) {
+        move_counts(part);
+    }
+}
+
+void LiveProfiler::move_counts(size_t index) {
+    const std::vector<uint64_t> seen = tap_.tokens_seen();
+    if (std::all_of(seen.begin(), seen.end(), [](uint64_t tokens) { return tokens == 0; })) {
+        return;
     }
     LiveCounts& part = parts_[index];
     part.stats.add(tap_.stats());
-    const std::vector<uint64_t> seen = tap_.tokens_seen();
     for (size_t layer = 0; layer < seen.size(); ++layer) {
         part.tokens[layer] += seen[layer];
     }
@@ -96,10 +110,10 @@ void LiveProfiler::select(size_t part) {
 
 void LiveProfiler::begin_decode() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    decoding_ = false;
-    settle_decode(part_);
-    decode_part_ = part_;
+    collect();
     decoding_ = true;
+    decode_part_ = part_;
+    n_graphs_ = 0;
 }
 
 void LiveProfiler::end_decode() {
@@ -108,15 +122,17 @@ void LiveProfiler::end_decode() {
     if (std::exchange(forgets_decode_, false)) {
         tap_.discard();
     }
-    settle_decode(decode_part_);
+    collect();
+    if (part_ != decode_part_) {
+        move_counts(decode_part_);
+    }
 }
 
-void LiveProfiler::settle_decode(size_t part) noexcept {
+void LiveProfiler::collect() noexcept {
     try {
         tap_.collect();
-        settle(part);
     } catch (...) {
-        failure_ = std::current_exception();
+        failure_ = failure_ ? failure_ : std::current_exception();
     }
 }
 

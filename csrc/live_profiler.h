@@ -61,10 +61,12 @@ class LiveProfiler {
     size_t top_k() const { return tap_.stats().top_k(); }
 
   private:
-    // Moves what the tap has counted to a part.
+    // Brings a part up to date: to now or, in a decode, to its beginning.
     void settle(size_t part);
-    // The same where no graph is running, and errors are for `counts` to throw.
-    void settle_decode(size_t part) noexcept;
+    // Moves what the tap has counted to a part.
+    void move_counts(size_t part);
+    // Counts all that was read, where no graph is running. Errors are for `counts` to throw.
+    void collect() noexcept;
     // At each router's first node.
     void begin_router(RouterNodeName name);
     LiveCounts nothing() const;
@@ -79,6 +81,7 @@ class LiveProfiler {
     RouterNodeName last_begun_ = {RouterNode::none, most_blocks};
     bool decoding_ = false;
     size_t decode_part_ = 0;  // that was selected when the decode began
+    size_t n_graphs_ = 0;     // that have begun in the decode
     bool forgets_decode_ = false;
     std::vector<uint64_t> applications_;
     ggml_backend_sched_eval_callback chained_ = nullptr;
