@@ -18,9 +18,10 @@ namespace coe {
 // graph the tap reads every node of a chain; from then on it reads the last one alone.
 //
 // Backends reorder the nodes of a graph (Metal and Vulkan do), so nothing here depends on an order other than
-// that of the data: a chain is over when the product of weights and outputs comes by, which depends on both,
-// or when the layer's next graph begins, or when the batch ends. The ids are read with the weights as long as
-// their memory is sure to hold them; else with the product with the down matrices, which reads them last.
+// that of the data. A chain is over when the product of weights and outputs comes by, which depends on both.
+// What was read counts when the layer's next graph begins or the batch ends; if the graph ended before its
+// chains did, it does not count. The ids are read with the weights as long as their memory is sure to hold
+// them, else with the product with the down matrices, which reads them last.
 class RouterTap {
   public:
     // `blocks`: block indices of the MoE layers, ascending; `top_k`: how many experts each of them chooses
