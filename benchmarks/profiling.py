@@ -186,7 +186,7 @@ def bare_contexts(parent: Path, threads: int) -> Iterator[tuple[int, int]]:
             params.cb_eval_user_data = profiler.user_data
         contexts.append(llama_cpp.llama_init_from_model(model, params))
         decode(contexts[-1], np.zeros((1, WINDOW), np.int32))
-    *_, seen = profiler.counts(0)
+    *_, seen = profiler.counts()[0]
     if seen[0] != WINDOW:
         raise SystemExit(f"the tap has counted {seen} of {WINDOW} tokens")
     yield contexts[0], contexts[1]
