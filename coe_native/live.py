@@ -340,12 +340,12 @@ class _Watched(Llama):  # type: ignore[misc]
             return _Watched._unwatched(self, "pooling_type")()
 
     def _unwatched(self, name: str, part: int | None = None) -> Callable[..., Any]:
-        """The method of the Llama's own class. Its tokens count for `part`, unless another thread has detached the
-        Llama meanwhile."""
+        """Return the method of the Llama's own class, and count its tokens for `part`, unless another thread has
+        just detached the Llama."""
         if not isinstance(self, _Watched):
             return getattr(self, name)
         if part is not None:
-            # An error is raised where counts are asked for: it is no reason to end an answer.
+            # Reading the counts raises the error; the answer goes on.
             with contextlib.suppress(RuntimeError):
                 self.coe_native_live.select(MASKED if self.coe_native_masked else part)
         return getattr(super(), name)  # type: ignore[no-any-return]

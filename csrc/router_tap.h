@@ -35,7 +35,7 @@ class RouterTap {
     bool wants(const ggml_tensor* node, RouterNodeName name);
     bool read(const ggml_tensor* node, RouterNodeName name);
 
-    // Before the first graph: the norms of the experts' outputs are to be summed too, by so many threads.
+    // Also sums the norms of the experts' outputs, with `n_threads` threads. Call before the first graph.
     void watch_outputs(int32_t n_threads);
 
     // Stop computing once everything of the last layer has been read: right for profiling, where nothing of
@@ -91,7 +91,7 @@ class RouterTap {
         size_t n_tokens = 0;
         bool was_read = false;
 
-        // Room for so many tokens' values.
+        // Space for the values of `tokens` tokens.
         Value* fill(size_t tokens, size_t k);
         void forget();
     };

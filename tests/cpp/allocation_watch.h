@@ -10,7 +10,7 @@ void forget_allocations();
 // The largest request to operator new since `forget_allocations`.
 size_t largest_allocation();
 
-// While it lives, operator new gives this thread so many more pieces of memory, and then none.
+// While it exists, operator new fails in this thread after `n_allocations` allocations.
 class NoMemoryAfter {
   public:
     explicit NoMemoryAfter(size_t n_allocations);

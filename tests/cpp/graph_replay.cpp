@@ -19,8 +19,8 @@ struct Free {
 
 using Memory = std::unique_ptr<char, Free>;
 
-// Filled with what is neither a number nor an expert.
-constexpr int rubbish = 0xff;
+// Bytes that make neither a number nor an expert.
+constexpr int unused_byte = 0xff;
 
 Memory new_memory(size_t n_bytes) {
     constexpr size_t alignment = 64;
@@ -29,7 +29,7 @@ Memory new_memory(size_t n_bytes) {
     if (memory == nullptr) {
         throw std::bad_alloc();
     }
-    std::memset(memory.get(), rubbish, whole);
+    std::memset(memory.get(), unused_byte, whole);
     return memory;
 }
 
@@ -221,7 +221,7 @@ class Run {
 
     void overwrite_unused(size_t position) {
         for (const ggml_tensor* tensor : unused_after_[position]) {
-            std::memset(tensor->data, rubbish, ggml_nbytes(tensor));
+            std::memset(tensor->data, unused_byte, ggml_nbytes(tensor));
         }
     }
 
