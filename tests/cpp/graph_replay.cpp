@@ -150,8 +150,7 @@ class Run {
             storage_.push_back(*tensor);
             copy = &storage_.back();
             // Longer names are cut off, as ggml does.
-            const std::string name =
-                "Device" + std::to_string(split % 2) + "#" + tensor->name + "#" + std::to_string(0);
+            const std::string name = "Device" + std::to_string(split % 2) + "#" + tensor->name + "#0";
             ggml_set_name(copy, name.c_str());
             copy->op = GGML_OP_NONE;
             copy->view_src = nullptr;
