@@ -18,11 +18,11 @@ import msgspec
 from coe_native import typed_json
 from coe_native.atomic import check_target, replacing
 from coe_native.batching import Tokens
-from coe_native.code_execution import Outcome, execute
 from coe_native.corpus import Message
 from coe_native.errors import InputError
 from coe_native.generation import Generation, Sampling, generate
 from coe_native.runtime import Model
+from coe_native.sandbox import Outcome
 
 _MOST_BYTES = 1 << 26
 """Of a file of problems, unpacked; the published one has 0.2 MB."""
@@ -235,19 +235,22 @@ def solve(
     solver: Callable[[Problem], Generation],
     results: Results,
     *,
-    allow_code_execution: bool,
-    judge: Callable[[str], Outcome] = execute,
+    judge: Callable[[str], Outcome] | None = None,
     progress: Callable[[Mapping[str, Attempt]], None] = lambda attempts: None,
 ) -> list[Attempt]:
-    """One attempt at each problem, those of `results` taken over; with `allow_code_execution`, each is run and
-    judged. Attempts that were written before, and not run, are run then."""
+    """Make one attempt at each problem, and keep those that `results` already holds.
+
+    Args:
+        judge: Runs a program; usually `coe_native.sandbox.Sandbox.run`. Attempts that have not been run yet are
+            run, also those of an earlier call. Without it nothing that the model writes is run.
+    """
     for problem in problems:
         attempt = results.attempts.get(problem.task_id)
         if attempt is None:
             written = solver(problem)
             attempt = Attempt(problem.task_id, written.text, written.n_tokens, written.ended, results.run)
             results.add(attempt)
-        if allow_code_execution and attempt.passed is None:
+        if judge is not None and attempt.passed is None:
             outcome = judge(program(problem, attempt.completion))
             results.add(replace(attempt, passed=outcome.passed, result=outcome.result, isolated=outcome.isolated))
         progress(results.attempts)

