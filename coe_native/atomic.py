@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -20,6 +21,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".coe-tmp"
+_MOST_LINKS = 40
 
 
 def check_target(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
@@ -38,7 +40,7 @@ def check_target(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> N
         raise InputError(f"{path}: is no regular file; name one to write")
     if path.exists() and not force:
         raise InputError(f"{path}: exists; choose another name or pass --force")
-    directory = _followed(path).parent
+    directory = resolved(path).parent
     if not directory.is_dir():
         raise InputError(f"{path}: its directory does not exist; make it first")
     if not os.access(directory, os.W_OK | os.X_OK):
@@ -48,7 +50,7 @@ def check_target(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> N
 def check_space(path: Path, n_bytes: int) -> None:
     """Raises CoeError where the disk has not that many bytes free for an output `path`: nobody should wait for a
     long write that can't end well. What it would replace still takes its own space until then."""
-    directory = _followed(path).parent
+    directory = resolved(path).parent
     free = shutil.disk_usage(directory).free
     if free < n_bytes:
         raise CoeError(
@@ -57,9 +59,46 @@ def check_space(path: Path, n_bytes: int) -> None:
         )
 
 
-def _followed(path: Path) -> Path:
-    """Where a path that is a symlink leads: that is what is meant to be written."""
-    return Path(os.path.realpath(path))
+def resolved(path: Path) -> Path:
+    """Return a path with its symlinks followed, as Linux follows them with protected_symlinks set: in a directory
+    where everybody may write and each may remove only his own files, such as /tmp, a link of another user is not
+    followed. It could lead an output to any file of ours.
+
+    Raises:
+        InputError: There is such a link, or too many of them.
+    """
+    found = Path(os.path.abspath(path.anchor or "."))  # noqa: PTH100 - resolve() would follow links
+    waiting = list(reversed(path.parts[1:] if path.anchor else path.parts))
+    links = 0
+    while waiting:
+        name = waiting.pop()
+        if name == "..":
+            found = found.parent
+            continue
+        step = found / name
+        if not step.is_symlink():
+            found = step
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise InputError(f"{path}: has too many symlinks")
+        _check_link(path, step)
+        target = step.readlink()
+        if target.anchor:
+            found = Path(target.anchor)
+        waiting += reversed(target.parts[1:] if target.anchor else target.parts)
+    return found
+
+
+def _check_link(path: Path, link: Path) -> None:
+    if os.name != "posix":
+        return
+    directory, owner = link.parent.stat(), link.lstat().st_uid
+    shared = directory.st_mode & stat.S_ISVTX and directory.st_mode & stat.S_IWOTH
+    if shared and owner not in (os.geteuid(), directory.st_uid):
+        raise InputError(
+            f"{path}: {link} is a symlink that another user has put into a shared directory; name another place"
+        )
 
 
 @contextlib.contextmanager
@@ -69,17 +108,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     The bytes are on the disk before the name is. Raises CoeError for what the system refuses.
     """
-    given, path = path, _followed(path)
+    given, path = path, resolved(path)
     try:
         clear_leftovers(path)
         file = _create_beside(path)
         temporary = Path(file.name)
         try:
             with file:
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.copymode(path, temporary)
                 yield file
                 file.flush()
+                _set_mode(file, path)
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
@@ -89,9 +127,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise CoeError(f"{given}: cannot be written: {error.strerror or error}") from error
 
 
+def _set_mode(file: BinaryIO, path: Path) -> None:
+    """Give a finished file the mode of the one that it replaces, or the mode of any new file. Until then only its
+    owner could read it."""
+    if not hasattr(os, "fchmod"):  # Windows
+        return
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        mode = 0o666 & ~_umask()
+    os.fchmod(file.fileno(), mode)
+
+
+def _umask() -> int:
+    """Return the bits that new files do not get. Only Linux can tell without changing it for a moment."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def remove(path: Path) -> None:
     """Removes a file, if it is there, for good: before anything that is written later."""
-    path = _followed(path)
+    path = resolved(path)
     path.unlink(missing_ok=True)
     _sync_directory(path.parent)
 
@@ -99,12 +159,17 @@ def remove(path: Path) -> None:
 def _create_beside(path: Path) -> BinaryIO:
     """A new file, locked, of a name that says that it is on its way to `path`."""
     while True:
-        file = path.with_name(f"{_prefix(path)}{secrets.token_hex(6)}{SUFFIX}").open("xb")
+        name = path.with_name(f"{_prefix(path)}{secrets.token_hex(6)}{SUFFIX}")
+        file = open(name, "xb", opener=_for_us_only)  # noqa: SIM115
         with contextlib.suppress(BlockingIOError):
             lock(file)
             if os.fstat(file.fileno()).st_nlink:
                 return file
         file.close()  # another has taken it for a leftover, in the moment before it was locked
+
+
+def _for_us_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def clear_leftovers(path: Path) -> None:
@@ -115,9 +180,14 @@ def clear_leftovers(path: Path) -> None:
                 if fcntl is None:
                     beside.unlink()  # Windows does not let open files be removed
                     continue
-                with beside.open("r+b") as leftover:
-                    if lock(leftover):
+                # Others may have put links and pipes there.
+                with open(beside, "r+b", opener=_without_links) as leftover:
+                    if stat.S_ISREG(os.fstat(leftover.fileno()).st_mode) and lock(leftover):
                         beside.unlink()
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _prefix(path: Path) -> str:

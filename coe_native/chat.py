@@ -1,27 +1,20 @@
 """Conversations as text, by the chat template that a model carries.
 
-A template is a program of whoever made the file, and may loop for ever or ask for all memory: it runs in a process
-of its own, with little of both. They talk in lines of JSON.
+A template is a program of whoever made the file, and may loop for ever or ask for all memory: it runs in a helper
+process, with little of both.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import threading
+from collections.abc import Mapping
 from typing import Any
 
 from coe_native.errors import InputError
-from coe_native.helper_process import python_line
+from coe_native.helper_process import HelperError, HelperProcess, answer_questions
 
-SECONDS = 5
+SECONDS = 5.0
 """For one conversation; templates take milliseconds."""
-
-_MOST_MEMORY = 1 << 29
-_LONGEST_ERROR = 500
-
 
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
 """What templates call it: the first Qwen, Gemma, GLM and others, the second DeepSeek."""
@@ -40,7 +33,8 @@ class ChatTemplate:
 
     def __init__(self, template: str, bos: str, eos: str) -> None:
         self._made_of = {"template": template, "bos_token": bos, "eos_token": eos}
-        self._process: subprocess.Popen[str] | None = None
+        self._helper = HelperProcess("from coe_native.chat import serve; serve()")
+        self._is_loaded = False
         self._given_up = ""
 
     def render(self, messages: list[dict[str, str]], *, reply: bool = False) -> str:
@@ -49,96 +43,59 @@ class ChatTemplate:
         end, and from then on."""
         if self._given_up:
             raise InputError(self._given_up)
-        if self._process is None:
-            self._process = _start()
-            self._ask(self._made_of, 60.0)  # everything is imported first
-        return str(self._ask({"messages": messages, "reply": reply}, SECONDS))
-
-    def _ask(self, question: dict[str, Any], seconds: float) -> Any:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        too_late = threading.Timer(seconds, process.kill)
-        too_late.start()
         try:
-            process.stdin.write(json.dumps(question) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except OSError:  # it has ended
-            answer = ""
-        finally:
-            too_late.cancel()
-        if not answer.endswith("\n"):
-            self.close()
-            self._given_up = f"it took more than {seconds:g} seconds or {_MOST_MEMORY >> 20} MB"
-            raise InputError(self._given_up)
-        said = json.loads(answer)
-        if "error" in said:
-            raise InputError(said["error"])
-        return said["text"]
+            text = self.render_once({"messages": messages, "add_generation_prompt": reply, **_NO_THINKING})
+        except HelperError as error:
+            self._given_up = str(error)
+            raise InputError(self._given_up) from error
+        return close_thinking(text) if reply else text
+
+    def render_once(self, variables: Mapping[str, Any]) -> str:
+        """Return what the template makes of its variables.
+
+        Raises:
+            InputError: The template refuses them.
+            HelperError: It took too long or too much memory.
+        """
+        try:
+            if not self._is_loaded:
+                self._ask(self._made_of)
+                self._is_loaded = True
+            return self._ask(dict(variables))
+        except HelperError:
+            self._is_loaded = False
+            raise
+
+    def _ask(self, question: dict[str, Any]) -> str:
+        answer = self._helper.ask(question, SECONDS)
+        if "error" in answer:
+            raise InputError(answer["error"])
+        return str(answer["text"])
 
     def close(self) -> None:
         """Ends the process."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
-
-
-def _start() -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        python_line("from coe_native.chat import serve; serve()"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-        start_new_session=True,  # Ctrl-C is for us
-    )
+        self._helper.close()
+        self._is_loaded = False
 
 
 def serve() -> None:
-    """What the template's process does: it answers until nobody asks any more."""
+    """What the template's process does."""
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     formatter = None
-    for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            _limit()
-            if formatter is None:
-                formatter = Jinja2ChatFormatter(**question, add_generation_prompt=False)
-                said = {"text": ""}
-            else:
-                formatter.add_generation_prompt = question["reply"]
-                text = formatter(messages=question["messages"], **_NO_THINKING).prompt
-                if question["reply"]:
-                    text = close_thinking(text)
-                if len(text) > (1 << 20) + 4 * len(line):
-                    raise ValueError(f"it made {len(text)} characters of {len(line)}")
-                said = {"text": text}
-        except MemoryError:
-            said = {"error": f"it took more than {_MOST_MEMORY >> 20} MB"}
-        except Exception as error:  # anything may come out of somebody's program
-            said = {"error": str(error)[:_LONGEST_ERROR] or type(error).__name__}
-        print(json.dumps(said), flush=True)
 
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        nonlocal formatter
+        if "template" in question:
+            formatter = Jinja2ChatFormatter(**question)
+            return {"text": ""}
+        if formatter is None:
+            raise ValueError("it has no template")
+        formatter.add_generation_prompt = question.pop("add_generation_prompt")
+        text = formatter(**question).prompt
+        given = len(str(question))
+        if len(text) > (1 << 20) + 4 * given:
+            raise ValueError(f"it made {len(text)} characters of {given}")
+        return {"text": text}
 
-def _limit() -> None:
-    """Of this process: memory, and time for one answer, for whoever asks may have been killed meanwhile. Windows
-    has no such limits."""
-    try:
-        import resource
-    except ImportError:
-        return
-    import psutil
-
-    process = psutil.Process()
-    most = process.memory_info().vms + _MOST_MEMORY
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
-    used = process.cpu_times()
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    seconds = int(used.user + used.system) + 2 * SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard < 0 else min(seconds, hard), hard))
+    answer_questions(answer, SECONDS)

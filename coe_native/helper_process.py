@@ -1,11 +1,131 @@
-"""Other processes of this interpreter, for what may end, or hang, whoever runs it."""
+"""Processes of this interpreter for work that may never end, take all memory or crash: other people's chat
+templates and grammars. They talk in lines of JSON."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+START_SECONDS = 60.0
+"""For a helper to import what it needs."""
+
+MOST_MEMORY = 1 << 29
+"""Bytes that a helper may take for its work, beside what it takes when it has started."""
+
+LONGEST_ERROR = 500
+
+
+class HelperError(Exception):
+    """A helper took too much time or memory, or crashed."""
 
 
 def python_line(code: str, *arguments: str) -> list[str]:
-    """The command that runs some code. Unlike Python by itself it imports nothing from the current directory,
-    which may be anybody's."""
+    """Return the command that runs some code. Unlike Python by itself it imports nothing from the current
+    directory, which may be anybody's."""
     return [sys.executable, "-c", f"import sys; sys.path[:] = filter(None, sys.path); {code}", *arguments]
+
+
+class HelperProcess:
+    """A process that answers questions, started with the first one. For use by several threads.
+
+    code: Python code that calls `answer_questions`.
+    """
+
+    def __init__(self, code: str, *arguments: str) -> None:
+        self._command = python_line(code, *arguments)
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.RLock()
+
+    def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Return the answer.
+
+        Raises:
+            HelperError: It did not come in time, or not at all. The next question starts a new process.
+        """
+        with self._lock:
+            if self._process is None:
+                self._process = _start(self._command)
+                self._exchange(self._process, "", START_SECONDS)
+            answer: dict[str, Any] = json.loads(
+                self._exchange(self._process, json.dumps(question) + "\n", seconds)
+            )
+            return answer
+
+    def _exchange(self, process: subprocess.Popen[str], text: str, seconds: float) -> str:
+        """Send some text, and return the line that follows."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        too_late = threading.Timer(seconds, process.kill)
+        too_late.start()
+        line = ""
+        try:
+            process.stdin.write(text)
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except OSError:  # it has ended
+            pass
+        finally:
+            too_late.cancel()
+        if not line.endswith("\n"):
+            self.close()
+            raise HelperError(f"it took more than {seconds:g} seconds or {MOST_MEMORY >> 20} MB, or crashed")
+        return line
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            process, self._process = self._process, None
+            if process is not None:
+                process.kill()
+                process.communicate()
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,  # Ctrl-C is for us
+    )
+
+
+def answer_questions(answer: Callable[[dict[str, Any]], dict[str, Any]], seconds: float) -> None:
+    """In the helper: answer until nobody asks any more, each question within limits of memory and of `seconds`."""
+    print("{}", flush=True)  # it has started
+    for line in sys.stdin:
+        _limit(seconds)
+        try:
+            said = answer(json.loads(line))
+        except MemoryError:
+            said = {"error": f"it took more than {MOST_MEMORY >> 20} MB"}
+        except Exception as error:  # anything may come out of somebody's program
+            said = {"error": str(error)[:LONGEST_ERROR] or type(error).__name__}
+        print(json.dumps(said), flush=True)
+
+
+def _limit(seconds: float) -> None:
+    """Limit this process's memory, its stack, and its time for one answer, for whoever asks may have been killed
+    meanwhile. Windows has no such limits."""
+    try:
+        import resource
+    except ImportError:
+        return
+    import psutil
+
+    def lower(what: int, most: int) -> None:
+        _, hard = resource.getrlimit(what)
+        resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+    process = psutil.Process()
+    with contextlib.suppress(ValueError, OSError):  # macOS takes no limit of memory
+        lower(resource.RLIMIT_AS, process.memory_info().vms + MOST_MEMORY)
+    used = process.cpu_times()
+    lower(resource.RLIMIT_CPU, int(used.user + used.system) + 2 * int(seconds))

@@ -26,8 +26,9 @@ struct Text {
     size_t length = 0;
 
     void set(const std::string& text) {
+        bytes.fill('\0');
         length = 0;
-        add(text.c_str());
+        add(text.c_str(), bytes.size() - 1);
     }
     void add(const char* text, size_t most = std::tuple_size<decltype(bytes)>::value) {
         for (; *text != '\0' && length < std::min(most, bytes.size()); ++text) {
@@ -38,6 +39,10 @@ struct Text {
 
 Text line_prefix;
 Text line_subject;
+Text line_advice;  // empty where the file is what may be wrong
+
+volatile std::sig_atomic_t listener = -1;
+constexpr unsigned listener_seconds = 20;
 
 void write_text(const char* text, size_t length) {
 #if defined(_WIN32)
@@ -53,14 +58,23 @@ void write_text(const char* text, size_t length) {
         write_text(part->bytes.data(), part->length);
     }
     write_text("\n", 1);
+#if !defined(_WIN32)
+    if (listener >= 0 && write(listener, "x", 1) == 1) {
+        sleep(listener_seconds);
+    }
+#endif
     std::_Exit(1);
 }
 
-[[noreturn]] void end(const char* what, const char* advice) {
+constexpr char maybe_damaged[] = "; the file may be damaged: fetch or make it again";
+
+const char* advice() { return line_advice.length > 0 ? line_advice.bytes.data() : maybe_damaged; }
+
+[[noreturn]] void end(const char* what) {
     Text text;
     text.add("llama.cpp ");
     text.add(what);
-    text.add(advice);
+    text.add(advice());
     end(text);
 }
 
@@ -76,7 +90,6 @@ const char* without_directory(const char* message) {
 }
 
 constexpr size_t longest_message = 700;  // leaves room for advice
-constexpr char maybe_damaged[] = "; the file may be damaged: fetch or make it again";
 
 void on_signal(int number) {
     const char* what = number == SIGSEGV   ? "crashed (segmentation fault)"
@@ -90,7 +103,7 @@ void on_signal(int number) {
         end(text);
     }
 #endif
-    end(what, maybe_damaged);
+    end(what);
 }
 
 void on_abort(const char* message) {
@@ -101,11 +114,11 @@ void on_abort(const char* message) {
     text.add(without_directory(message), longest_message);
     text.add(
         memory ? "; half of --batch or --ctx needs about half of that memory, and --n-cpu-moe frees the GPU's"
-               : maybe_damaged);
+               : advice());
     end(text);
 }
 
-void on_terminate() { end("ended by an exception of its own", maybe_damaged); }
+void on_terminate() { end("ended by an exception of its own"); }
 
 }  // namespace
 
@@ -132,6 +145,10 @@ void report_crashes(const std::string& prefix) {
     }
 #endif
 }
+
+void set_crash_advice(const std::string& advice) { line_advice.set(advice); }
+
+void set_crash_listener(int descriptor) { listener = descriptor; }
 
 void set_crash_subject(const std::string& subject) {
     static std::mutex one_at_a_time;

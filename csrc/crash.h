@@ -10,6 +10,15 @@ namespace coe {
 // line on standard error, which begins with `prefix`.
 void report_crashes(const std::string& prefix);
 
+// What that line says at its end, where a crash or an exception left no reason; empty for the advice that
+// fits a program which was given a file.
+void set_crash_advice(const std::string& advice);
+
+// When the line has been written, a byte is written to `descriptor`, and the process ends only after some
+// seconds: in between, another thread can save what there is to save, and end the process itself. -1 for
+// none. Not on Windows.
+void set_crash_listener(int descriptor);
+
 // What that line is about: the model that is being run, by its path.
 void set_crash_subject(const std::string& subject);
 

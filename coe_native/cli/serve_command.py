@@ -41,8 +41,14 @@ from coe_native.scoring import METHODS, needs_outputs
     "--api-key",
     envvar="COE_NATIVE_API_KEY",
     metavar="KEY",
-    help="Key that clients must give; needed where others can reach the address. COE_NATIVE_API_KEY in the "
-    "environment is not seen in lists of processes.",
+    help="Key that clients must give; needed where others can reach the address; auto prints a random one. "
+    "COE_NATIVE_API_KEY in the environment is not seen in lists of processes. Without a key, all users of this "
+    "machine can read the counts and apply masks.",
+)
+@click.option(
+    "--uds",
+    type=FILE,
+    help="Listen on a Unix socket at this path, which only you can use, instead of HOST and PORT.",
 )
 @click.option(
     "--save-every",
@@ -88,6 +94,7 @@ def command(
     host: str,
     port: int,
     api_key: str | None,
+    uds: Path | None,
     save_every: float,
     resume: bool,
     mask_path: Path | None,
@@ -114,7 +121,8 @@ def command(
     from coe_native.moe_model import MoeModel
 
     with needs_extra("serve"):
-        from coe_native.serving import Address, LiveRouting, serve
+        from coe_native.server_access import Address, new_key
+        from coe_native.serving import LiveRouting, serve
     from coe_native.stability import Stability
 
     moe = MoeModel(model)
@@ -122,12 +130,15 @@ def command(
         raise InputError("--resume goes on from the files that are there; --force would begin anew: choose one")
     for path in LiveRouting.paths(output):
         check_target(path, force=force or resume, inputs=moe.paths)
+    if api_key == "auto":
+        api_key = new_key()
+        say(f"API key: {api_key}")
     keep = moe.router_shape.half if keep is None else keep
     moe.router_shape.check_keep(keep)
     saved = serve(
         model,
         output,
-        address=Address(host, port, api_key),
+        address=Address(host, port, api_key, uds),
         placement=replace(placement(options, ctx), n_batch=batch),
         stability=Stability(stable, {"keep": keep, "method": method}),
         mask=None if mask_path is None else ExpertMask.load(mask_path),

@@ -131,6 +131,8 @@ std::vector<py::dict> memory(const Session& session) {
 
 void register_session(py::module_& module) {
     module.def("report_crashes", &report_crashes, py::arg("prefix"));
+    module.def("set_crash_advice", &set_crash_advice, py::arg("advice"));
+    module.def("set_crash_listener", &set_crash_listener, py::arg("descriptor"));
     module.def("has_rpc", &has_rpc);
     module.def("has_amx", &has_amx);
     module.def("free_gpu_memory", &free_gpu_memory);

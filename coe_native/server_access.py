@@ -1,0 +1,368 @@
+"""Who may talk to the server, and how much: address and key, middleware in front of the application, and limits on
+connections. Nothing here knows about models."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import json
+import os
+import secrets
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from coe_native.atomic import resolved
+from coe_native.errors import CoeError, InputError
+
+MOST_BODY = 4 << 20
+"""Bytes of a request's body; text for a context of a million tokens is about as long."""
+
+HEADER_SECONDS = 10.0
+"""For a client to send a request's header, from the connection or from the last answer on."""
+
+BODY_SECONDS = 60.0
+_DISCARD_SECONDS = 2.0
+WRITE_SECONDS = 30.0
+"""For a client to take what it was sent, when no more fits into the connection."""
+
+MOST_CONNECTIONS = 64
+BACKLOG = 16
+"""Connections that the system accepts at once, before one of them can be refused."""
+
+_OTHER_FILES = 64
+"""File descriptors that the server needs beside connections."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen, and the key that clients must give.
+
+    uds: path of a Unix socket, in place of host and port; only this user can connect to it.
+
+    Raises:
+        InputError: Others could reach the address without a key.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    uds: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.api_key == "":
+            raise InputError("an API key must have at least one character")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise InputError("an API key must have printable ASCII characters only: it is sent in an HTTP header")
+        if self.uds is None and self.api_key is None and not self._is_local:
+            raise InputError(
+                f"{self.host}: can be reached from other machines; set an API key (--api-key), or listen on "
+                "127.0.0.1"
+            )
+
+    @property
+    def _is_local(self) -> bool:
+        return all(ipaddress.ip_address(address[0]).is_loopback for _, address in self._found)
+
+    @property
+    def _found(self) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (OSError, UnicodeError) as error:
+            raise InputError(f"{self.host}: is no address of this machine: {error}") from error
+        return [(family, (str(address[0]), int(address[1]))) for family, _, _, _, address in found]
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[tuple[socket.socket, str]]:
+        """Listen while the block runs. Yields the socket, and the URL or path that clients need.
+
+        Raises:
+            CoeError: The address is taken, or not this machine's.
+        """
+        if self.uds is not None:
+            with _unix_socket(self.uds) as listener:
+                yield listener, str(self.uds)
+            return
+        family, address = self._found[0]
+        try:
+            listener = socket.create_server(address, family=family)
+        except OSError as error:
+            raise CoeError(f"{self.host}:{self.port}: cannot be listened on: {error.strerror or error}") from error
+        with listener:
+            host, port = listener.getsockname()[:2]
+            yield listener, f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def own_hosts(self, port: int) -> frozenset[str]:
+        """Return what a client of this machine may write into the Host header."""
+        names = {"localhost", "127.0.0.1", "[::1]", f"[{self.host}]" if ":" in self.host else self.host.lower()}
+        hosts = {f"{name}:{port}" for name in names}
+        return frozenset(hosts | names if port == 80 else hosts)
+
+
+def new_key() -> str:
+    """Return a random API key."""
+    return secrets.token_urlsafe(32)
+
+
+@contextlib.contextmanager
+def _unix_socket(path: Path) -> Iterator[socket.socket]:
+    """Listen on a Unix socket of mode 600, and remove it when the block ends."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise InputError(f"{path}: this system has no Unix sockets; use --host and --port")
+    path = resolved(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            _remove_unused_socket(path)
+            before = os.umask(0o177)
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(before)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            raise CoeError(f"{path}: cannot be listened on: {error.strerror or error}") from error
+        ours = path.stat()
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(ours, path.stat()):
+                    path.unlink()
+
+
+def _remove_unused_socket(path: Path) -> None:
+    """Remove a socket that a killed server has left."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise InputError(f"{path}: exists and is no socket; choose another name")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(5.0)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise CoeError(f"{path}: another program listens on it; choose another name")
+
+
+class Gate:
+    """Middleware that lets a request through when its sender may use the server and its body is small, complete
+    and JSON. All that is refused is refused before the application sees any of it.
+
+    api_key: Key that each request must give as ``Authorization: Bearer KEY``.
+    hosts: Without a key, the only Host headers that are served. A browser that shows another site's page sends
+        that page's Origin, or a Host by which the site has directed its own name to this machine.
+    larger: Paths whose bodies may be larger than MOST_BODY, and how large.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_key: str | None,
+        hosts: frozenset[str] | None,
+        larger: dict[str, int] | None = None,
+    ) -> None:
+        self._app = app
+        self._key = None if api_key is None else f"Bearer {api_key}".encode()
+        self._hosts = hosts
+        self._larger = larger or {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        body = b""
+        if refusal is None:
+            body, refusal = await self._read_body(scope, receive)
+        if refusal is not None:
+            await _discard(scope, receive)
+            refusal.headers["connection"] = "close"
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, _replayed(body, receive), send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = scope["headers"]
+        if self._key is not None:
+            given = [value for name, value in headers if name == b"authorization"]
+            if len(given) != 1 or not hmac.compare_digest(given[0], self._key):
+                return _error(401, "invalid API key", "authentication_error")
+        elif self._hosts is not None:
+            asked = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
+            origins = [value.decode("latin-1").lower() for name, value in headers if name == b"origin"]
+            if len(asked) != 1 or asked[0] not in self._hosts:
+                return _error(403, f"without an API key, the Host must be {min(self._hosts)} or the like")
+            if origins and origins != [f"http://{asked[0]}"]:
+                return _error(403, "without an API key, pages of other sites and ports are not served")
+        return None
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> tuple[bytes, JSONResponse | None]:
+        most = self._larger.get(scope["path"], MOST_BODY)
+        too_large = _error(413, f"the body has more than {most} bytes")
+        lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+        if any(not length.isdigit() or int(length) > most for length in lengths):
+            return b"", too_large
+        parts: list[bytes] = []
+        left = most
+        try:
+            with anyio.fail_after(BODY_SECONDS):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":  # the client has gone
+                        return b"", _error(400, "the body is not complete")
+                    parts.append(message.get("body", b""))
+                    left -= len(parts[-1])
+                    if left < 0:
+                        return b"", too_large
+                    if not message.get("more_body"):
+                        break
+        except TimeoutError:
+            return b"", _error(408, f"the body did not come within {BODY_SECONDS:g} seconds")
+        body = b"".join(parts)
+        return body, _json_error(body) if scope["method"] == "POST" else None
+
+
+async def _discard(scope: Scope, receive: Receive) -> None:
+    """Read what a refused client is about to send, for a moment: it would not see the answer otherwise."""
+    if any(name == b"expect" for name, _ in scope["headers"]):
+        return  # it waits for the answer
+    with anyio.move_on_after(_DISCARD_SECONDS):
+        while (await receive()).get("more_body"):
+            pass
+
+
+def _json_error(body: bytes) -> JSONResponse | None:
+    """Return what is wrong with a body that is not empty and no JSON: also numbers that JSON does not have, and
+    such as no number of 64 bits holds."""
+
+    def no_constant(name: str) -> None:
+        raise ValueError(f"{name} is no JSON number")
+
+    def finite(text: str) -> float:
+        value = float(text)
+        if value in (float("inf"), float("-inf")):
+            raise ValueError("a number is too large")
+        return value
+
+    def whole(text: str) -> int:
+        if len(text) > 20:
+            raise ValueError("a number is too large")
+        return int(text)
+
+    if not body.strip():
+        return None
+    try:
+        json.loads(body.decode("utf-8"), parse_constant=no_constant, parse_float=finite, parse_int=whole)
+    except RecursionError:
+        return _error(400, "the body is not JSON: it is nested too deeply")
+    except ValueError as error:
+        return _error(400, f"the body is not JSON: {str(error)[:200]}")
+    return None
+
+
+def _error(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
+    """Return an error in OpenAI's form."""
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return what receives a body that was read before, and then whatever follows it."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replay
+
+
+def limited_protocol(most: int = MOST_CONNECTIONS) -> type[H11Protocol]:
+    """Return uvicorn's HTTP protocol with a limit on connections, and on the time that a client lets us wait for a
+    request or for room to write an answer."""
+
+    class LimitedProtocol(H11Protocol):
+        _waiting: asyncio.TimerHandle | None = None
+        _writing: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > most:
+                transport.abort()
+            else:
+                self._await_request()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            for timer in (self._waiting, self._writing):
+                if timer is not None:
+                    timer.cancel()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._is_answering:
+                self._stop_waiting()
+            else:
+                self._await_request()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if not self._is_answering:  # the next request may have come with the last one
+                self._await_request()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._writing = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._writing is not None:
+                self._writing.cancel()
+                self._writing = None
+
+        @property
+        def _is_answering(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+        def _await_request(self) -> None:
+            if self._waiting is None:
+                self._waiting = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+        def _stop_waiting(self) -> None:
+            if self._waiting is not None:
+                self._waiting.cancel()
+                self._waiting = None
+
+    return LimitedProtocol
+
+
+def connections_that_fit() -> int:
+    """Return how many connections to allow with this process's limit on open files.
+
+    Raises:
+        CoeError: The limit leaves no room for any.
+    """
+    try:
+        import resource
+    except ImportError:
+        return MOST_CONNECTIONS
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    left = MOST_CONNECTIONS if allowed == resource.RLIM_INFINITY else allowed - _OTHER_FILES - BACKLOG
+    if left < 1:
+        raise CoeError(
+            f"only {allowed} files may be open at once, and a server needs {_OTHER_FILES + BACKLOG + 1}; raise "
+            "the limit (ulimit -n)"
+        )
+    return min(left, MOST_CONNECTIONS)
