@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import llama_cpp
 import llama_cpp._internals as llama_internals
@@ -22,11 +22,12 @@ import llama_cpp.llama_chat_format as llama_chat
 import llama_cpp.llama_cpp as llama_api
 import llama_cpp.server.app as llama_server
 import numpy as np
-from fastapi import APIRouter, Body, FastAPI, HTTPException, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from llama_cpp import llama_grammar
 from llama_cpp.server.errors import RouteErrorHandler
 from llama_cpp.server.settings import ModelSettings, ServerSettings
+from llama_cpp.server.types import DetokenizeInputRequest, TokenizeInputRequest
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
@@ -47,6 +48,9 @@ _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
 """Pages that load scripts from other sites."""
 
 _TOKEN_PATHS = ("/extras/tokenize", "/extras/tokenize/count", "/extras/detokenize")
+
+_MOST_TOKENS = 1 << 16
+"""That are made text at once, where the context is smaller: the time for it grows with the square."""
 
 _MOST_UINT32 = 2**32 - 1
 
@@ -111,7 +115,12 @@ def llama_app(
     server_settings = _ServerSettings(interrupt_requests=False)  # a second request waits for the first answer
     _errors.clear()
     llama_api.llama_log_set(_keep_errors, None)
-    with _replaced_chat_templates(), _replaced_grammars(model):
+    kept = [route for route in llama_server.router.routes if route.path not in _TOKEN_PATHS]
+    with (
+        _replaced(llama_server.router, "routes", kept),
+        _replaced_chat_templates(),
+        _replaced_grammars(model),
+    ):
         try:
             with placed(placement), _without("CONFIG_FILE"):
                 app: FastAPI = llama_server.create_app(server_settings=server_settings, model_settings=[settings])
@@ -120,8 +129,7 @@ def llama_app(
             raise CoeError(f"{model}: llama.cpp cannot load it: {reason}") from error
         llama_api.llama_log_set(_show_errors, None)
         llama = llama_server._llama_proxy()
-        removed = (*_PAGES, *_TOKEN_PATHS)
-        app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in removed]
+        app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _PAGES]
         app.include_router(_token_routes())
         app.add_exception_handler(HTTPException, _answer_to_http_error)
         app.add_exception_handler(RequestValidationError, _answer_to_bad_fields)
@@ -292,7 +300,6 @@ class _FollowedGrammar:
 def _token_routes() -> APIRouter:
     """Return routes in place of llama-cpp-python's, which block the whole server, and crash on unknown tokens."""
     router = APIRouter(tags=["Extras"])
-    text = Annotated[str, Body(alias="input", embed=True)]
 
     async def tokens_of(given: str) -> list[int]:
         async with between_answers():
@@ -301,21 +308,21 @@ def _token_routes() -> APIRouter:
             return tokens
 
     @router.post("/extras/tokenize", summary="Tokenize")
-    async def tokenize(given: text) -> dict[str, list[int]]:
-        return {"tokens": await tokens_of(given)}
+    async def tokenize(body: TokenizeInputRequest) -> dict[str, list[int]]:
+        return {"tokens": await tokens_of(body.input)}
 
     @router.post("/extras/tokenize/count", summary="Count the tokens of a text")
-    async def count(given: text) -> dict[str, int]:
-        return {"count": len(await tokens_of(given))}
+    async def count(body: TokenizeInputRequest) -> dict[str, int]:
+        return {"count": len(await tokens_of(body.input))}
 
     @router.post("/extras/detokenize", summary="Detokenize")
-    async def detokenize(tokens: Annotated[list[int], Body(embed=True)]) -> dict[str, str]:
+    async def detokenize(body: DetokenizeInputRequest) -> dict[str, str]:
         llama = llama_server._llama_proxy()
-        if len(tokens) > max(llama._n_ctx, 1 << 16):
+        if len(body.tokens) > max(llama._n_ctx, _MOST_TOKENS):
             raise HTTPException(413, "there are more tokens than the context holds")
-        _check_tokens("tokens", tokens, llama._n_vocab)
+        _check_tokens("tokens", body.tokens, llama._n_vocab)
         async with between_answers():
-            data: bytes = await run_in_threadpool(llama.detokenize, tokens)
+            data: bytes = await run_in_threadpool(llama.detokenize, body.tokens)
         return {"text": data.decode("utf-8", "replace")}
 
     return router
@@ -380,9 +387,6 @@ def _check_completion(body: Any, n_vocab: int) -> None:
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if not all(stops):
         raise HTTPException(422, "stop: must not be empty")
-    prompt = getattr(body, "prompt", "")
-    if isinstance(prompt, list) and len(prompt) > 1:
-        raise HTTPException(422, "prompt: must be one text")
 
 
 async def _answer_to_http_error(_: Request, error: Any) -> JSONResponse:
@@ -403,6 +407,8 @@ def _explain(explain: Callable[..., tuple[int, Any]], error: Exception, body: An
         return 422, _error(_bad_fields(error))
     if isinstance(error, InputError):
         return 400, _error(str(error))
+    if isinstance(error, AssertionError) and isinstance(getattr(body, "prompt", ""), list):
+        return 422, _error("prompt: must be one text")
     with contextlib.redirect_stderr(io.StringIO()):
         status, message = explain(RouteErrorHandler, error, body)
     if status >= 500:

@@ -164,6 +164,7 @@ class Gate:
     hosts: Without a key, the only Host headers that are served. A browser that shows another site's page sends
         that page's Origin, or a Host by which the site has directed its own name to this machine.
     larger: Paths whose bodies may be larger than MOST_BODY, and how large.
+    empty: Paths to which nothing need be posted.
     """
 
     def __init__(
@@ -173,11 +174,13 @@ class Gate:
         api_key: str | None,
         hosts: frozenset[str] | None,
         larger: dict[str, int] | None = None,
+        empty: tuple[str, ...] = (),
     ) -> None:
         self._app = app
         self._key = None if api_key is None else f"Bearer {api_key}".encode()
         self._hosts = hosts
         self._larger = larger or {}
+        self._empty = empty
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -233,7 +236,8 @@ class Gate:
         except TimeoutError:
             return b"", _error(408, f"the body did not come within {BODY_SECONDS:g} seconds")
         body = b"".join(parts)
-        return body, _json_error(body) if scope["method"] == "POST" else None
+        may_be_empty = scope["method"] != "POST" or scope["path"] in self._empty
+        return body, None if may_be_empty and not body.strip() else _json_error(body)
 
 
 async def _discard(scope: Scope, receive: Receive) -> None:
@@ -246,8 +250,8 @@ async def _discard(scope: Scope, receive: Receive) -> None:
 
 
 def _json_error(body: bytes) -> JSONResponse | None:
-    """Return what is wrong with a body that is not empty and no JSON: also numbers that JSON does not have, and
-    such as no number of 64 bits holds."""
+    """Return what is wrong with a body that is no JSON, or holds numbers of more than 64 bits or text that is no
+    Unicode."""
 
     def no_constant(name: str) -> None:
         raise ValueError(f"{name} is no JSON number")
@@ -263,10 +267,10 @@ def _json_error(body: bytes) -> JSONResponse | None:
             raise ValueError("a number is too large")
         return int(text)
 
-    if not body.strip():
-        return None
     try:
-        json.loads(body.decode("utf-8"), parse_constant=no_constant, parse_float=finite, parse_int=whole)
+        value = json.loads(body.decode("utf-8"), parse_constant=no_constant, parse_float=finite, parse_int=whole)
+        if b"\\u" in body:  # half of a surrogate pair can be written so
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         return _error(400, "the body is not JSON: it is nested too deeply")
     except ValueError as error:

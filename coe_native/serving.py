@@ -297,7 +297,13 @@ def serve(
             capture.apply(mask)
         add_routes(app, routing)
         hosts = None if address.uds is not None else address.own_hosts(listener.getsockname()[1])
-        gate = Gate(app, api_key=address.api_key, hosts=hosts, larger={"/routing/mask": MOST_BYTES})
+        gate = Gate(
+            app,
+            api_key=address.api_key,
+            hosts=hosts,
+            larger={"/routing/mask": MOST_BYTES},
+            empty=("/routing/mask", "/routing/save"),
+        )
         server = _Server(
             uvicorn.Config(
                 gate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -27,9 +28,10 @@ SECRET = "xylophone_quartet"
 """In prompts, and nowhere else."""
 
 
-def line(*options: str) -> list[str]:
-    """The command that serves the demo's model, on a free port if no other is given."""
-    return [sys.executable, "-m", "coe_native", "serve", str(DEMO), "-o", "live.gguf", "--port", "0", *options]
+def line(*options: str, model: Path = DEMO, setup: str = "") -> list[str]:
+    """The command that serves a model, on a free port if no other is given. `setup`: code that runs before."""
+    code = f"{setup}\nfrom coe_native.__main__ import main; main()"
+    return [sys.executable, "-c", code, "serve", str(model), "-o", "live.gguf", "--port", "0", *options]
 
 
 def refused_with(directory: Path, *options: str) -> tuple[int, str]:
@@ -40,20 +42,30 @@ def refused_with(directory: Path, *options: str) -> tuple[int, str]:
 
 
 class Server:
-    """A server of the demo model, and a client."""
+    """A server, and a client. Its time limits are short where `setup` sets them so."""
 
-    def __init__(self, directory: Path, *options: str, key: str = "", json_output: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        key: str = "",
+        json_output: bool = False,
+        model: Path = DEMO,
+        setup: str = "",
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self.json_output = json_output
         keyed = ["--api-key", key] if key else []
         self.log = directory / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                line("--ctx", "512", "--threads", "2", *keyed, *options),
+                line("--ctx", "512", "--threads", "2", *keyed, *options, model=model, setup=setup),
                 cwd=directory,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                env=os.environ | (environment or {}),
             )
         self.key = key
         self.url = self._wait_for_url()
@@ -61,8 +73,8 @@ class Server:
 
     def _wait_for_url(self) -> str:
         for _ in range(3000):
-            if found := re.search(r"(http://\S+)/v1", self.log.read_text()):
-                return found[1]
+            if found := re.search(r"(http://\S+)/v1|Unix socket (\S+),", self.log.read_text()):
+                return found[1] or "http://socket"
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
         raise AssertionError(self.log.read_text())
@@ -78,6 +90,24 @@ class Server:
             self.routing(path, data, key)
         with caught.value as error:
             return error.code, json.load(error)["error"]["message"]
+
+    def post(self, path: str, body: object, timeout: float = 60.0) -> tuple[int, Any]:
+        """The status and the answer; `body` may also be bytes."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}{path}", data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                said = answer.read()
+                return answer.status, json.loads(said) if said.startswith(b"{") else said.decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.client.close()
 
     def complete(self, prompt: str, n_tokens: int = 12, **options: Any) -> str:
         answer = self.client.completions.create(
