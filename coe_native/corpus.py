@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -20,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.errors import InputError
+from coe_native.parquet import ParquetFile
+from coe_native.regular_file import open_regular
 from coe_native.routing_profile import MOST_SHARDS
 
 _TOKEN_LENGTH = 4
@@ -144,11 +147,13 @@ def _of_record(record: Callable[[], dict[str, Any]], columns: Columns, place: st
 def _read_path(path: Path, columns: Columns, skipped: list[Path]) -> Iterator[Found]:
     readers = {".jsonl": _read_jsonl, ".npy": _read_npy, ".parquet": _read_parquet}
     if path.is_dir():
+        inside = path.resolve()
         for entry in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
             hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
             if not entry.is_file():
                 continue
-            if hidden or not _looks_like_text(entry):
+            # A link in somebody else's text must not lead to our own files.
+            if hidden or not entry.resolve().is_relative_to(inside) or not _looks_like_text(entry):
                 skipped.append(entry)
             else:
                 yield from _read_path(entry, columns, skipped)
@@ -164,7 +169,7 @@ def _looks_like_text(path: Path) -> bool:
     archives among the texts are passed by."""
     if path.suffix.lower() in (".npy", ".parquet"):
         return True
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(8192)
     return _begins_like_text(start) and b"\0" not in start
 
@@ -190,7 +195,7 @@ def _read_stdin() -> Iterator[Found]:
 
 
 def _read_text(path: Path, columns: Columns) -> Iterator[Found]:  # noqa: ARG001
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(1 << 16)
         # Nobody should wait for a file of gigabytes to be read that was named by mistake.
         rest = file.read() if _begins_like_text(start) else b""
@@ -198,7 +203,7 @@ def _read_text(path: Path, columns: Columns) -> Iterator[Found]:  # noqa: ARG001
 
 
 def _read_jsonl(path: Path, columns: Columns) -> Iterator[Found]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, 1):
             place = f"{path}:{number}"
             if line.strip():
@@ -218,28 +223,21 @@ def _record(line: bytes, place: str) -> dict[str, Any]:
 
 
 def _read_parquet(path: Path, columns: Columns) -> Iterator[Found]:
-    try:
-        import pyarrow.lib
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
-    try:
-        row = 0
-        parquet = pyarrow.parquet.ParquetFile(path)
-        there = parquet.schema_arrow.names
-        # Others may hold what Python has no values for.
-        texts = [name for name in there if name in (_COLUMNS if columns.text is None else (columns.text,))]
-        if not texts:
-            yield _no_text(str(path), columns.text, there)
-            return
-        wanted = [name for name in there if name in texts or name == columns.label]
-        for batch in parquet.iter_batches(batch_size=1024, columns=wanted):
-            for record in batch.to_pylist():
-                row += 1
-                place = f"{path}:{row}"
-                yield _of_record(lambda record=record: record, columns, place)  # type: ignore[misc]
-    except (pyarrow.lib.ArrowException, ValueError, OverflowError) as error:  # ValueError: text that is no UTF-8
-        yield InputError(f"{path}: is no readable parquet file ({error}); write it anew")
+    if importlib.util.find_spec("pyarrow") is None:
+        raise InputError(f"{path}: reading parquet needs pyarrow: pip install pyarrow")
+    with ParquetFile(path) as file:
+        try:
+            there = file.column_names()
+            # Others may hold what Python has no values for.
+            texts = [name for name in there if name in (_COLUMNS if columns.text is None else (columns.text,))]
+            if not texts:
+                yield _no_text(str(path), columns.text, there)
+                return
+            wanted = [name for name in there if name in texts or name == columns.label]
+            for row, record in enumerate(file.records(wanted), 1):
+                yield _of_record(lambda record=record: record, columns, f"{path}:{row}")  # type: ignore[misc]
+        except InputError as error:
+            yield InputError(f"{path}: is no readable parquet file ({error}); write it anew")
 
 
 def _read_npy(path: Path, columns: Columns) -> Iterator[Found]:  # noqa: ARG001
@@ -254,7 +252,7 @@ def _read_npy(path: Path, columns: Columns) -> Iterator[Found]:  # noqa: ARG001
 
 def _read_array(path: Path) -> NDArray[Any]:
     """Unlike np.load it never unpickles, takes no archives, and believes no size that the file does not have."""
-    with path.open("rb") as file, warnings.catch_warnings():
+    with open_regular(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about headers of old versions of Python
         try:
             version = np.lib.format.read_magic(file)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from coe_native._native import core
 from coe_native.errors import CoeError, InputError
+from coe_native.regular_file import open_regular
 
 MAGIC = b"GGUF"
 UNDER_SURGERY = b"COEZ"
@@ -56,10 +57,7 @@ class GgufFile:
     def __init__(self, path: Path, *, surgery_goes_on: bool = False) -> None:
         self.path = path
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
-                kind = "a directory" if path.is_dir() else "no regular file"
-                raise InputError(f"{path}: is {kind}; give a GGUF file")
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 self._identity = _identity(os.fstat(file.fileno()))
                 self.size = file.seek(0, 2)
                 if self.size == 0:
@@ -140,15 +138,28 @@ class GgufFile:
     def open(self) -> BinaryIO:
         """The file's bytes, for reading. Raises CoeError where they are not those of the header any more."""
         try:
-            file = self.path.open("rb")
+            file = open_regular(self.path)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read: {error.strerror or error}") from error
         try:
-            self._check_identity(os.fstat(file.fileno()))
+            self.check_opened(file)
         except CoeError:
             file.close()
             raise
         return file
+
+    def check_opened(self, file: BinaryIO | FileIO) -> None:
+        """Raise CoeError where an opened file is not the one whose header was read, or has changed since."""
+        self._check_identity(os.fstat(file.fileno()))
+
+    def check_same(self, file: BinaryIO | FileIO) -> None:
+        """Raise CoeError where another file has taken the place of an opened one, whatever was written to it."""
+        try:
+            same = os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        except OSError:
+            same = False
+        if not same:
+            raise CoeError(f"{self.path}: was replaced by another file meanwhile, which has not been changed")
 
     def check_unchanged(self) -> None:
         """Raises CoeError where somebody has written to the file, or replaced it, since its header was read."""
@@ -169,7 +180,7 @@ def begins_like_gguf(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(len(MAGIC)) in (MAGIC, UNDER_SURGERY)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -73,7 +73,7 @@ class HelperProcess:
             too_late.cancel()
         if not line.endswith("\n"):
             self.close()
-            raise HelperError(f"it took more than {seconds:g} seconds or {MOST_MEMORY >> 20} MB, or crashed")
+            raise HelperError(f"it took more than {seconds:g} seconds or too much memory, or crashed")
         return line
 
     def close(self) -> None:
@@ -97,35 +97,47 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def answer_questions(answer: Callable[[dict[str, Any]], dict[str, Any]], seconds: float) -> None:
-    """In the helper: answer until nobody asks any more, each question within limits of memory and of `seconds`."""
+def answer_questions(
+    answer: Callable[[dict[str, Any]], dict[str, Any]], seconds: float, *, memory: int = MOST_MEMORY
+) -> None:
+    """In the helper: answer until nobody asks any more, with at most so many bytes of memory more than now, and
+    each question within so many seconds."""
+    _limit_memory(memory)
     print("{}", flush=True)  # it has started
     for line in sys.stdin:
-        _limit(seconds)
+        _limit_time(seconds)
         try:
             said = answer(json.loads(line))
         except MemoryError:
-            said = {"error": f"it took more than {MOST_MEMORY >> 20} MB"}
+            said = {"error": f"it took more than {memory >> 20} MB"}
         except Exception as error:  # anything may come out of somebody's program
             said = {"error": str(error)[:LONGEST_ERROR] or type(error).__name__}
         print(json.dumps(said), flush=True)
 
 
-def _limit(seconds: float) -> None:
-    """Limit this process's memory, its stack, and its time for one answer, for whoever asks may have been killed
-    meanwhile. Windows has no such limits."""
+def _limit_memory(n_bytes: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return
+    import psutil
+
+    with contextlib.suppress(ValueError, OSError):  # macOS takes none of memory
+        _lower(resource.RLIMIT_AS, psutil.Process().memory_info().vms + n_bytes)
+
+
+def _limit_time(seconds: float) -> None:
+    """Limit the processor's time for the next answer: whoever asks may have been killed meanwhile."""
     try:
         import resource
     except ImportError:
         return
-    import psutil
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 2 * int(seconds))
 
-    def lower(what: int, most: int) -> None:
-        _, hard = resource.getrlimit(what)
-        resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
-    process = psutil.Process()
-    with contextlib.suppress(ValueError, OSError):  # macOS takes no limit of memory
-        lower(resource.RLIMIT_AS, process.memory_info().vms + MOST_MEMORY)
-    used = process.cpu_times()
-    lower(resource.RLIMIT_CPU, int(used.user + used.system) + 2 * int(seconds))
+def _lower(what: int, most: int) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

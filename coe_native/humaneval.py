@@ -21,11 +21,15 @@ from coe_native.batching import Tokens
 from coe_native.corpus import Message
 from coe_native.errors import InputError
 from coe_native.generation import Generation, Sampling, generate
+from coe_native.regular_file import open_regular, read_regular
 from coe_native.runtime import Model
 from coe_native.sandbox import Outcome
 
 _MOST_BYTES = 1 << 26
 """Of a file of problems, unpacked; the published one has 0.2 MB."""
+
+_MOST_RESULTS = 1 << 30
+"""Of a file of attempts; an answer of 16,384 tokens has some 64 KB."""
 
 RAW_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Where a function ends that a model without a chat template goes on with (Chen et al., 2021)."""
@@ -74,10 +78,10 @@ def read_problems(path: str | Path | None) -> list[Problem]:
         path = Path(places[0]) / "data" / "HumanEval.jsonl.gz"
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+            file.seek(0)
+            data = (gzip.GzipFile(fileobj=file) if packed else file).read(_MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > _MOST_BYTES:
@@ -213,7 +217,7 @@ class Results:
         self.attempts: dict[str, Attempt] = {}
         if resume and path.exists():
             try:
-                attempts = list(_lines(path, path.read_bytes(), Attempt))
+                attempts = list(_lines(path, read_regular(path, _MOST_RESULTS), Attempt))
             except InputError as error:
                 raise InputError(f"{error}; it is no file of answers, or damaged: name another") from error
             for attempt in attempts:

@@ -72,8 +72,8 @@ def usage(model: Model, *, domain: str = "general", system: str | None = None) -
     if '"""' in text:
         raise InputError('a system prompt in a Modelfile cannot hold """')
     path = model.moe.path.resolve()
-    if any(character in str(path) for character in "\r\n"):
-        raise InputError(f"{path}: has a name with line ends, which a Modelfile cannot hold")
+    if not str(path).isprintable():
+        raise InputError(f"{path}: its name has control characters, which a Modelfile cannot hold; rename it")
     longest = model.moe.arch("context_length", PARAMETERS["num_ctx"])
     parameters = dict(PARAMETERS)
     if isinstance(longest, int) and 0 < longest < parameters["num_ctx"]:

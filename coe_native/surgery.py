@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from coe_native.atomic import check_space, check_target, lock, remove, replacing
+from coe_native.atomic import check_space, check_target, lock, remove, replacing, resolved
 from coe_native.copying import copy_range
 from coe_native.cores import checking_threads
 from coe_native.errors import CoeError, InputError
@@ -105,11 +105,14 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
     try:
         with contextlib.ExitStack() as opened:
             # All of them before the first is changed: one may be read-only.
-            files = {file: opened.enter_context(file.path.open("r+b")) for file in model.files}
+            files = {file: opened.enter_context(resolved(file.path).open("r+b")) for file in model.files}
             # Unbuffered: a buffer that could not be written would be tried again with the next, and again fail.
-            marked = opened.enter_context(model.paths[0].open("r+b", buffering=0))
+            marked = opened.enter_context(resolved(model.paths[0]).open("r+b", buffering=0))
             lock(marked)
-            model.check_unchanged()  # by another that has held the lock
+            # Another may have changed them until it gave up the lock, or put other files into their place.
+            model.files[0].check_opened(marked)
+            for file, opened_file in files.items():
+                file.check_opened(opened_file)
             taken = sum(map(bytes_on_disk, model.paths))
             opened.enter_context(under_surgery(marked, None if recorded else record))
             begun = True
@@ -118,9 +121,11 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
                 write_zeros(files[tensor.source.file], offset, n_bytes)
                 done += n_bytes
                 progress(done, total)
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
+            for opened_file in files.values():
+                opened_file.flush()
+                os.fsync(opened_file.fileno())
+            for file, opened_file in files.items():
+                file.check_same(opened_file)
             freed = max(0, taken - sum(map(bytes_on_disk, model.paths)))
     except BlockingIOError as error:
         raise CoeError(f"{parent}: another process is changing it; wait until that has ended") from error

@@ -21,11 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.errors import InputError
+from coe_native.regular_file import open_regular
 
 MOST_BYTES = 1 << 26
 """Of all tensors of a file: 100 layers of 512 experts have 4 MB for eight ranks."""
 
-_MOST_PICKLE = 1 << 24
+_MOST_PICKLE = 1 << 22
+"""Of a description, which takes seconds for each megabyte; one of a thousand tensors has 0.1 MB."""
+
 _MOST_DIMENSIONS = 8
 
 _DTYPES = {
@@ -54,10 +57,6 @@ class _Storage:
     key: str
 
 
-class _Mark:
-    """Where on the stack a list of arguments begins."""
-
-
 def read_torch(path: str | Path) -> Any:
     """What a file holds: tensors as NumPy arrays, in lists, tuples and dicts, with texts and numbers between.
 
@@ -65,7 +64,7 @@ def read_torch(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return _Reader(archive).read()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -89,6 +88,8 @@ class _Reader:
             raise InputError("is a zip archive, but none of torch.save")
         self._root = pickles[0].removesuffix("data.pkl")
         self._stack: list[Any] = []
+        # The stacks that were there before each mark that has no list of arguments yet.
+        self._waiting: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
 
     def read(self) -> Any:
@@ -143,10 +144,12 @@ class _Reader:
             raise InputError(f"holds what is no tensor (its description uses {name})")
 
     def pop_to_mark(self) -> list[Any]:
-        at = max(i for i, item in enumerate(self._stack) if isinstance(item, _Mark))
-        items = self._stack[at + 1 :]
-        del self._stack[at:]
+        items, self._stack = self._stack, self._waiting.pop()
         return items
+
+    def mark(self) -> None:
+        self._waiting.append(self._stack)
+        self._stack = []
 
     def pop(self) -> Any:
         return self._stack.pop()
@@ -262,8 +265,9 @@ def _name(reader: _Reader) -> None:
 _IGNORED = {"PROTO", "FRAME"}
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
-_MADE: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "MARK": _Mark}
+_MADE: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
 _STEPS: dict[str, Callable[[_Reader], None]] = {
+    "MARK": _Reader.mark,
     "TUPLE": _collect(tuple),
     "LIST": _collect(list),
     "TUPLE1": _tuple_of(1),

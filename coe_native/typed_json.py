@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from coe_native.errors import InputError
+from coe_native.regular_file import open_regular
 
 Value = TypeVar("Value")
 
@@ -35,10 +36,11 @@ class Kind:
         """The bytes of a JSON file of this format. Raises InputError for one that can't be read or is none, and
         for a newer version."""
         try:
-            data = path.read_bytes() if path.stat().st_size <= self.most_bytes else b""
+            with open_regular(path) as file:
+                data = file.read(self.most_bytes + 1)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-        self.check(data, str(path))
+        self.check(data if len(data) <= self.most_bytes else b"", str(path))
         return data
 
     def check(self, data: bytes, place: str) -> None:

@@ -6,10 +6,12 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <stdexcept>
 #include <system_error>
+#include <vector>
 
 #include "ggml.h"
 #include "gguf.h"
@@ -56,13 +58,60 @@ namespace fs = std::filesystem;
 
 [[noreturn]] void fail_by_errno() { throw std::system_error(errno, std::generic_category()); }
 
-// Where a path leads that is a link, also one to nothing yet: that is what is meant to be written.
-fs::path followed(fs::path path) {
-    constexpr int most_links = 40;
-    for (int i = 0; i < most_links && fs::is_symlink(path); ++i) {
-        path = path.parent_path() / fs::read_symlink(path);
+// Throws std::runtime_error for a link that another user has put into a directory where everybody may write,
+// such as /tmp: it could lead to any file of ours. Linux has the same rule (protected_symlinks), not always
+// set.
+void check_link(const fs::path& link) {
+#ifdef _WIN32
+    static_cast<void>(link);
+#else
+    struct stat found = {};
+    struct stat directory = {};
+    if (lstat(link.c_str(), &found) != 0 || stat(link.parent_path().c_str(), &directory) != 0) {
+        fail_by_errno();
     }
-    return path;
+    const bool is_shared = (directory.st_mode & S_ISVTX) != 0 && (directory.st_mode & S_IWOTH) != 0;
+    if (is_shared && found.st_uid != geteuid() && found.st_uid != directory.st_uid) {
+        throw std::runtime_error(link.u8string() +
+                                 ": is a symlink that another user has put into a shared directory; name "
+                                 "another place");
+    }
+#endif
+}
+
+// A path with its links followed, also one to nothing yet: that is what is meant to be written.
+fs::path followed(const fs::path& path) {
+    constexpr int most_links = 40;
+    fs::path found = path.is_absolute() ? path.root_path() : fs::current_path();
+    std::vector<fs::path> waiting;  // the next one last
+    const auto wait_for = [&](const fs::path& parts) {
+        const fs::path relative = parts.relative_path();
+        const std::vector<fs::path> names(relative.begin(), relative.end());
+        waiting.insert(waiting.end(), names.rbegin(), names.rend());
+    };
+    wait_for(path);
+    for (int links = 0; !waiting.empty();) {
+        const fs::path name = waiting.back();
+        waiting.pop_back();
+        if (name == "." || name.empty()) {
+            continue;
+        }
+        const fs::path step = name == ".." ? found.parent_path() : found / name;
+        if (name == ".." || !fs::is_symlink(step)) {
+            found = step;
+            continue;
+        }
+        if (++links > most_links) {
+            throw std::system_error(std::make_error_code(std::errc::too_many_symbolic_link_levels));
+        }
+        check_link(step);
+        const fs::path target = fs::read_symlink(step);
+        if (target.is_absolute()) {
+            found = target.root_path();
+        }
+        wait_for(target);
+    }
+    return found;
 }
 
 struct Close {
@@ -74,9 +123,14 @@ using OpenFile = std::unique_ptr<std::FILE, Close>;
 OpenFile create(const fs::path& path) { return OpenFile(_wfopen(path.c_str(), L"wbx")); }
 void sync(std::FILE* file) { _commit(_fileno(file)); }
 void sync_directory(const fs::path&) {}
+void set_mode(std::FILE*, const fs::file_status&) {}
 bool is_ours(std::FILE*) { return true; }
 #else
-OpenFile create(const fs::path& path) { return OpenFile(std::fopen(path.c_str(), "wbx")); }
+// For its owner alone, until it is whole.
+OpenFile create(const fs::path& path) {
+    const int descriptor = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, S_IRUSR | S_IWUSR);
+    return OpenFile(descriptor < 0 ? nullptr : fdopen(descriptor, "wb"));
+}
 
 void sync(std::FILE* file) {
     if (fsync(fileno(file)) != 0) {
@@ -90,6 +144,21 @@ void sync_directory(const fs::path& directory) {
     if (descriptor >= 0) {
         fsync(descriptor);
         close(descriptor);
+    }
+}
+
+// Gives a finished file the mode of the one that it replaces, or that of any new file.
+void set_mode(std::FILE* file, const fs::file_status& before) {
+    mode_t mode = static_cast<mode_t>(before.permissions() & fs::perms::mask);
+    if (!fs::exists(before)) {
+        static std::mutex one_at_a_time;
+        const std::lock_guard<std::mutex> lock(one_at_a_time);
+        const mode_t mask = umask(S_IRWXG | S_IRWXO);
+        umask(mask);
+        mode = (S_IRUSR | S_IWUSR | S_IRGRP | S_IWGRP | S_IROTH | S_IWOTH) & ~mask;
+    }
+    if (fchmod(fileno(file), mode) != 0) {
+        fail_by_errno();
     }
 }
 
@@ -202,13 +271,11 @@ void write_file(const std::string& path, const std::vector<uint8_t>& bytes) {
         fs::path temporary;
         OpenFile file = create_beside(target, temporary);
         try {
-            if (fs::exists(before)) {
-                fs::permissions(temporary, before.permissions());
-            }
             if (std::fwrite(bytes.data(), 1, bytes.size(), file.get()) != bytes.size() ||
                 std::fflush(file.get()) != 0) {
                 fail_by_errno();
             }
+            set_mode(file.get(), before);
             sync(file.get());
             file.reset();
             fs::rename(temporary, target);
