@@ -34,6 +34,7 @@ from starlette.responses import JSONResponse
 from coe_native._native import core
 from coe_native.chat import ChatTemplate
 from coe_native.cores import available_cores
+from coe_native.deep_stack import with_stack_for
 from coe_native.errors import CoeError, InputError, printable, without_directories
 from coe_native.fitting import Placement
 from coe_native.grammar import CANDIDATE, GrammarHelper
@@ -115,9 +116,15 @@ def llama_app(
     server_settings = _ServerSettings(interrupt_requests=False)  # a second request waits for the first answer
     _errors.clear()
     llama_api.llama_log_set(_keep_errors, None)
+    tokenize = llama_internals.LlamaModel.tokenize
+
+    def tokenize_safely(self: Any, text: bytes, *args: Any, **options: Any) -> Any:
+        return with_stack_for(text, lambda: tokenize(self, text, *args, **options))
+
     kept = [route for route in llama_server.router.routes if route.path not in _TOKEN_PATHS]
     with (
         _replaced(llama_server.router, "routes", kept),
+        _replaced(llama_internals.LlamaModel, "tokenize", tokenize_safely),
         _replaced_chat_templates(),
         _replaced_grammars(model),
     ):
@@ -132,6 +139,7 @@ def llama_app(
         app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _PAGES]
         app.include_router(_token_routes())
         app.add_exception_handler(HTTPException, _answer_to_http_error)
+        app.add_exception_handler(InputError, _answer_to_bad_input)
         app.add_exception_handler(RequestValidationError, _answer_to_bad_fields)
         try:
             with _checked_requests(model):
@@ -391,6 +399,10 @@ def _check_completion(body: Any, n_vocab: int) -> None:
 
 async def _answer_to_http_error(_: Request, error: Any) -> JSONResponse:
     return JSONResponse({"error": _error(str(error.detail))}, error.status_code)
+
+
+async def _answer_to_bad_input(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": _error(str(error))}, 400)
 
 
 async def _answer_to_bad_fields(_: Request, error: Any) -> JSONResponse:

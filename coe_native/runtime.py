@@ -20,6 +20,7 @@ from coe_native.batching import Batch, Tokens, batches
 from coe_native.chat import ChatTemplate
 from coe_native.cores import available_cores
 from coe_native.corpus import Message
+from coe_native.deep_stack import with_stack_for
 from coe_native.errors import CoeError, InputError
 from coe_native.masking import ExpertMask, check_cut
 from coe_native.memory import advice_for_gpu, check_context
@@ -186,7 +187,7 @@ class Model:
             )
         data = text.encode("utf-8")
         with self._named():
-            tokens = session.tokenize(data, parse_special)
+            tokens = with_stack_for(data, lambda: session.tokenize(data, parse_special))
         bos, eos = session.bos_token, session.eos_token
         # A chat template may have written BOS already.
         head = [bos] if bos >= 0 and (len(tokens) == 0 or tokens[0] != bos) else []
