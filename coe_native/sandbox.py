@@ -146,9 +146,8 @@ class Sandbox:
             CoeError: The sandbox itself could not be started or watched.
         """
         started = time.monotonic()
-        with contextlib.ExitStack() as cleanup:
-            running = cleanup.enter_context(_Running.start(self.limits, self.isolated))
-            proof = secrets.token_hex(16)
+        proof = secrets.token_hex(16)
+        with _Running.start(self.limits, self.isolated) as running:
             running.send({"program": program, "proof": proof, "limits": asdict(self.limits)})
             stopped = running.watch()
             lines = running.answers()

@@ -177,7 +177,7 @@ class Gate:
         empty: tuple[str, ...] = (),
     ) -> None:
         self._app = app
-        self._key = None if api_key is None else f"Bearer {api_key}".encode()
+        self._key = None if api_key is None else api_key.encode()
         self._hosts = hosts
         self._larger = larger or {}
         self._empty = empty
@@ -201,8 +201,13 @@ class Gate:
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = scope["headers"]
         if self._key is not None:
-            given = [value for name, value in headers if name == b"authorization"]
-            if len(given) != 1 or not hmac.compare_digest(given[0], self._key):
+            if scope["method"] == "OPTIONS" and any(
+                name == b"access-control-request-method" for name, _ in headers
+            ):
+                return None  # a browser asks whether a page may send its key; the application answers by itself
+            given = [value.partition(b" ") for name, value in headers if name == b"authorization"]
+            keys = [key for scheme, _, key in given if scheme.lower() == b"bearer"]
+            if len(given) != 1 or not keys or not hmac.compare_digest(keys[0], self._key):
                 return _error(401, "invalid API key", "authentication_error")
         elif self._hosts is not None:
             asked = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]

@@ -15,7 +15,7 @@ import plotly.offline
 from coe_native import __version__
 from coe_native.atomic import replacing
 from coe_native.concentration import concentration
-from coe_native.errors import InputError
+from coe_native.errors import InputError, printable
 from coe_native.masking import ExpertMask, build_mask
 from coe_native.report import figures
 from coe_native.routing_profile import RoutingProfile, not_of_one_model
@@ -211,6 +211,7 @@ def _provenance(
 
 def _write(path: Path, model: str, sections: Sequence[Section]) -> None:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["printable"] = printable
     template = environment.from_string(files("coe_native.report").joinpath("page.html.j2").read_text("utf-8"))
     page = template.render(
         model=model,
