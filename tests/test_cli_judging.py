@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import ok, report, run
+from test_cli import ENVIRONMENT, ok, report, run
 from test_humaneval import ADD, as_lines
 from test_importing import histograms, torch_save
 from test_masking import make_profile
@@ -171,8 +172,30 @@ def test_the_demo_model_solves_nothing(tmp_path: Path) -> None:
     done = ok(*line)
     assert "1 answer, not yet run" in done.err
     assert not done.out
-    told = report(*line, "--resume", "--allow-code-execution")
+    told = report(*line, "--resume", "--allow-code-execution", "--allow-unisolated")
     assert (told["problems"], told["judged"], told["passed"], told["pass@1"]) == (1, 1, 0, 0.0)
+
+
+def test_nothing_runs_where_it_cannot_be_isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless that is allowed: then a warning comes first, and the results say so."""
+    (tmp_path / "p.jsonl").write_text(as_lines([ADD]))
+    line = (
+        *("humaneval", demo.MODEL, "--problems", tmp_path / "p.jsonl", "--raw", "--max-tokens", 10, "--ctx", 256),
+        *("-o", tmp_path / "r.jsonl", "--allow-code-execution", *RUN),
+    )
+    monkeypatch.setitem(ENVIRONMENT, "PATH", "/nowhere")
+    refused = run(*line)
+    assert refused.status == 1
+    assert len(refused.err.splitlines()) == 1
+    assert "package bubblewrap" in refused.err or sys.platform != "linux"
+    assert "--allow-unisolated" in refused.err
+    assert not (tmp_path / "r.jsonl").exists()
+    allowed = ok(*line, "--allow-unisolated")
+    first, *_, last = allowed.err.splitlines()
+    assert first.startswith("warning: programs that the model writes run unisolated")
+    assert "r.jsonl" in last
+    assert json.loads((tmp_path / "r.jsonl").read_text())["isolated"] is False
+    assert report(*line, "--allow-unisolated", "--resume")["isolated"] is False
 
 
 def test_a_modelfile_is_printed_and_written(tmp_path: Path) -> None:
