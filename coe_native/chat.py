@@ -1,7 +1,7 @@
 """Conversations as text, by the chat template that a model carries.
 
-A template is a program of whoever made the file, and may loop for ever or ask for all memory: it runs in a helper
-process, with little of both.
+A template is a program that came with the model. It may loop for ever or allocate all memory, so it runs in a
+helper process with limits on both.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[Found]:
             for row, record in enumerate(file.records(wanted), 1):
                 yield _of_record(lambda record=record: record, columns, f"{path}:{row}")  # type: ignore[misc]
         except InputError as error:
-            yield InputError(f"{path}: is no readable parquet file ({error}); write it anew")
+            yield InputError(f"{path}: cannot be read as Parquet ({error}); write it again")
 
 
 def _read_npy(path: Path, columns: Columns) -> Iterator[Found]:  # noqa: ARG001

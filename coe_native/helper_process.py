@@ -25,8 +25,8 @@ class HelperError(Exception):
 
 
 def python_line(code: str, *arguments: str) -> list[str]:
-    """Return the command that runs some code. Unlike Python by itself it imports nothing from the current
-    directory, which may be anybody's."""
+    """Return the command that runs some code. Unlike ``python -c`` alone, it imports nothing from the current
+    directory, where others may have put modules."""
     return [sys.executable, "-c", f"import sys; sys.path[:] = filter(None, sys.path); {code}", *arguments]
 
 
@@ -100,8 +100,13 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
 def answer_questions(
     answer: Callable[[dict[str, Any]], dict[str, Any]], seconds: float, *, memory: int = MOST_MEMORY
 ) -> None:
-    """In the helper: answer until nobody asks any more, with at most so many bytes of memory more than now, and
-    each question within so many seconds."""
+    """Answer questions until standard input ends. Called in the helper.
+
+    Args:
+        answer: Returns the answer to one question.
+        seconds: Time limit of each question.
+        memory: Bytes that the process may allocate from now on.
+    """
     _limit_memory(memory)
     print("{}", flush=True)  # it has started
     for line in sys.stdin:
@@ -127,7 +132,7 @@ def _limit_memory(n_bytes: int) -> None:
 
 
 def _limit_time(seconds: float) -> None:
-    """Limit the processor's time for the next answer: whoever asks may have been killed meanwhile."""
+    """Limit the CPU time of the next answer, in case the parent process is killed and cannot stop this one."""
     try:
         import resource
     except ImportError:

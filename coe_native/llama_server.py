@@ -343,8 +343,8 @@ def _check_tokens(name: str, tokens: list[int], n_vocab: int) -> None:
 
 @contextlib.contextmanager
 def _checked_requests(model: Path) -> Iterator[None]:
-    """While the block runs, completions are checked before they reach llama.cpp, and what goes wrong is told to
-    the client, and to nobody else with any text of the request."""
+    """While the block runs, check completions before they reach llama.cpp, and send errors to the client without
+    logging any text of the request."""
     prepare, publish = llama_server.prepare_request_resources, llama_server.get_event_publisher
     explain = RouteErrorHandler.error_message_wrapper
 

@@ -35,7 +35,7 @@ def main() -> None:
         fail("ended itself")
     except MemoryError:
         fail("took more memory than it may")
-    except BaseException as error:  # it is anybody's
+    except BaseException as error:  # any program may raise anything
         fail(f"{type(error).__name__}: {error}")
     finish(f"passed {task['proof']}")
 

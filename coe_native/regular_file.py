@@ -1,4 +1,4 @@
-"""Files to read: regular ones only. A pipe would make us wait for a writer, and some devices have no end."""
+"""Open regular files only. Opening a pipe would block until it has a writer, and some devices never end."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def check_regular(path: str | Path, file: BinaryIO) -> None:
-    """Raise InputError where an opened file is no regular one."""
+    """Raise InputError for an opened pipe, device or socket."""
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise InputError(f"{path}: is no regular file; copy what it gives into a file first")
+        raise InputError(f"{path}: is not a regular file; save its contents to a file first")
 
 
 def read_regular(path: str | Path, most_bytes: int) -> bytes:
     """Return what a file holds.
 
     Raises:
-        InputError: It has more bytes than that, or is no regular file.
+        InputError: It has more bytes than that, or is not a regular file.
         OSError: The system cannot read it.
     """
     with open_regular(path) as file:

@@ -258,6 +258,29 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
 
 
+def _server(app: FastAPI, protocol: type[asyncio.Protocol], address: Address, port: int | None) -> _Server:
+    """Return uvicorn's server for an application behind the gate."""
+    gate = Gate(
+        app,
+        api_key=address.api_key,
+        hosts=None if port is None else address.own_hosts(port),
+        larger={"/routing/mask": MOST_BYTES},
+        empty=("/routing/mask", "/routing/save"),
+    )
+    return _Server(
+        uvicorn.Config(
+            gate,
+            loop="asyncio",
+            http=protocol,
+            ws="none",
+            backlog=BACKLOG,
+            log_level="critical",
+            timeout_graceful_shutdown=_PATIENCE,
+            log_config=None,
+        )
+    )
+
+
 def serve(
     model: Path,
     output: Path,
@@ -296,26 +319,8 @@ def serve(
         if mask is not None:
             capture.apply(mask)
         add_routes(app, routing)
-        hosts = None if address.uds is not None else address.own_hosts(listener.getsockname()[1])
-        gate = Gate(
-            app,
-            api_key=address.api_key,
-            hosts=hosts,
-            larger={"/routing/mask": MOST_BYTES},
-            empty=("/routing/mask", "/routing/save"),
-        )
-        server = _Server(
-            uvicorn.Config(
-                gate,
-                loop="asyncio",
-                http=protocol,
-                ws="none",
-                backlog=BACKLOG,
-                log_level="critical",
-                timeout_graceful_shutdown=_PATIENCE,
-                log_config=None,
-            )
-        )
+        port = None if address.uds is not None else listener.getsockname()[1]
+        server = _server(app, protocol, address, port)
         say(_greeting(model, place, is_socket=address.uds is not None))
         try:
             with (

@@ -99,7 +99,7 @@ def test_parquet_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["AAAA", "BBBB"]}), path, compression="none", use_dictionary=False)
     path.write_bytes(path.read_bytes().replace(b"AAAA", b"\xff\xfe\xfd\xfc"))
-    with pytest.raises(InputError, match=r"a\.parquet: is no readable parquet file"):
+    with pytest.raises(InputError, match=r"a\.parquet: cannot be read as Parquet"):
         read_corpus(path)
 
 
@@ -137,7 +137,7 @@ def test_no_pickle_is_executed(tmp_path: Path) -> None:
         ("a.jsonl", b'{"tokens": 5}', "no list of whole numbers"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}', "a message must have"),
         ("a.npy", b"\x93NUMPY", "no array of token ids"),
-        ("a.parquet", b"PAR1", "no readable parquet"),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:

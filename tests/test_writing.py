@@ -417,7 +417,7 @@ def test_nobody_waits_for_a_pipe(shop: Path, tmp_path: Path, line: str) -> None:
     words = shlex.split(line.replace("--mask {}", f"--mask {shop / 'mask.json'}").replace("{}", str(pipe)))
     run = subprocess.run([COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
     assert run.returncode == 2
-    assert "pipe.gguf: is no regular file" in run.stderr
+    assert "pipe.gguf: is not a regular file" in run.stderr
 
 
 def test_a_mask_that_is_a_model_is_refused_at_once(model_file: ModelFile, profile_of: ProfileOf) -> None:
