@@ -108,8 +108,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     The bytes are on the disk before the name is. Raises CoeError for what the system refuses.
     """
-    given, path = path, resolved(path)
+    given = path
     try:
+        path = resolved(path)
         clear_leftovers(path)
         file = _create_beside(path)
         temporary = Path(file.name)
@@ -136,7 +137,8 @@ def _set_mode(file: BinaryIO, path: Path) -> None:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
         mode = 0o666 & ~_umask()
-    os.fchmod(file.fileno(), mode)
+    with contextlib.suppress(OSError):  # some file systems refuse it; the file stays private then
+        os.fchmod(file.fileno(), mode)
 
 
 def _umask() -> int:

@@ -109,7 +109,9 @@ def read_corpus(
             raise document
     documents = [document for document in documents if document.content]
     if not documents:
-        raise InputError(bad[0] if bad else f"{path}: holds no text")
+        links = sum(entry.is_symlink() for entry in skipped)
+        why = f" ({links} links lead outside of it; name the files or their directory)" if links else ""
+        raise InputError(bad[0] if bad else f"{path}: holds no text{why}")
     return Corpus(str(path), tuple(documents), len(skipped), tuple(bad))
 
 
@@ -152,7 +154,7 @@ def _read_path(path: Path, columns: Columns, skipped: list[Path]) -> Iterator[Fo
             hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
             if not entry.is_file():
                 continue
-            # A link in somebody else's text must not lead to our own files.
+            # A link among text from elsewhere must not lead to files of the user.
             if hidden or not entry.resolve().is_relative_to(inside) or not _looks_like_text(entry):
                 skipped.append(entry)
             else:

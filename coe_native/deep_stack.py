@@ -73,20 +73,20 @@ def longest_run(text: bytes) -> int:
     return longest
 
 
-def with_stack_for(text: bytes, tokenize: Callable[[], Result]) -> Result:
+def with_stack_for(text: bytes, tokenize: Callable[[], Result], *, most: int = _MOST) -> Result:
     """Return what `tokenize` returns, called in a thread with a deeper stack where the text needs one.
 
     Raises:
-        InputError: It would need gigabytes.
+        InputError: The text has more than half of `most` characters in a row, or the system gives no such stack.
     """
     # A match may have a run of blanks, or of line ends, before or behind another one.
     length = 2 * longest_run(text)
     if length <= _SAFE:
         return tokenize()
-    if length > _MOST:
+    if length > most:
         raise InputError(
             f"has {length // 2} letters, digits, blanks or signs in a row, for which llama.cpp's tokenizer may "
-            "need gigabytes of stack; break such lines, or leave the text out"
+            f"need {length * _BYTES_OF_ONE >> 20} MB of stack; break such lines, or leave the text out"
         )
     found: list[Result] = []
     failed: list[BaseException] = []

@@ -103,10 +103,13 @@ def _only_value(value: Any) -> Any:
         return [value[key] for key in sorted(value, key=int)]
     except (TypeError, ValueError):
         pass
+    if len(value) > MOST_LAYERS:
+        raise InputError(f"holds {len(value)} entries; save the one that is meant alone")
+    known: _Known = {}
     useful = {
         str(key): entry
         for key, entry in value.items()
-        if _kept(entry) is not None
+        if _kept(entry, known) is not None
         or (isinstance(entry, np.ndarray) and entry.ndim == 3 and entry.dtype.kind in "iu")
     }
     if len(useful) > 1:
@@ -115,8 +118,13 @@ def _only_value(value: Any) -> Any:
     return next(iter(useful.values()), None)
 
 
-def _kept(value: Any) -> list[list[int]] | None:
+_Known = dict[int, "list[int] | None"]
+"""Rows by the ids of what they were made of: a small file can show one row a million times."""
+
+
+def _kept(value: Any, known: _Known | None = None) -> list[list[int]] | None:
     """The kept experts of each layer, or None for what is no mask, or of no model's size."""
+    known = {} if known is None else known
     if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "b":
         if value.size > _MOST_NUMBERS:
             return None
@@ -125,11 +133,21 @@ def _kept(value: Any) -> list[list[int]] | None:
         return None
     kept = []
     for entry in value:
-        row = _row(entry)
-        if row is None or row.ndim != 1 or not 0 < row.size <= MOST_EXPERTS or row.dtype.kind not in "iub":
+        if id(entry) not in known:
+            known[id(entry)] = _experts(entry)
+        experts = known[id(entry)]
+        if experts is None:
             return None
-        kept.append(sorted(np.flatnonzero(row).tolist() if row.dtype.kind == "b" else row.tolist()))
+        kept.append(experts)
     return kept
+
+
+def _experts(entry: Any) -> list[int] | None:
+    """The experts that a row lists or flags."""
+    row = _row(entry)
+    if row is None or row.ndim != 1 or not 0 < row.size <= MOST_EXPERTS or row.dtype.kind not in "iub":
+        return None
+    return sorted(np.flatnonzero(row).tolist() if row.dtype.kind == "b" else row.tolist())
 
 
 def _row(entry: Any) -> NDArray[Any] | None:

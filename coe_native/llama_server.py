@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import llama_cpp
 import llama_cpp._internals as llama_internals
 import llama_cpp.llama_chat_format as llama_chat
@@ -52,6 +52,12 @@ _TOKEN_PATHS = ("/extras/tokenize", "/extras/tokenize/count", "/extras/detokeniz
 
 _MOST_TOKENS = 1 << 16
 """That are made text at once, where the context is smaller: the time for it grows with the square."""
+
+_MOST_WRONG = 5
+"""Fields of a request that an error names."""
+
+_LONGEST_RUN = 1 << 18
+"""Characters, twice: some 120 MB of stack."""
 
 _MOST_UINT32 = 2**32 - 1
 
@@ -119,7 +125,8 @@ def llama_app(
     tokenize = llama_internals.LlamaModel.tokenize
 
     def tokenize_safely(self: Any, text: bytes, *args: Any, **options: Any) -> Any:
-        return with_stack_for(text, lambda: tokenize(self, text, *args, **options))
+        core.prepare_thread_for_crashes()
+        return with_stack_for(text, lambda: tokenize(self, text, *args, **options), most=_LONGEST_RUN)
 
     kept = [route for route in llama_server.router.routes if route.path not in _TOKEN_PATHS]
     with (
@@ -346,10 +353,9 @@ def _checked_requests(model: Path) -> Iterator[None]:
     """While the block runs, check completions before they reach llama.cpp, and send errors to the client without
     logging any text of the request."""
     prepare, publish = llama_server.prepare_request_resources, llama_server.get_event_publisher
-    explain = RouteErrorHandler.error_message_wrapper
 
     def explained(_: Any, error: Exception, body: Any = None) -> tuple[int, Any]:
-        status, message = _explain(explain, error, body)
+        status, message = _explain(error, body)
         return status, message | {"message": without_directories(message["message"], model)}
 
     def prepared(body: Any, proxy: Any, *args: Any) -> Any:
@@ -367,9 +373,11 @@ def _checked_requests(model: Path) -> Iterator[None]:
 
         try:
             await publish(inner_send_chan=inner_send_chan, llama_call=calls, body=body, **options)
-        except HTTPException as error:
-            async with inner_send_chan:
-                await inner_send_chan.send({"data": json.dumps({"error": _error(str(error.detail))})})
+        except Exception as error:
+            with contextlib.suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
+                async with inner_send_chan:
+                    _, message = explained(None, error, body)
+                    await inner_send_chan.send({"data": json.dumps({"error": message})})
 
     with (
         _replaced(llama_server, "prepare_request_resources", prepared),
@@ -410,22 +418,26 @@ async def _answer_to_bad_fields(_: Request, error: Any) -> JSONResponse:
 
 
 def _bad_fields(error: RequestValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:_MOST_WRONG])
 
 
-def _explain(explain: Callable[..., tuple[int, Any]], error: Exception, body: Any) -> tuple[int, Any]:
-    """Return the status and the error that a client gets; llama-cpp-python would log the request's text."""
+def _explain(error: Exception, body: Any) -> tuple[int, Any]:
+    """Return the status and the error that a client gets. llama-cpp-python's function would log the request."""
+    if isinstance(error, HTTPException):
+        return error.status_code, _error(str(error.detail))
     if isinstance(error, RequestValidationError):
         return 422, _error(_bad_fields(error))
     if isinstance(error, InputError):
         return 400, _error(str(error))
     if isinstance(error, AssertionError) and isinstance(getattr(body, "prompt", ""), list):
         return 422, _error("prompt: must be one text")
-    with contextlib.redirect_stderr(io.StringIO()):
-        status, message = explain(RouteErrorHandler, error, body)
-    if status >= 500:
-        print(f"a request failed: {type(error).__name__}", file=sys.stderr)
-    return status, message
+    for pattern, formatted in RouteErrorHandler.pattern_and_formatters.items():
+        match = pattern.search(str(error))
+        if match is not None and body is not None:
+            status, message = formatted(body, match)
+            return status, message
+    print(f"a request failed: {type(error).__name__}", file=sys.stderr)
+    return 500, _error(str(error)) | {"type": "internal_server_error"}
 
 
 def _error(message: str) -> dict[str, Any]:

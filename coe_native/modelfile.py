@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def usage(model: Model, *, domain: str = "general", system: str | None = None) -
     if '"""' in text:
         raise InputError('a system prompt in a Modelfile cannot hold """')
     path = model.moe.path.resolve()
-    if not str(path).isprintable():
+    if any(unicodedata.category(character) == "Cc" for character in str(path)):
         raise InputError(f"{path}: its name has control characters, which a Modelfile cannot hold; rename it")
     longest = model.moe.arch("context_length", PARAMETERS["num_ctx"])
     parameters = dict(PARAMETERS)

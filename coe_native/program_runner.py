@@ -56,6 +56,8 @@ def _limit(limits: dict[str, Any]) -> None:
         # With 0 the kernel would still hand the memory to the program that /proc/sys/kernel/core_pattern names.
         (resource.RLIMIT_CORE, 1),
     ):
+        if most is None:
+            continue
         _, hard = resource.getrlimit(what)
         least = most if hard == resource.RLIM_INFINITY else min(most, hard)
         try:

@@ -11,16 +11,18 @@ import contextlib
 import errno
 import json
 import os
+import platform
+import re
 import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
@@ -56,6 +58,7 @@ _DENIED_CALLS = (
     "add_key", "keyctl", "request_key",
     # Memory that no process's own size shows.
     "memfd_create", "memfd_secret", "shmget", "msgget", "semget", "setxattr", "lsetxattr", "fsetxattr",
+    "vmsplice", "splice", "tee", "setsockopt",
     # Parts of the kernel that no judged program needs, and that attackers like.
     "bpf", "io_uring_setup", "io_uring_enter", "io_uring_register", "perf_event_open", "userfaultfd", "ptrace",
     "process_vm_readv", "process_vm_writev", "kcmp", "name_to_handle_at", "open_by_handle_at", "fanotify_init",
@@ -66,7 +69,7 @@ _DENIED_CALLS = (
 _CLONE_NEW = 0x7E020000 | 0x80
 """All CLONE_NEW* flags (linux/sched.h)."""
 
-_MAP_SHARED_ANONYMOUS, _MAP_HUGETLB, _SOCK_TYPES, _SOCK_STREAM = 0x21, 0x40000, 0xF, 1
+_MAP_SHARED_ANONYMOUS, _MAP_HUGETLB, _SOCK_TYPES, _SOCK_STREAM, _AF_UNIX = 0x21, 0x40000, 0xF, 1, 1
 
 _PROBE = """
 import os, socket, subprocess, sys, tempfile, threading
@@ -148,7 +151,7 @@ class Sandbox:
         started = time.monotonic()
         proof = secrets.token_hex(16)
         with _Running.start(self.limits, self.isolated) as running:
-            running.send({"program": program, "proof": proof, "limits": asdict(self.limits)})
+            running.send({"program": program, "proof": proof, "limits": self._system_limits()})
             stopped = running.watch()
             lines = running.answers()
         seconds = time.monotonic() - started
@@ -157,6 +160,14 @@ class Sandbox:
         failed = next((line.partition(" ")[2] for line in lines if line.startswith(f"failed-{proof} ")), "")
         reason = stopped or failed or "ended before its last statement"
         return Outcome(False, reason, seconds, self.isolated)
+
+    def _system_limits(self) -> dict[str, Any]:
+        """Return the limits that the runner sets. Before Linux 5.14, and without isolation, the limit of processes
+        would count all processes of the user."""
+        limits = asdict(self.limits)
+        if not (self.isolated and _linux_version() >= (5, 14)):
+            limits["processes"] = None
+        return limits
 
 
 def open_sandbox(limits: Limits | None = None, *, allow_unisolated: bool = False) -> Sandbox:
@@ -174,8 +185,8 @@ def open_sandbox(limits: Limits | None = None, *, allow_unisolated: bool = False
     why = _why_unisolated(limits)
     if why and not allow_unisolated:
         raise CoeError(
-            f"programs that the model writes cannot be isolated here: {why}; to run them anyway, with everything "
-            "that you can do, pass --allow-unisolated"
+            f"programs that the model writes cannot be isolated here: {why} (docs/security.md says what is "
+            "needed); to run them with all your rights instead, pass --allow-unisolated"
         )
     return Sandbox(limits, why)
 
@@ -195,6 +206,10 @@ def _why_unisolated(limits: Limits) -> str:
     except CoeError as error:
         return str(error)
     return "" if outcome.passed else f"a harmless program failed in bubblewrap: {outcome.result}"
+
+
+def _linux_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
 
 
 @dataclass
@@ -284,18 +299,18 @@ class _Running:
                 pass
             if time.monotonic() >= end:
                 return f"took longer than {self.limits.seconds:g} seconds"
-            memory, tasks = self._usage()
-            if memory > self.limits.memory:
+            memory, tasks = self._usage(_memory_and_threads)
+            if memory > self.limits.memory and self._usage(_proportional_memory)[0] > self.limits.memory:
                 return "took more memory than it may"
             if tasks > self.limits.processes + 2:  # two are bubblewrap's own
                 return "started more processes than it may"
 
-    def _usage(self) -> tuple[int, int]:
+    def _usage(self, of_process: Callable[[psutil.Process], tuple[int, int]]) -> tuple[int, int]:
         """Return the bytes of memory, and the number of processes and threads, of all processes together."""
         memory, tasks = 0, 0
         for process in self._processes():
             with contextlib.suppress(OSError, psutil.Error):
-                of_one, threads = _memory_and_threads(process)
+                of_one, threads = of_process(process)
                 memory += of_one
                 tasks += threads
         if self.disk is not None:
@@ -332,17 +347,38 @@ class _Running:
 
 
 def _memory_and_threads(process: psutil.Process) -> tuple[int, int]:
-    """Return a process's bytes of private and shared memory and of swap, without files, and its threads."""
+    """Return a process's bytes of private and shared memory and of swap, without files, and its threads. Memory
+    that several processes share counts for each of them."""
     if sys.platform != "linux":
         return process.memory_info().rss, process.num_threads()
     # psutil has these only with a slow walk over all pages, which a process may also forbid.
-    values = {"RssAnon": 0, "RssShmem": 0, "VmSwap": 0, "Threads": 0}
-    for line in Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
-        name, _, value = line.partition(":")
-        if name in values:
-            values[name] = int(value.split()[0])
-    threads = values.pop("Threads")
+    values = _kilobytes(Path(f"/proc/{process.pid}/status"), _MEMORY_FIELDS)
+    threads = _kilobytes(Path(f"/proc/{process.pid}/status"), ("Threads",))["Threads"]
+    if not values:  # the first thread has ended, and others go on
+        tasks = Path(f"/proc/{process.pid}/task").iterdir()
+        values = max((_kilobytes(task / "status", _MEMORY_FIELDS) for task in tasks), key=len, default={})
     return 1024 * sum(values.values()), threads
+
+
+def _proportional_memory(process: psutil.Process) -> tuple[int, int]:
+    """Return the same, but memory that several processes share is divided among them: this takes longer, and a
+    process can forbid it."""
+    memory, threads = _memory_and_threads(process)
+    with contextlib.suppress(OSError):
+        values = _kilobytes(Path(f"/proc/{process.pid}/smaps_rollup"), ("Pss_Anon", "Pss_Shmem", "SwapPss"))
+        if len(values) == 3:
+            memory = 1024 * sum(values.values())
+    return memory, threads
+
+
+_MEMORY_FIELDS = ("RssAnon", "RssShmem", "VmSwap")
+
+
+def _kilobytes(path: Path, names: Sequence[str]) -> dict[str, int]:
+    """Return those of the named fields that a file of /proc has."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    fields = (line.partition(":") for line in lines)
+    return {name: int(value.split()[0]) for name, _, value in fields if name in names}
 
 
 def _bubblewrap_command(filter_descriptor: int, limits: Limits) -> list[str]:
@@ -351,6 +387,10 @@ def _bubblewrap_command(filter_descriptor: int, limits: Limits) -> list[str]:
     bubblewrap = _bubblewrap()
     command = [bubblewrap, "--unshare-user", "--unshare-all", "--die-with-parent", "--new-session"]
     command += ["--cap-drop", "ALL", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox"]
+    # First, because Python itself may be in /tmp.
+    if _limits_tmpfs(bubblewrap):
+        command += ["--size", str(limits.memory)]
+    command += ["--tmpfs", "/tmp"]
     command += ["--ro-bind", "/usr", "/usr"]
     for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         path = Path(name)
@@ -370,9 +410,7 @@ def _bubblewrap_command(filter_descriptor: int, limits: Limits) -> list[str]:
     for name in ("null", "random", "urandom"):
         command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     command += ["--symlink", "/tmp", "/dev/shm", "--symlink", "/proc/self/fd", "/dev/fd"]
-    if _limits_tmpfs(bubblewrap):
-        command += ["--size", str(limits.memory)]
-    command += ["--tmpfs", "/tmp", "--ro-bind", str(_RUNNER), _RUNNER_INSIDE, "--remount-ro", "/"]
+    command += ["--ro-bind", str(_RUNNER), _RUNNER_INSIDE, "--remount-ro", "/"]
     command += ["--chdir", "/tmp", "--seccomp", str(filter_descriptor)]
     return [*command, "--", sys.executable, "-I", "-B", _RUNNER_INSIDE]
 
@@ -438,6 +476,7 @@ def _system_call_filter() -> bytes:
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     for flags in (_MAP_SHARED_ANONYMOUS, _MAP_HUGETLB):
         rules.add_rule(denied, "mmap", pyseccomp.Arg(3, pyseccomp.MASKED_EQ, flags, flags))
+    rules.add_rule(denied, "socketpair", pyseccomp.Arg(0, pyseccomp.NE, _AF_UNIX))
     for kind in range(_SOCK_TYPES + 1):
         if kind != _SOCK_STREAM:  # a pair of datagram sockets can send to any other socket
             rules.add_rule(denied, "socketpair", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, _SOCK_TYPES, kind))

@@ -27,6 +27,9 @@ from coe_native.errors import CoeError, InputError
 MOST_BODY = 4 << 20
 """Bytes of a request's body; text for a context of a million tokens is about as long."""
 
+MOST_VALUES = 1 << 16
+"""Values in a request's JSON: messages, tokens, and what they consist of."""
+
 HEADER_SECONDS = 10.0
 """For a client to send a request's header, from the connection or from the last answer on."""
 
@@ -187,6 +190,10 @@ class Gate:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
+        if self._is_preflight(scope):
+            # A browser asks whether a page may send its key; the application answers without reading anything.
+            await self._app(scope, _replayed(b"", receive), send)
+            return
         refusal = self._refusal(scope)
         body = b""
         if refusal is None:
@@ -198,13 +205,13 @@ class Gate:
             return
         await self._app(scope, _replayed(body, receive), send)
 
+    def _is_preflight(self, scope: Scope) -> bool:
+        asks = any(name == b"access-control-request-method" for name, _ in scope["headers"])
+        return self._key is not None and scope["method"] == "OPTIONS" and asks
+
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = scope["headers"]
         if self._key is not None:
-            if scope["method"] == "OPTIONS" and any(
-                name == b"access-control-request-method" for name, _ in headers
-            ):
-                return None  # a browser asks whether a page may send its key; the application answers by itself
             given = [value.partition(b" ") for name, value in headers if name == b"authorization"]
             keys = [key for scheme, _, key in given if scheme.lower() == b"bearer"]
             if len(given) != 1 or not keys or not hmac.compare_digest(keys[0], self._key):
@@ -219,7 +226,8 @@ class Gate:
         return None
 
     async def _read_body(self, scope: Scope, receive: Receive) -> tuple[bytes, JSONResponse | None]:
-        most = self._larger.get(scope["path"], MOST_BODY)
+        path = scope["path"]
+        most = self._larger.get(path, MOST_BODY)
         too_large = _error(413, f"the body has more than {most} bytes")
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
         if any(not length.isdigit() or int(length) > most for length in lengths):
@@ -241,8 +249,9 @@ class Gate:
         except TimeoutError:
             return b"", _error(408, f"the body did not come within {BODY_SECONDS:g} seconds")
         body = b"".join(parts)
-        may_be_empty = scope["method"] != "POST" or scope["path"] in self._empty
-        return body, None if may_be_empty and not body.strip() else _json_error(body)
+        if not body.strip() and (scope["method"] != "POST" or path in self._empty):
+            return body, None
+        return body, _json_error(body, None if path in self._larger else MOST_VALUES)
 
 
 async def _discard(scope: Scope, receive: Receive) -> None:
@@ -254,9 +263,10 @@ async def _discard(scope: Scope, receive: Receive) -> None:
             pass
 
 
-def _json_error(body: bytes) -> JSONResponse | None:
-    """Return what is wrong with a body that is no JSON, or holds numbers of more than 64 bits or text that is no
-    Unicode."""
+def _json_error(body: bytes, most_values: int | None) -> JSONResponse | None:
+    """Return what is wrong with a body that is not JSON, or has numbers of more than 64 bits, text that is not
+    Unicode, or more values than that: checking the type of each takes long, and much memory for those that are
+    wrong."""
 
     def no_constant(name: str) -> None:
         raise ValueError(f"{name} is no JSON number")
@@ -280,7 +290,21 @@ def _json_error(body: bytes) -> JSONResponse | None:
         return _error(400, "the body is not JSON: it is nested too deeply")
     except ValueError as error:
         return _error(400, f"the body is not JSON: {str(error)[:200]}")
+    if most_values is not None and not _has_at_most(most_values, value):
+        return _error(413, f"the body has more than {most_values} values")
     return None
+
+
+def _has_at_most(most: int, value: object) -> bool:
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict | list):
+            most -= len(found)
+            if most < 0:
+                return False
+            waiting.extend(found.values() if isinstance(found, dict) else found)
+    return True
 
 
 def _error(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:

@@ -143,12 +143,12 @@ class LiveRouting:
             profiles = (total, prompts, generated)
             try:
                 paths = _save_together(self.paths(self._output), profiles)
-            except CoeError as error:
+            except (CoeError, OSError) as error:
                 paths = self._save_elsewhere(profiles, error)
             self._saved_tokens = total.n_tokens
         return list(paths)
 
-    def _save_elsewhere(self, profiles: tuple[RoutingProfile, ...], error: CoeError) -> tuple[Path, ...]:
+    def _save_elsewhere(self, profiles: tuple[RoutingProfile, ...], error: Exception) -> tuple[Path, ...]:
         name = f"{self._output.stem}-{self._started:%Y%m%d-%H%M%S}{self._output.suffix}"
         try:
             paths = _save_together(
@@ -165,7 +165,7 @@ class LiveRouting:
         """As `save`, but what went wrong in the last batch costs that batch only."""
         try:
             return self.save()
-        except CoeError:
+        except (CoeError, OSError):
             self.capture.recover()
             return self.save()
 

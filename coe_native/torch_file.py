@@ -30,6 +30,7 @@ _MOST_PICKLE = 1 << 22
 """Of a description, which takes seconds for each megabyte; one of a thousand tensors has 0.1 MB."""
 
 _MOST_DIMENSIONS = 8
+_LONGEST_NAME = 200
 
 _DTYPES = {
     "LongStorage": "<i8",
@@ -256,8 +257,8 @@ def _build(reader: _Reader) -> None:
 
 def _name(reader: _Reader) -> None:
     name, module = reader.pop(), reader.pop()
-    # A text of anything else could double with each step.
-    if not isinstance(name, str) or not isinstance(module, str):
+    # Texts that are made of others could double with each step, or be made a million times.
+    if not all(isinstance(text, str) and len(text) <= _LONGEST_NAME for text in (name, module)):
         raise InputError("holds what is no tensor")
     reader.push(_Name(f"{module}.{name}"))
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +10,7 @@
 #include <exception>
 #include <mutex>
 #include <tuple>
+#include <vector>
 
 #include "ggml.h"
 
@@ -120,7 +122,41 @@ void on_abort(const char* message) {
 
 void on_terminate() { end("ended by an exception of its own"); }
 
+std::atomic<bool> reports_crashes{false};
+
+#if !defined(_WIN32)
+// A thread's stack for handlers, for the time that the thread lives.
+class HandlerStack {
+  public:
+    HandlerStack() {
+        stack_t alternative{};
+        alternative.ss_sp = bytes_.data();
+        alternative.ss_size = bytes_.size();
+        sigaltstack(&alternative, nullptr);
+    }
+    ~HandlerStack() {
+        stack_t none{};
+        none.ss_flags = SS_DISABLE;
+        sigaltstack(&none, nullptr);
+    }
+    HandlerStack(const HandlerStack&) = delete;
+    HandlerStack& operator=(const HandlerStack&) = delete;
+
+  private:
+    std::vector<char> bytes_ = std::vector<char>(65536);
+};
+#endif
+
 }  // namespace
+
+void prepare_thread_for_crashes() {
+#if !defined(_WIN32)
+    if (reports_crashes) {
+        static thread_local const HandlerStack stack;
+        static_cast<void>(stack);
+    }
+#endif
+}
 
 void report_crashes(const std::string& prefix) {
     line_prefix.set(prefix);
@@ -131,12 +167,8 @@ void report_crashes(const std::string& prefix) {
         std::signal(number, &on_signal);
     }
 #else
-    // A stack of its own, for a stack that has overflowed.
-    static std::array<char, 65536> stack;
-    stack_t alternative{};
-    alternative.ss_sp = stack.data();
-    alternative.ss_size = stack.size();
-    sigaltstack(&alternative, nullptr);
+    reports_crashes = true;
+    prepare_thread_for_crashes();
     struct sigaction action{};
     action.sa_handler = &on_signal;
     action.sa_flags = SA_ONSTACK;

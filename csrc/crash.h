@@ -19,6 +19,10 @@ void set_crash_advice(const std::string& advice);
 // none. Not on Windows.
 void set_crash_listener(int descriptor);
 
+// For threads that run llama.cpp: gives the calling one a stack for the handlers, so that the overflow of its
+// own is reported too. Does nothing before `report_crashes`.
+void prepare_thread_for_crashes();
+
 // What that line is about: the model that is being run, by its path.
 void set_crash_subject(const std::string& subject);
 

@@ -205,7 +205,7 @@ def say_skipped(corpora: Sequence[Corpus]) -> None:
     """Says how many files of directories were passed by."""
     for corpus in corpora:
         if corpus.n_skipped:
-            say(f"{corpus.name}: passed by {corpus.n_skipped} files that are hidden or no UTF-8 text")
+            say(f"{corpus.name}: skipped {corpus.n_skipped} files: hidden, not UTF-8 text, or links out of it")
 
 
 def print_json(value: Any) -> None:

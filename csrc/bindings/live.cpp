@@ -1,4 +1,5 @@
 #include "bindings.h"
+#include "crash.h"
 #include "live_profiler.h"
 
 namespace py = pybind11;
@@ -45,7 +46,13 @@ void register_live(py::module_& module) {
             },
             py::arg("callback"), py::arg("user_data"))
         .def("select", &LiveProfiler::select, py::arg("part"), ReleaseGil())
-        .def("begin_decode", &LiveProfiler::begin_decode, ReleaseGil())
+        .def(
+            "begin_decode",
+            [](LiveProfiler& self) {
+                prepare_thread_for_crashes();
+                self.begin_decode();
+            },
+            ReleaseGil())
         .def("end_decode", &LiveProfiler::end_decode, ReleaseGil())
         .def("counts", &counts)
         .def("reset", &LiveProfiler::reset, ReleaseGil())

@@ -131,6 +131,7 @@ std::vector<py::dict> memory(const Session& session) {
 
 void register_session(py::module_& module) {
     module.def("report_crashes", &report_crashes, py::arg("prefix"));
+    module.def("prepare_thread_for_crashes", &prepare_thread_for_crashes);
     module.def("set_crash_advice", &set_crash_advice, py::arg("advice"));
     module.def("set_crash_listener", &set_crash_listener, py::arg("descriptor"));
     module.def("has_rpc", &has_rpc);

@@ -224,6 +224,31 @@ def test_descriptions_take_linear_time(tmp_path: Path, instructions: bytes) -> N
     assert time.process_time() - started < 10
 
 
+def test_texts_that_are_made_of_texts(tmp_path: Path) -> None:
+    """Each of a million names would be a new text of 100 KB."""
+    long = b"\x8c\xff" + b"a" * 255 + pickle.MEMOIZE
+    path = pickled(tmp_path, b"\x80\x04" + long + (b"h\x00h\x00" + pickle.STACK_GLOBAL) * 400_000 + pickle.STOP)
+
+    def read() -> None:
+        with pytest.raises(coe.InputError):
+            read_torch(path)
+
+    assert growth_while(read) < 100 << 20
+
+
+def test_one_row_that_is_shown_again_and_again(tmp_path: Path) -> None:
+    row = pickle.EMPTY_LIST + pickle.MARK + b"K\x01" * 1000 + pickle.APPENDS + pickle.MEMOIZE
+    rows = pickle.EMPTY_LIST + pickle.MARK + b"h\x00" * 4000 + pickle.APPENDS + pickle.MEMOIZE
+    for count in (3, 3000, 300_000):
+        entries = b"".join(b"X" + (6).to_bytes(4, "little") + b"%06d" % i + b"h\x01" for i in range(count))
+        names = entries.replace(b"X\x06\x00\x00\x000", b"X\x06\x00\x00\x00n")
+        data = b"\x80\x04" + row + rows + pickle.EMPTY_DICT + pickle.MARK + names + pickle.SETITEMS + b"."
+        started = time.process_time()
+        with pytest.raises(coe.InputError):
+            import_file(pickled(tmp_path, data), n_experts=8)
+        assert time.process_time() - started < 10
+
+
 def test_a_description_has_a_largest_size(tmp_path: Path) -> None:
     path = pickled(tmp_path, pickle.NONE * (5 << 20))
     with pytest.raises(coe.InputError, match="more than it can need"):

@@ -46,9 +46,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def started(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers, which are gone at the end."""
     servers: list[Server] = []
+    state = {"XDG_STATE_HOME": str(tmp_path / "state")}
 
     def start(*options: str, **more: Any) -> Server:
-        servers.append(Server(tmp_path, *options, **more))
+        servers.append(Server(tmp_path, *options, environment=state, **more))
         return servers[-1]
 
     yield start
@@ -83,7 +84,8 @@ def ask(server: Server, head: str, body: bytes = b"", wait: float = 30.0) -> tup
         ("/extras/detokenize", {"tokens": [5] * 100_000}, 413),
         ("/extras/detokenize", {"tokens": [*range(4096)]}, 200),
         ("/extras/detokenize", {"tokens": "abc"}, 422),
-        ("/extras/tokenize", {"input": "x" * (3 << 20)}, 200),
+        ("/extras/tokenize", {"input": "x " * (3 << 19)}, 200),
+        ("/extras/tokenize", {"input": "x" * (3 << 20)}, 400),
         ("/extras/tokenize", {"input": None}, 422),
         ("/extras/tokenize/count", {"input": "\ud800"}, 400),
         ("/v1/completions", {"prompt": "x", "grammar": "root ::= ("}, 400),
@@ -112,6 +114,10 @@ def ask(server: Server, head: str, body: bytes = b"", wait: float = 30.0) -> tup
         ("/v1/completions", b'{"prompt": "x", "top_k": 1' + b"0" * 400 + b"}", 400),
         ("/v1/completions", {"prompt": "x", "top_k": 2**31}, 422),
         ("/v1/completions", {"prompt": ["x", "y"]}, 422),
+        ("/v1/completions", {"prompt": [1] * 2_000_000}, 413),
+        ("/v1/completions", {"prompt": [[]] * 60_000}, 422),
+        ("/v1/completions", {"prompt": "x", "stop": ["stop"] * 400_000}, 413),
+        ("/v1/completions", b'{"a":' * 60_000 + b"1" + b"}" * 60_000, 400),
         ("/v1/completions", {"prompt": "x " * 5000}, 400),
         ("/v1/completions", {"prompt": "x", "suffix": "y" * 100}, 200),
         ("/v1/completions", {"prompt": "x", "stop": [""]}, 422),
@@ -167,6 +173,7 @@ def test_schemas_are_followed_or_refused(shared: Server, schema: dict[str, Any],
         {"prompt": "x", "logit_bias": {"99999999": 1.0}},
         {"prompt": "x " * 5000},
         {"prompt": "x", "grammar": EXPENSIVE, "logit_bias": {"2699": 100}},
+        {"prompt": "x", "logit_bias": {"a" * 2_000_000: 1}, "logit_bias_type": "tokens"},
     ],
 )
 def test_a_stream_says_what_is_wrong(shared: Server, body: dict[str, Any]) -> None:
@@ -295,6 +302,22 @@ def test_a_body_is_not_read_before_the_key(started: Callable[..., Server], chunk
         with contextlib.suppress(OSError):
             assert b" 401 " in client.recv(100)
     assert server.complete("def ", 2)
+
+
+def test_a_body_of_wrong_values_is_refused_at_once(shared: Server) -> None:
+    """An error for each of its values would take seconds and gigabytes, and nobody would be served meanwhile."""
+    before, started_at = memory_of(shared), time.monotonic()
+    for body in (
+        {"prompt": [1] * 1_300_000},
+        {"messages": [1] * 65_000},
+        {"prompt": "", "logit_bias": [0] * 65_000},
+    ):
+        path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+        code, said = shared.post(path, body)
+        assert code in (413, 422)
+        assert len(said["error"]["message"]) < 2000
+    assert time.monotonic() - started_at < 10
+    assert memory_of(shared) - before < 300 << 20
 
 
 def test_a_body_has_a_largest_size(shared: Server) -> None:
@@ -469,6 +492,9 @@ def test_pages_that_have_the_key_are_served(started: Callable[..., Server]) -> N
     request = "Host: x\nOrigin: http://localhost:3000\nAuthorization: Bearer right\nConnection: close"
     assert ask(server, f"GET /routing HTTP/1.1\n{request}")[0] == 200
     assert ask(server, f"OPTIONS /routing HTTP/1.1\n{request.replace('right', 'wrong')}")[0] == 401
+    # Nothing of its body is read.
+    code, said = ask(server, f"OPTIONS /v1/completions HTTP/1.1\n{asking}\nContent-Length: {1 << 30}", b"{broken")
+    assert code == 200, said
 
 
 def test_answers_name_no_directories(tmp_path: Path, started: Callable[..., Server]) -> None:
@@ -563,7 +589,7 @@ def test_counts_are_saved_elsewhere_where_the_directory_is_gone(
     tmp_path: Path, started: Callable[..., Server], how: str
 ) -> None:
     (tmp_path / "out").mkdir()
-    server = started("-o", "out/live.gguf", environment={"XDG_STATE_HOME": str(tmp_path / "state")})
+    server = started("-o", "out/live.gguf")
     server.complete("def ", 3)
     (tmp_path / "out").rmdir()
     if how == "became a file":

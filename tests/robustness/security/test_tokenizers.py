@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import subprocess
 import sys
 import unicodedata
@@ -101,6 +103,22 @@ def test_the_longest_run(text: str, times: int) -> None:
     found = longest_run(whole.encode())
     assert found >= expected or (found == 0 and expected < 1000)
     assert found <= len(whole)
+
+
+def test_counts_are_saved_where_a_stack_overflows(model: Path, tmp_path: Path) -> None:
+    """In a thread of the server, whose handlers need a stack of their own then. The deeper one is taken away."""
+    plain = "import coe_native.llama_server as s; s.with_stack_for = lambda text, tokenize, **_: tokenize()"
+    server = Server(tmp_path, model=model, setup=plain)
+    try:
+        server.post("/v1/completions", {"prompt": "x", "max_tokens": 3})
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            server.post("/v1/completions", {"prompt": "a" * LONG + "!" * LONG})
+        server.process.wait(30)
+    finally:
+        server.kill()
+    log = (tmp_path / "log").read_text()
+    assert "segmentation fault" in log, log
+    assert coe.RoutingProfile.load(tmp_path / "live.gguf").n_tokens >= 3
 
 
 def test_what_the_thread_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
