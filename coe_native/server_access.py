@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from coe_native.atomic import resolved
 from coe_native.errors import CoeError, InputError
-
-MOST_BODY = 4 << 20
-"""Bytes of a request's body; text for a context of a million tokens is about as long."""
-
-MOST_VALUES = 1 << 16
-"""Values in a request's JSON: messages, tokens, and what they consist of."""
 
 HEADER_SECONDS = 10.0
 """For a client to send a request's header, from the connection or from the last answer on."""
@@ -159,6 +153,20 @@ def _remove_unused_socket(path: Path) -> None:
     raise CoeError(f"{path}: another program listens on it; choose another name")
 
 
+@dataclass(frozen=True)
+class BodyLimits:
+    """Limits of the bodies that are posted to a path.
+
+    n_bytes: Text for a context of a million tokens has about as many.
+    n_values: Values in the JSON, such as messages and what they consist of; None where the application checks.
+    may_be_empty: Whether nothing need be posted.
+    """
+
+    n_bytes: int = 4 << 20
+    n_values: int | None = 1 << 14
+    may_be_empty: bool = False
+
+
 class Gate:
     """Middleware that lets a request through when its sender may use the server and its body is small, complete
     and JSON. All that is refused is refused before the application sees any of it.
@@ -166,8 +174,7 @@ class Gate:
     api_key: Key that each request must give as ``Authorization: Bearer KEY``.
     hosts: Without a key, the only Host headers that are served. A browser that shows another site's page sends
         that page's Origin, or a Host by which the site has directed its own name to this machine.
-    larger: Paths whose bodies may be larger than MOST_BODY, and how large.
-    empty: Paths to which nothing need be posted.
+    limits: Limits of paths that have others than most.
     """
 
     def __init__(
@@ -176,14 +183,12 @@ class Gate:
         *,
         api_key: str | None,
         hosts: frozenset[str] | None,
-        larger: dict[str, int] | None = None,
-        empty: tuple[str, ...] = (),
+        limits: Mapping[str, BodyLimits] | None = None,
     ) -> None:
         self._app = app
         self._key = None if api_key is None else api_key.encode()
         self._hosts = hosts
-        self._larger = larger or {}
-        self._empty = empty
+        self._limits = limits or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -226,14 +231,13 @@ class Gate:
         return None
 
     async def _read_body(self, scope: Scope, receive: Receive) -> tuple[bytes, JSONResponse | None]:
-        path = scope["path"]
-        most = self._larger.get(path, MOST_BODY)
-        too_large = _error(413, f"the body has more than {most} bytes")
+        limits = self._limits.get(scope["path"], BodyLimits())
+        too_large = _error(413, f"the body has more than {limits.n_bytes} bytes")
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-        if any(not length.isdigit() or int(length) > most for length in lengths):
+        if any(not length.isdigit() or int(length) > limits.n_bytes for length in lengths):
             return b"", too_large
         parts: list[bytes] = []
-        left = most
+        left = limits.n_bytes
         try:
             with anyio.fail_after(BODY_SECONDS):
                 while True:
@@ -249,9 +253,9 @@ class Gate:
         except TimeoutError:
             return b"", _error(408, f"the body did not come within {BODY_SECONDS:g} seconds")
         body = b"".join(parts)
-        if not body.strip() and (scope["method"] != "POST" or path in self._empty):
+        if not body.strip() and (scope["method"] != "POST" or limits.may_be_empty):
             return body, None
-        return body, _json_error(body, None if path in self._larger else MOST_VALUES)
+        return body, _json_error(body, limits.n_values)
 
 
 async def _discard(scope: Scope, receive: Receive) -> None:

@@ -27,7 +27,7 @@ from coe_native.live import Capture, attach
 from coe_native.llama_server import between_answers, llama_app
 from coe_native.masking import MOST_BYTES, ExpertMask
 from coe_native.routing_profile import RoutingProfile, merge
-from coe_native.server_access import BACKLOG, Address, Gate, connections_that_fit, limited_protocol
+from coe_native.server_access import BACKLOG, Address, BodyLimits, Gate, connections_that_fit, limited_protocol
 from coe_native.stability import Stability
 
 _PATIENCE = 3
@@ -264,8 +264,11 @@ def _server(app: FastAPI, protocol: type[asyncio.Protocol], address: Address, po
         app,
         api_key=address.api_key,
         hosts=None if port is None else address.own_hosts(port),
-        larger={"/routing/mask": MOST_BYTES},
-        empty=("/routing/mask", "/routing/save"),
+        limits={
+            "/extras/detokenize": BodyLimits(n_values=1 << 17),
+            "/routing/mask": BodyLimits(MOST_BYTES, n_values=None, may_be_empty=True),
+            "/routing/save": BodyLimits(may_be_empty=True),
+        },
     )
     return _Server(
         uvicorn.Config(

@@ -115,7 +115,7 @@ def ask(server: Server, head: str, body: bytes = b"", wait: float = 30.0) -> tup
         ("/v1/completions", {"prompt": "x", "top_k": 2**31}, 422),
         ("/v1/completions", {"prompt": ["x", "y"]}, 422),
         ("/v1/completions", {"prompt": [1] * 2_000_000}, 413),
-        ("/v1/completions", {"prompt": [[]] * 60_000}, 422),
+        ("/v1/completions", {"prompt": [[]] * 16_000}, 422),
         ("/v1/completions", {"prompt": "x", "stop": ["stop"] * 400_000}, 413),
         ("/v1/completions", b'{"a":' * 60_000 + b"1" + b"}" * 60_000, 400),
         ("/v1/completions", {"prompt": "x " * 5000}, 400),
@@ -309,8 +309,8 @@ def test_a_body_of_wrong_values_is_refused_at_once(shared: Server) -> None:
     before, started_at = memory_of(shared), time.monotonic()
     for body in (
         {"prompt": [1] * 1_300_000},
-        {"messages": [1] * 65_000},
-        {"prompt": "", "logit_bias": [0] * 65_000},
+        {"messages": [1] * 16_000},
+        {"logit_bias": {str(i): "x" for i in range(16_000)}},
     ):
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         code, said = shared.post(path, body)
