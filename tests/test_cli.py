@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import io
 import itertools
 import json
@@ -18,6 +19,7 @@ import signal
 import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -1002,32 +1004,34 @@ def test_a_full_disk_leaves_nothing(shop: Path, writer: str) -> None:
     assert done.status == 1
 
 
-def _open_when_read(pipe: Path, process: subprocess.Popen[str]) -> int:
-    """The pipe's other end, when `process` has opened the one to read from."""
+def _wait_until_read(process: subprocess.Popen[str]) -> None:
+    """Wait until `process` has read what was written to its standard input, and waits for more."""
+    assert process.stdin is not None
     for _ in range(6000):
         assert process.poll() is None
-        try:
-            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            time.sleep(0.01)
+        if not any(fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4))):  # bytes that are not read yet
+            return
+        time.sleep(0.01)
     raise TimeoutError
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path, shop: Path) -> None:
-    """The corpus is a pipe that nobody fills: when it has been opened, the command is at work."""
-    pipe = tmp_path / "pipe.txt"
-    os.mkfifo(pipe)
-    line = ["profile", shop / "reader.gguf", "-c", pipe, "-o", tmp_path / "out.gguf"]
+    """The corpus is standard input, which does not end: when its beginning was read, the command is at work."""
+    line = ["profile", shop / "reader.gguf", "-c", "-", "-o", tmp_path / "out.gguf"]
     with subprocess.Popen(
         [COMMAND, *map(str, line)],
         env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # A test run in the background may have been started with interrupts ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
+        assert process.stdin is not None
         try:
-            end = _open_when_read(pipe, process)
+            process.stdin.write("some text")
+            process.stdin.flush()
+            _wait_until_read(process)
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=5)
@@ -1036,11 +1040,10 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, shop: Path) -> None:
                 # whoever sits at the keyboard presses again.
                 process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=300)
-            os.close(end)
         finally:
             process.kill()
     assert (process.returncode, err.strip()) == (1, "coe-native: interrupted")
-    assert list(tmp_path.iterdir()) == [pipe]
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupt_before_anything_has_begun(tmp_path: Path) -> None:
