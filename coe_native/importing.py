@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coe_native._native import core
 from coe_native.errors import InputError
 from coe_native.gguf_file import GgufFile, begins_like_gguf, read_exactly
 from coe_native.masking import ExpertMask, check_mask
@@ -22,7 +23,6 @@ from coe_native.routing_profile import UNKNOWN, CorpusRecord, RoutingProfile
 from coe_native.torch_file import read_torch
 
 _COUNTS = re.compile(r"blk\.(0|[1-9]\d{0,5})\.ffn_(?:gate|up|down|gate_up)_exps\.weight\.counts", re.ASCII)
-MOST_LAYERS = 1 << 12
 _MOST_NUMBERS = 1 << 22
 """Of a tensor of counts or flags: 100 layers with eight ranks of 512 experts have a tenth."""
 
@@ -103,7 +103,7 @@ def _only_value(value: Any) -> Any:
         return [value[key] for key in sorted(value, key=int)]
     except (TypeError, ValueError):
         pass
-    if len(value) > MOST_LAYERS:
+    if len(value) > core.MOST_BLOCKS:
         raise InputError(f"holds {len(value)} entries; save the one that is meant alone")
     known: _Known = {}
     useful = {
@@ -129,7 +129,7 @@ def _kept(value: Any, known: _Known | None = None) -> list[list[int]] | None:
         if value.size > _MOST_NUMBERS:
             return None
         return [np.flatnonzero(row).tolist() for row in value]
-    if not isinstance(value, Sequence) or isinstance(value, str) or not 0 < len(value) <= MOST_LAYERS:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not 0 < len(value) <= core.MOST_BLOCKS:
         return None
     kept = []
     for entry in value:

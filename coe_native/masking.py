@@ -125,7 +125,7 @@ class ExpertMask:
     def _decoded(cls, data: bytes, place: str) -> ExpertMask:
         try:
             document = typed_json.decode(data, _Document)
-            return cls(
+            mask = cls(
                 document.architecture,
                 document.fingerprint,
                 document.expert_count,
@@ -136,8 +136,10 @@ class ExpertMask:
                 document.provenance,
                 place,
             )
-        except InputError as error:
+            core.check_mask_text(data)  # what a C program would refuse
+        except ValueError as error:  # InputError is one
             raise InputError(f"{place}: is a damaged mask ({error}); make it again") from error
+        return mask
 
 
 class _Document(msgspec.Struct, kw_only=True):
@@ -156,7 +158,7 @@ class _Document(msgspec.Struct, kw_only=True):
 
 
 def _block(text: str) -> int:
-    if not re.fullmatch(r"0|[1-9]\d{0,8}", text, re.ASCII):
+    if not re.fullmatch(r"0|[1-9]\d{0,8}", text, re.ASCII) or int(text) >= core.MOST_BLOCKS:
         raise InputError(f"{text!r} is no block index")
     return int(text)
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from coe_native._native import core
 from coe_native.errors import InputError
 from coe_native.gguf_file import GgufFile, Tensor, encode_entry, read_exactly
 from coe_native.router_shape import RouterShape
@@ -34,9 +35,6 @@ _COUNT_WITH_A_MEANING = {"llama4": 128}
 
 _LONGEST_NAME = 200
 """Characters of what a file calls itself; more is cut off, or refused where it would be another name."""
-
-_MOST_BLOCKS = 1 << 12
-"""llama.cpp takes 512. No model has more; what claims to is refused before anything is sized by it."""
 
 _GATING = {1: "softmax", 2: "sigmoid", 3: "softmax after top-k", 4: "square-root softplus"}
 
@@ -80,7 +78,7 @@ class MoeModel:
         if self.n_experts == 0:
             raise InputError(f"{path}: has no experts; it is not a mixture-of-experts model")
         self.n_blocks = self._count("block_count")
-        if not 0 < self.n_blocks <= _MOST_BLOCKS:
+        if not 0 < self.n_blocks <= core.MOST_BLOCKS:
             raise InputError(f"{path}: counts {self.n_blocks} blocks; it is damaged")
         self.mtp_blocks = self._find_mtp_blocks()
         self.layers = self._find_layers()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native import typed_json
+from coe_native._native import core
 from coe_native.errors import InputError
 from coe_native.gguf_file import GgufFile, read_exactly
 from coe_native.router_shape import MOST_EXPERTS, RouterShape
@@ -253,8 +254,11 @@ class RoutingProfile:
         _check_rest(self.weight_sum_rest, self.weight_sum, "weight sums")
         if self.outputs is not None:
             self.outputs.check(self.counts)
-        if self.n_groups < 1 or self.n_experts % self.n_groups or not 0 < self.n_groups_used <= self.n_groups:
+        used = self.n_groups_used
+        if self.n_groups < 1 or self.n_experts % self.n_groups or not 0 < used < max(2, self.n_groups):
             raise InputError(f"a profile of {self.n_experts} experts cannot have {self.n_groups} groups")
+        if any(not 0 <= block < core.MOST_BLOCKS for block in self.layers):
+            raise InputError(f"a profile's layers are blocks from 0 to {core.MOST_BLOCKS - 1}")
         self._check_totals()
 
     def _check_totals(self) -> None:

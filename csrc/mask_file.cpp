@@ -16,6 +16,7 @@ namespace {
 
 constexpr int known_version = 1;
 constexpr uintmax_t most_bytes = 16 << 20;
+constexpr int most_depth = 100;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
@@ -38,11 +39,60 @@ size_t count(const nlohmann::json& document, const char* key, size_t most) {
     return value.get<size_t>();
 }
 
+const nlohmann::json& list(const nlohmann::json& document, const char* key) {
+    static const nlohmann::json none = nlohmann::json::array();
+    const auto found = document.find(key);
+    if (found != document.end() && !found->is_array()) {
+        refuse(std::string(key) + " is no list");
+    }
+    return found == document.end() ? none : *found;
+}
+
+// How the mask came about: checked, so that a file is good for all programs or for none, and otherwise
+// unused.
+void check_history(const nlohmann::json& document) {
+    for (const nlohmann::json& swap : list(document, "swaps")) {
+        for (const char* key : {"layer", "incoming", "outgoing", "stage"}) {
+            if (!swap.at(key).is_number_integer()) {
+                refuse(std::string("a swap's ") + key + " is no whole number");
+            }
+        }
+        for (const char* key : {"incoming_score", "outgoing_score"}) {
+            if (!swap.at(key).is_number()) {
+                refuse(std::string("a swap's ") + key + " is no number");
+            }
+        }
+        if (swap["stage"] != 2 && swap["stage"] != 3) {
+            refuse("a mask's swaps are of the second pass or the third");
+        }
+    }
+    for (const nlohmann::json& pair : list(document, "unplaced")) {
+        if (!pair.is_array() || pair.size() != 2 || !pair[0].is_number_integer() ||
+            !pair[1].is_number_integer()) {
+            refuse("unplaced is no list of pairs of block and expert");
+        }
+    }
+    const auto provenance = document.find("provenance");
+    if (provenance != document.end() && !provenance->is_object()) {
+        refuse("provenance is no object");
+    }
+}
+
 }  // namespace
 
 Mask parse_mask(const std::string& text) {
     try {
-        const nlohmann::json document = nlohmann::json::parse(text);
+        // A byte order mark, or a zero byte at the end, is for nlohmann_json no part of the document.
+        if (text.empty() || text[0] == '\xef' || text.find('\0') != std::string::npos) {
+            refuse("is no mask; make one with `coe-native mask`");
+        }
+        const auto within_depth = [](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+            if (depth > most_depth) {
+                refuse("is a damaged mask: it is nested too deeply");
+            }
+            return true;
+        };
+        const nlohmann::json document = nlohmann::json::parse(text, within_depth);
         if (!document.is_object() || document.value("format", "") != "coe-native.expert-mask") {
             refuse("is no mask; make one with `coe-native mask`");
         }
@@ -74,6 +124,7 @@ Mask parse_mask(const std::string& text) {
                        ", ascending");
             }
         }
+        check_history(document);
         return mask;
     } catch (const nlohmann::json::exception&) {
         refuse("is a damaged mask; make it again with `coe-native mask`");
@@ -122,6 +173,14 @@ void check_mask(const Mask& mask, const RouterLayout& layout) {
     }
     if (!layout.obstacle.empty()) {
         refuse("cannot be used: " + layout.obstacle);
+    }
+    if (mask.keep == layout.variant_n_experts) {
+        refuse("keeps " + std::to_string(mask.keep) + " experts, with which llama.cpp takes " +
+               layout.architecture + " for a variant of its own; keep another number");
+    }
+    if (mask.keep < layout.least_keep) {
+        refuse("keeps " + std::to_string(mask.keep) +
+               " experts, but llama.cpp wants more than groups of them");
     }
     // llama.cpp scores a group by its two best experts, and chooses within the best groups alone.
     const size_t in_each =

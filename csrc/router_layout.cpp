@@ -283,13 +283,18 @@ RouterLayout read_router_layout(const std::string& path) {
     }
     layout.n_groups = std::max(uint64_t{1}, count("expert_group_count"));
     layout.n_groups_used = layout.n_groups > 1 ? count("expert_group_used_count") : 1;
+    layout.least_keep = count("expert_group_count") + 1;
+    // llama.cpp asserts that fewer groups are used than there are.
     if (layout.n_experts % layout.n_groups != 0 || layout.n_groups_used == 0 ||
-        layout.n_groups_used > layout.n_groups) {
+        (layout.n_groups > 1 && layout.n_groups_used >= layout.n_groups)) {
         refuse(path, "chooses " + std::to_string(layout.n_groups_used) + " of " +
                          std::to_string(layout.n_groups) + " groups of experts; it is damaged");
     }
 
-    if (layout.architecture == "llama4" && layout.n_experts == 128) {
+    if (layout.architecture == "llama4") {
+        layout.variant_n_experts = 128;
+    }
+    if (layout.n_experts == layout.variant_n_experts) {
         layout.obstacle = "llama.cpp takes llama4 with 128 experts for a variant of its own";
     }
 

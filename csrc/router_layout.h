@@ -17,7 +17,9 @@ struct RouterLayout {
     size_t n_experts = 0;
     size_t n_groups = 1;  // groups of experts, of which a token uses so many
     size_t n_groups_used = 1;
-    std::string obstacle;  // why the model cannot do with fewer experts, if it cannot
+    std::string obstacle;          // why the model cannot do with fewer experts, if it cannot
+    size_t least_keep = 1;         // llama.cpp wants more experts than the metadata counts groups of them
+    size_t variant_n_experts = 0;  // with so many experts llama.cpp computes another model; 0 for none
 };
 
 // Reads the layout of a model, whose path is that of its first shard where it is split. Throws

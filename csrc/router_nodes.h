@@ -8,7 +8,8 @@
 namespace coe {
 
 // No model has more blocks or experts; what claims to is refused before memory is sized by it.
-constexpr int most_blocks = 1 << 16;
+// llama.cpp takes 512 blocks. What claims to have more than these is refused everywhere.
+constexpr int most_blocks = 1 << 12;
 constexpr int most_experts = 1 << 16;
 
 enum class RouterNode {

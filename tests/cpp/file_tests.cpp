@@ -32,7 +32,8 @@ std::string replaced(std::string text, const std::string& part, const std::strin
 
 const std::string mask_text = R"({"format": "coe-native.expert-mask", "version": 1, "architecture": "olmoe",
     "fingerprint": "f00d", "expert_count": 8, "keep": 2, "layers": {"0": [1, 7], "10": [0, 3], "2": [4, 5]},
-    "swaps": [{"layer": 0}], "provenance": {"model": "x"}})";
+    "swaps": [{"layer": 0, "incoming": 7, "outgoing": 2, "stage": 3, "incoming_score": 1, "outgoing_score": 0.5}],
+    "unplaced": [[2, 6]], "provenance": {"model": "x"}})";
 
 RouterLayout layout() {
     RouterLayout made;
@@ -92,6 +93,11 @@ TEST(damaged_masks_are_refused) {
         {"[1, 7]", "[7, 7]", "ascending"},
         {"[1, 7]", "7", "damaged"},
         {"[1, 7]", "[1, 7", "damaged"},
+        {"\"incoming\": 7, ", "", "damaged"},
+        {"\"stage\": 3", "\"stage\": 4", "second pass or the third"},
+        {"[[2, 6]]", "[[2]]", "pairs of block and expert"},
+        {"{\"model\": \"x\"}", "[]", "provenance is no object"},
+        {"\"10\"", "\"4096\"", "no block index"},
         {"\"10\"", "\"-10\"", "no block index"},
         {"\"10\"", "\"010\"", "no block index"},
         {"\"10\"", "\"99999999999999999999\"", "no block index"},
@@ -100,7 +106,8 @@ TEST(damaged_masks_are_refused) {
         CHECK_THROWS(std::invalid_argument, wrong.why, parse_mask(replaced(mask_text, wrong.part, wrong.by)));
     }
     CHECK_THROWS(std::invalid_argument, "is no mask", parse_mask("[]"));
-    CHECK_THROWS(std::invalid_argument, "damaged", parse_mask(""));
+    CHECK_THROWS(std::invalid_argument, "is no mask", parse_mask(""));
+    CHECK_THROWS(std::invalid_argument, "is no mask", parse_mask(mask_text + std::string(1, '\0')));
     CHECK_THROWS(std::invalid_argument, "damaged", parse_mask(std::string(1 << 20, '[')));
 }
 
@@ -121,6 +128,12 @@ TEST(masks_are_held_against_the_model) {
     other = layout();
     other.obstacle = "because";
     CHECK_THROWS(std::invalid_argument, "cannot be used: because", (check_mask(mask, other), 0));
+    other = layout();
+    other.variant_n_experts = 2;
+    CHECK_THROWS(std::invalid_argument, "a variant of its own", (check_mask(mask, other), 0));
+    other = layout();
+    other.least_keep = 3;
+    CHECK_THROWS(std::invalid_argument, "more than groups of them", (check_mask(mask, other), 0));
     other = layout();
     other.n_groups = 2;
     CHECK_THROWS(std::invalid_argument, "each of the 2 groups needs 2", (check_mask(mask, other), 0));
