@@ -7,9 +7,9 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe_native.errors import InputError
+from coe_native.errors import InputError, printable
 from coe_native.runtime import Model
-from coe_native.surgery_plan import SAFETY_NOTICE
+from coe_native.surgery_plan import safety_notice
 
 PARAMETERS = {"temperature": 0.6, "repeat_penalty": 1.05, "num_ctx": 8192, "num_predict": 16384}
 """Those with which the published specialists were judged; no more tokens are asked for than the context holds."""
@@ -43,16 +43,18 @@ DOMAINS = {
 @dataclass(frozen=True)
 class Usage:
     """How a model is used: its file, Ollama's parameters, the system prompt, and what the prompt for a raw API
-    must end with for it to answer without thinking (empty where it has no chat template)."""
+    must end with for it to answer without thinking (empty where it has no chat template); and what its file says
+    about removed experts."""
 
     path: Path
     parameters: dict[str, float]
     system: str
     prefill: str
+    notice: str
 
     def modelfile(self) -> str:
         """What ``ollama create NAME -f Modelfile`` wants."""
-        notice = "".join(f"# {line}\n" for line in SAFETY_NOTICE.splitlines())
+        notice = "".join(f"# {line}\n" for line in self.notice.splitlines())
         raw = f"# Raw APIs: end the prompt with {json.dumps(self.prefill)}\n" if self.prefill else ""
         parameters = "".join(f"PARAMETER {name} {value:g}\n" for name, value in self.parameters.items())
         return (
@@ -84,4 +86,7 @@ def usage(model: Model, *, domain: str = "general", system: str | None = None) -
         prefill = model.reply_prefill
     except InputError:
         prefill = ""
-    return Usage(path, parameters, text, prefill)
+    notice = model.moe.files[0].get("coe.mask.notice")
+    return Usage(
+        path, parameters, text, prefill, printable(notice) if isinstance(notice, str) else safety_notice()
+    )

@@ -17,7 +17,7 @@ from coe_native.profiler import Progress, profile_corpora
 from coe_native.runtime import Model
 from coe_native.scoring import check_method, knows
 from coe_native.surgery import Report, prune
-from coe_native.surgery_plan import SAFETY_NOTICE
+from coe_native.surgery_plan import safety_notice
 from coe_native.verification import Check, verify
 
 SHOWN = ("utility", "contribution")
@@ -166,7 +166,7 @@ def _write_report(specialist: Specialist, parent: Model, path: Path) -> None:
                 for method, evaluations in specialist.other_methods.items()
             },
         },
-        "notice": SAFETY_NOTICE,
+        "notice": safety_notice(specialist.method),
     }
     with replacing(path) as file:
         file.write(json.dumps(report, indent=1).encode() + b"\n")

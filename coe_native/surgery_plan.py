@@ -17,10 +17,24 @@ from coe_native.gguf_file import CHUNK, GgufFile, Tensor, encode_entry, encode_t
 from coe_native.masking import ExpertMask, check_cut, check_mask, keep_by_router_norm
 from coe_native.moe_model import MoeLayer, MoeModel
 
-SAFETY_NOTICE = (
-    "Experts were removed by how often one kind of text uses them. Experts that carried safety or alignment "
-    "behaviour may be gone, and thinking modes tend to loop: use it with thinking off, and test it."
-)
+_REMOVED_BY = {
+    "utility": "by how much weight the router gives them on one kind of text",
+    "rank-weighted": "by how often, and at which rank, the router chooses them on one kind of text",
+    "frequency": "by how often the router chooses them on one kind of text",
+    "contribution": "by how much they add to their layer's output on one kind of text",
+    "reap": "by how much they add to their layer's output for the tokens that choose them",
+    "ean": "by how large their outputs are on one kind of text",
+}
+
+
+def safety_notice(method: object = None) -> str:
+    """Return what users of a pruned model must know. `method`: how the experts were scored, if that is known."""
+    how = _REMOVED_BY.get(str(method), "by an expert mask")
+    return (
+        f"Experts were removed {how}. Experts that carried safety or alignment behaviour may be gone, and "
+        "thinking modes tend to loop: use it with thinking off, and test it."
+    )
+
 
 # What describes how a file was split: of the parent's, nothing stays.
 SHARD_KEYS = ("split.no", "split.count", "split.tensors.count")
@@ -244,7 +258,7 @@ def _entries(
         "coe.mask.digest": mask.digest,
         "coe.mask.parent_fingerprint": model.fingerprint,
         "coe.mask.parent_expert_count": model.n_experts,
-        "coe.mask.notice": SAFETY_NOTICE,
+        "coe.mask.notice": safety_notice(mask.provenance.get("method")),
         **more,
     }
     kept = [

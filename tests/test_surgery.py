@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from random_models import copy_model, split_model, write_random_model
 
 import coe_native as coe
-from coe_native.surgery_plan import SAFETY_NOTICE, plan_prune, plan_zero
+from coe_native.surgery_plan import plan_prune, plan_zero, safety_notice
 
 ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[..., coe.RoutingProfile]
@@ -85,9 +85,25 @@ def test_prune_carries_metadata_over(tmp_path: Path, model_file: ModelFile, prof
         "coe.mask.digest": mask.digest,
         "coe.mask.parent_fingerprint": coe.MoeModel(parent).fingerprint,
         "coe.mask.parent_expert_count": 16,
-        "coe.mask.notice": SAFETY_NOTICE,
+        "coe.mask.notice": safety_notice(),
     }
     assert set(before) <= set(after)
+
+
+@pytest.mark.parametrize("method", coe.METHODS)
+def test_the_safety_notice_names_the_method(method: str) -> None:
+    """Each has a text of its own, and none is that for masks of unknown origin."""
+    notices = {safety_notice(other) for other in (*coe.METHODS, None)}
+    assert len(notices) == len(coe.METHODS) + 1
+    assert safety_notice(method) != safety_notice("no such method") == safety_notice()
+
+
+def test_a_written_file_says_how_its_experts_were_chosen(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
+) -> None:
+    mask = coe.build_mask(profile_of("llama"), 8, method="frequency")
+    written = coe.MoeModel(coe.prune(model_file("llama", "F32"), mask, tmp_path / "out.gguf"))
+    assert written.files[0].get("coe.mask.notice") == safety_notice("frequency")
 
 
 def test_metadata_of_every_kind_is_carried_byte_for_byte(

@@ -38,7 +38,7 @@ def command(output: Path, threads: int | None, force: bool, as_json: bool) -> No
     One for Python code, one for English prose, one for C++, each with half the experts. Needs no network.
     """
     from coe_native import demo
-    from coe_native.surgery_plan import SAFETY_NOTICE
+    from coe_native.surgery_plan import safety_notice
 
     with step_progress() as watchers:
         result = demo.run(output, n_threads=threads, force=force, watchers=watchers)
@@ -59,7 +59,7 @@ def command(output: Path, threads: int | None, force: bool, as_json: bool) -> No
         rows,
     )
     say(f"Specialists, profiles, masks and reports are in {output}/")
-    say(SAFETY_NOTICE)
+    say(safety_notice(method))
 
 
 def _cells(results: Sequence[Evaluation], parent: Sequence[Evaluation] | None) -> list[str]:

@@ -55,7 +55,7 @@ def command(
     """Write MODEL with the kept experts only: smaller, and otherwise the same byte for byte."""
     from coe_native.moe_model import MoeModel
     from coe_native.surgery import prune
-    from coe_native.surgery_plan import SAFETY_NOTICE
+    from coe_native.surgery_plan import safety_notice
 
     mask = _mask(MoeModel(model), mask_path, profile, ctx, options)
     with byte_progress("pruning") as progress:
@@ -71,12 +71,13 @@ def command(
                 progress=progress,
             )
         )
+    notice = safety_notice(mask.provenance.get("method"))
     if as_json:
         facts = {"output": str(written.path), "files": list(map(str, written.paths)), "bytes": written.n_bytes}
-        print_json({**facts, "keep": mask.keep, "notice": SAFETY_NOTICE})
+        print_json({**facts, "keep": mask.keep, "notice": notice})
     else:
         say(f"{size_of(written)}, {mask.keep} of {mask.n_experts} experts in each layer")
-        say(SAFETY_NOTICE)
+        say(notice)
 
 
 def _mask(

@@ -60,7 +60,7 @@ def command(
     from coe_native.moe_model import MoeModel
     from coe_native.profiler import DOCUMENTS_AT_ONCE
     from coe_native.specialise import check_outputs, specialise
-    from coe_native.surgery_plan import SAFETY_NOTICE
+    from coe_native.surgery_plan import safety_notice
 
     reasoning = () if options["reasoning"] is None else (options["reasoning"],)
     inputs = (*corpora, *texts, *reasoning)
@@ -107,4 +107,4 @@ def command(
         ],
     )
     say(f"{output} is verified; its profile, mask and report lie beside it.")
-    say(SAFETY_NOTICE)
+    say(safety_notice(made.method))

@@ -19,7 +19,7 @@ from coe_native.errors import InputError, printable
 from coe_native.masking import ExpertMask, build_mask
 from coe_native.report import figures
 from coe_native.routing_profile import RoutingProfile, not_of_one_model
-from coe_native.surgery_plan import SAFETY_NOTICE
+from coe_native.surgery_plan import safety_notice
 from coe_native.sweeping import Sweep
 from coe_native.units import gigabytes
 
@@ -216,7 +216,7 @@ def _write(path: Path, model: str, sections: Sequence[Section]) -> None:
     page = template.render(
         model=model,
         sections=sections,
-        notice=SAFETY_NOTICE,
+        notice=safety_notice(),
         plotly=plotly.offline.get_plotlyjs(),
         draw=_draw,
     )
