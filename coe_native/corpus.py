@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -30,6 +31,9 @@ _TOKEN_LENGTH = 4
 
 BUNDLE_SIZE = 2**17
 """Characters of a bundle, at least: some 64 batches of 512 tokens, of which the last is not full."""
+
+_MOST_ROWS = 1 << 20
+"""Of an array of tokens: each takes some 300 bytes beside its tokens."""
 
 _PROMPTS = ("prompt", "content", "instruction", "question")
 _COMPLETIONS = ("completion", "answer", "solution")
@@ -150,12 +154,17 @@ def _read_path(path: Path, columns: Columns, skipped: list[Path]) -> Iterator[Fo
     readers = {".jsonl": _read_jsonl, ".npy": _read_npy, ".parquet": _read_parquet}
     if path.is_dir():
         inside = path.resolve()
-        for entry in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
+        for entry in sorted(_entries(path), key=lambda entry: entry.relative_to(path).as_posix()):
             hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
-            if not entry.is_file():
+            try:
+                if not entry.is_file():
+                    continue
+                # A link among text from elsewhere must not lead to files of the user.
+                leads_outside = not entry.resolve().is_relative_to(inside)
+            except OSError:  # a link to a name that is too long, for one
+                skipped.append(entry)
                 continue
-            # A link among text from elsewhere must not lead to files of the user.
-            if hidden or not entry.resolve().is_relative_to(inside) or not _looks_like_text(entry):
+            if hidden or leads_outside or not _looks_like_text(entry):
                 skipped.append(entry)
             else:
                 yield from _read_path(entry, columns, skipped)
@@ -164,6 +173,19 @@ def _read_path(path: Path, columns: Columns, skipped: list[Path]) -> Iterator[Fo
         yield from readers.get(path.suffix.lower(), _read_text)(path, columns)
     except OSError as error:
         yield InputError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+def _entries(path: Path) -> Iterator[Path]:
+    """Yield what is in a directory and those below it, of any number of levels. Links to directories are yielded
+    and not followed."""
+    waiting = [path]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as found:
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                else:
+                    yield Path(entry.path)
 
 
 def _looks_like_text(path: Path) -> bool:
@@ -271,6 +293,8 @@ def _read_array(path: Path) -> NDArray[Any]:
             raise InputError(
                 f"{path}: is a {len(shape)}-D array of {dtype}; token ids are 1-D or 2-D integers: save them so"
             )
+        if len(shape) == 2 and shape[0] > _MOST_ROWS:
+            raise InputError(f"{path}: has {shape[0]} rows; {_MOST_ROWS} documents are the most: split it")
         n_bytes = math.prod(shape) * dtype.itemsize
         if min(shape) < 0 or n_bytes > os.fstat(file.fileno()).st_size - file.tell():
             raise InputError(f"{path}: ends before its last token; it is damaged or not complete")

@@ -23,6 +23,9 @@ from coe_native.helper_process import HelperError, HelperProcess, answer_questio
 SECONDS = 5.0
 """For one token, or for making a grammar from a JSON schema."""
 
+_LONGEST = 1 << 20
+"""Characters of a schema's grammar."""
+
 _ERROR = 4
 """ggml.h's GGML_LOG_LEVEL_ERROR."""
 
@@ -107,7 +110,10 @@ def serve() -> None:
         nonlocal following
         if "schema" in question:
             json.loads(question["schema"])
-            return {"grammar": json_schema_to_gbnf(question["schema"])}
+            grammar = json_schema_to_gbnf(question["schema"])
+            if len(grammar) > _LONGEST:
+                raise ValueError(f"the schema's grammar has more than {_LONGEST >> 20} MB")
+            return {"grammar": grammar}
         if "accept" in question:
             llama_cpp.llama_sampler_accept(following, question["accept"])
             return allowed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -51,9 +52,12 @@ class HelperProcess:
             if self._process is None:
                 self._process = _start(self._command)
                 self._exchange(self._process, "", START_SECONDS)
-            answer: dict[str, Any] = json.loads(
-                self._exchange(self._process, json.dumps(question) + "\n", seconds)
-            )
+            line = self._exchange(self._process, json.dumps(question) + "\n", seconds)
+            try:
+                answer: dict[str, Any] = json.loads(line)
+            except ValueError as error:
+                self.close()
+                raise HelperError("its answer cannot be read") from error
             return answer
 
     def _exchange(self, process: subprocess.Popen[str], text: str, seconds: float) -> str:
@@ -94,6 +98,7 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
         text=True,
         encoding="utf-8",
         start_new_session=True,  # Ctrl-C is for us
+        env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # which would start a debugger
     )
 
 
@@ -107,8 +112,12 @@ def answer_questions(
         seconds: Time limit of each question.
         memory: Bytes that the process may allocate from now on.
     """
+    # What libraries print must not be taken for answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    quiet = os.open(os.devnull, os.O_RDWR)
+    os.dup2(quiet, 1)
     _limit_memory(memory)
-    print("{}", flush=True)  # it has started
+    print("{}", file=answers, flush=True)  # it has started
     for line in sys.stdin:
         _limit_time(seconds)
         try:
@@ -117,7 +126,7 @@ def answer_questions(
             said = {"error": f"it took more than {memory >> 20} MB"}
         except Exception as error:  # anything may come out of somebody's program
             said = {"error": str(error)[:LONGEST_ERROR] or type(error).__name__}
-        print(json.dumps(said), flush=True)
+        print(json.dumps(said), file=answers, flush=True)
 
 
 def _limit_memory(n_bytes: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import io
 import re
 import textwrap
 import zlib
@@ -28,7 +29,7 @@ from coe_native.sandbox import Outcome
 _MOST_BYTES = 1 << 26
 """Of a file of problems, unpacked; the published one has 0.2 MB."""
 
-_MOST_RESULTS = 1 << 30
+_MOST_RESULTS = 1 << 28
 """Of a file of attempts; an answer of 16,384 tokens has some 64 KB."""
 
 RAW_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
@@ -98,7 +99,7 @@ def read_problems(path: str | Path | None) -> list[Problem]:
 
 
 def _lines(path: Path, data: bytes, kind: type[Any]) -> Iterator[Any]:
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(io.BytesIO(data), 1):
         if line.strip():
             try:
                 yield typed_json.decode(line, kind)

@@ -164,9 +164,12 @@ class Capture:
                 self._before.restore_class(llama)
 
     def interrupt(self) -> None:
-        """From now on, whatever the Llama is asked to run ends with an exception, and so does what it runs."""
+        """From now on, whatever the Llama is asked to run ends with an exception, and so does what it runs. Waits
+        for the end of the batch that runs."""
         if self._llama is not None:
             self._llama._ctx.interrupted = True
+            with self._in_use:
+                pass
 
     @contextlib.contextmanager
     def _between_batches(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ _TOKEN_PATHS = ("/extras/tokenize", "/extras/tokenize/count", "/extras/detokeniz
 
 _MOST_TOKENS = 1 << 16
 """That are made text at once, where the context is smaller: the time for it grows with the square."""
+
+_MOST_BIASED = 4096
+_MOST_LOGPROBS = 100
 
 _MOST_WRONG = 5
 """Fields of a request that an error names."""
@@ -123,10 +127,12 @@ def llama_app(
     _errors.clear()
     llama_api.llama_log_set(_keep_errors, None)
     tokenize = llama_internals.LlamaModel.tokenize
+    tokenizing = threading.Lock()
 
     def tokenize_safely(self: Any, text: bytes, *args: Any, **options: Any) -> Any:
         core.prepare_thread_for_crashes()
-        return with_stack_for(text, lambda: tokenize(self, text, *args, **options), most=_LONGEST_RUN)
+        with tokenizing:
+            return with_stack_for(text, lambda: tokenize(self, text, *args, **options), most=_LONGEST_RUN)
 
     kept = [route for route in llama_server.router.routes if route.path not in _TOKEN_PATHS]
     with (
@@ -152,8 +158,9 @@ def llama_app(
             with _checked_requests(model):
                 yield app, llama
         finally:
-            # Before the interpreter takes what llama.cpp would call.
-            llama_server._llama_proxy.free()
+            # Before the interpreter takes what llama.cpp would call, and not while another thread is in it.
+            with tokenizing:
+                llama_server._llama_proxy.free()
 
 
 @contextlib.asynccontextmanager
@@ -390,7 +397,11 @@ def _checked_requests(model: Path) -> Iterator[None]:
 def _check_completion(body: Any, n_vocab: int) -> None:
     """Raise HTTPException for what llama.cpp would not survive, or would silently take for something else."""
     bias = body.logit_bias or {}
-    if body.logit_bias_type != "tokens":
+    if body.logit_bias_type == "tokens":
+        # They are made tokens in the thread that serves all clients.
+        if sum(map(len, bias)) > _MOST_BIASED:
+            raise HTTPException(422, f"logit_bias: its texts must have at most {_MOST_BIASED} characters together")
+    else:
         if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in bias):
             raise HTTPException(422, "logit_bias: its keys must be numbers of tokens")
         _check_tokens("logit_bias", [int(key) for key in bias], n_vocab)
@@ -400,6 +411,10 @@ def _check_completion(body: Any, n_vocab: int) -> None:
         value = getattr(body, name, None)
         if isinstance(value, int) and value >= 2**31:
             raise HTTPException(422, f"{name}: must be less than 2147483648")
+    for name in ("logprobs", "top_logprobs"):
+        value = getattr(body, name, None)
+        if value is not None and value > _MOST_LOGPROBS:
+            raise HTTPException(422, f"{name}: must be at most {_MOST_LOGPROBS}")
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if not all(stops):
         raise HTTPException(422, "stop: must not be empty")

@@ -48,13 +48,11 @@ class ParquetFile:
     def records(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield all records, with these columns only."""
         left = self._most_text
-        answer = self._ask({"columns": list(columns)})
+        answer = self._ask({"columns": list(columns), "most": left})
         while answer["records"]:
             left -= answer["size"]
-            if left < 0:
-                raise InputError(f"it holds more than {MOST_EXPANSION} times as much text as the file has bytes")
             yield from answer["records"]
-            answer = self._ask({})
+            answer = self._ask({"most": left})
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -84,7 +82,10 @@ def serve() -> None:
             batches = file.iter_batches(_BATCH, columns=question["columns"], use_threads=False)
         batch = next((batch for batch in batches if len(batch)), None)
         records = [] if batch is None else [_plain(record) for record in batch.to_pylist()]
-        return {"records": records, "size": 0 if batch is None else len(json.dumps(records))}
+        size = len(json.dumps(records))
+        if size > question["most"]:
+            raise ValueError(f"it holds more than {MOST_EXPANSION} times as much text as the file has bytes")
+        return {"records": records, "size": size}
 
     answer_questions(answer, _SECONDS, memory=MOST_MEMORY)
 

@@ -49,6 +49,8 @@ _ENVIRONMENT = {
     # Libraries that start a thread for each core would need more memory and processes on larger machines.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    # Each thread would reserve address space for memory of its own, which is limited.
+    "MALLOC_ARENA_MAX": "1",
 }
 
 _DENIED_CALLS = (
@@ -58,7 +60,7 @@ _DENIED_CALLS = (
     "add_key", "keyctl", "request_key",
     # Memory that no process's own size shows.
     "memfd_create", "memfd_secret", "shmget", "msgget", "semget", "setxattr", "lsetxattr", "fsetxattr",
-    "vmsplice", "splice", "tee", "setsockopt",
+    "vmsplice", "splice", "tee", "setsockopt", "inotify_init", "inotify_init1",
     # Parts of the kernel that no judged program needs, and that attackers like.
     "bpf", "io_uring_setup", "io_uring_enter", "io_uring_register", "perf_event_open", "userfaultfd", "ptrace",
     "process_vm_readv", "process_vm_writev", "kcmp", "name_to_handle_at", "open_by_handle_at", "fanotify_init",
@@ -66,6 +68,10 @@ _DENIED_CALLS = (
     "unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "mount_setattr",
     "fsopen", "fsconfig", "fsmount", "fspick",
 )  # fmt: skip
+_DENIED_NUMBERS = (463, 467)
+"""setxattrat and open_tree_attr, the same on all machines, which older libraries do not know."""
+
+_PR_SET_VMA = 0x53564D41
 _CLONE_NEW = 0x7E020000 | 0x80
 """All CLONE_NEW* flags (linux/sched.h)."""
 
@@ -223,17 +229,22 @@ class _Running:
     error_file: IO[bytes]
     disk: int | None = None
     """A descriptor of the sandbox's own /tmp."""
+    first: psutil.Process | None = None
+    """The first process of the sandbox, with which all others end."""
 
     @classmethod
     @contextlib.contextmanager
     def start(cls, limits: Limits, isolated: bool) -> Iterator[_Running]:
         """Start the runner, and stop it with all processes that it started when the block ends."""
         with contextlib.ExitStack() as cleanup:
-            # Files, because a program could fill a pipe's reader without end; their size is limited.
-            answers, errors = (cleanup.enter_context(tempfile.TemporaryFile()) for _ in range(2))
             directory = cleanup.enter_context(
                 tempfile.TemporaryDirectory(prefix="coe-native-", ignore_cleanup_errors=True)
             )
+            # Files, because a program could fill a pipe's reader without end; their size is limited. They are
+            # opened twice, because a program can change how the file that it has is read.
+            results = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="coe-native-results-"))
+            written = [cleanup.enter_context((Path(results) / name).open("wb")) for name in ("answers", "errors")]
+            answers, errors = (cleanup.enter_context(Path(file.name).open("rb", buffering=0)) for file in written)
             inherited: tuple[int, ...] = ()
             command = [sys.executable, "-I", str(_RUNNER)]
             environment = _ENVIRONMENT | {"HOME": directory, "TMPDIR": directory}
@@ -248,8 +259,8 @@ class _Running:
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
-                    stdout=answers,
-                    stderr=errors,
+                    stdout=written[0],
+                    stderr=written[1],
                     cwd=directory,
                     env=environment,
                     pass_fds=inherited,
@@ -273,6 +284,7 @@ class _Running:
                 raise CoeError(f"the sandbox did not start: {printable(said[-1]) if said else 'no reason given'}")
             time.sleep(0.002)
         if self.isolated:
+            self.first = next(iter(self._processes()[1:2]), None)
             self.disk = self._open_disk()
 
     def _open_disk(self) -> int:
@@ -299,16 +311,24 @@ class _Running:
                 pass
             if time.monotonic() >= end:
                 return f"took longer than {self.limits.seconds:g} seconds"
-            memory, tasks = self._usage(_memory_and_threads)
-            if memory > self.limits.memory and self._usage(_proportional_memory)[0] > self.limits.memory:
-                return "took more memory than it may"
-            if tasks > self.limits.processes + 2:  # two are bubblewrap's own
+            processes = self._processes()
+            most = self.limits.processes + 2  # two are bubblewrap's own
+            if len(processes) > most:  # which may be thousands by now
                 return "started more processes than it may"
+            memory, tasks = self._usage(processes, _memory_and_threads)
+            if tasks > most:
+                return "started more processes than it may"
+            if memory > self.limits.memory:
+                memory, _ = self._usage(processes, _proportional_memory)
+                if memory > self.limits.memory:
+                    return "took more memory than it may"
 
-    def _usage(self, of_process: Callable[[psutil.Process], tuple[int, int]]) -> tuple[int, int]:
+    def _usage(
+        self, processes: Sequence[psutil.Process], of_process: Callable[[psutil.Process], tuple[int, int]]
+    ) -> tuple[int, int]:
         """Return the bytes of memory, and the number of processes and threads, of all processes together."""
         memory, tasks = 0, 0
-        for process in self._processes():
+        for process in processes:
             with contextlib.suppress(OSError, psutil.Error):
                 of_one, threads = of_process(process)
                 memory += of_one
@@ -334,9 +354,7 @@ class _Running:
         if self.disk is not None:
             os.close(self.disk)
             self.disk = None
-        processes = self._processes()
-        # In the sandbox the second is the first of its namespace: all others end with it, and then bubblewrap.
-        for process in processes[1:2] if self.isolated else processes[::-1]:
+        for process in [self.first] if self.first is not None else self._processes()[::-1]:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         try:
@@ -371,7 +389,7 @@ def _proportional_memory(process: psutil.Process) -> tuple[int, int]:
     return memory, threads
 
 
-_MEMORY_FIELDS = ("RssAnon", "RssShmem", "VmSwap")
+_MEMORY_FIELDS = ("RssAnon", "RssShmem", "VmSwap", "VmPTE")
 
 
 def _kilobytes(path: Path, names: Sequence[str]) -> dict[str, int]:
@@ -469,6 +487,9 @@ def _system_call_filter() -> bytes:
     for name in _DENIED_CALLS:
         if pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) > 0:  # older libraries do not know all
             rules.add_rule(denied, name)
+    for number in _DENIED_NUMBERS:
+        rules.add_rule(denied, number)
+    rules.add_rule(denied, "prctl", pyseccomp.Arg(0, pyseccomp.EQ, _PR_SET_VMA))
     for bit in (1 << i for i in range(64)):
         if bit & _CLONE_NEW:
             rules.add_rule(denied, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, bit, bit))

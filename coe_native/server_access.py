@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -32,7 +33,14 @@ _DISCARD_SECONDS = 2.0
 WRITE_SECONDS = 30.0
 """For a client to take what it was sent, when no more fits into the connection."""
 
+_PIECE = 4096
+_NO_CHUNKS = b"HTTP/1.1 411 Length Required\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
 MOST_CONNECTIONS = 64
+_MOST_REQUESTS = 64
+_MOST_BYTES_IN_PROGRESS = 32 << 20
+"""Of bodies; a request takes some three times as much, also while it waits and its client has gone."""
+
 BACKLOG = 16
 """Connections that the system accepts at once, before one of them can be refused."""
 
@@ -158,7 +166,7 @@ class BodyLimits:
     """Limits of the bodies that are posted to a path.
 
     n_bytes: Text for a context of a million tokens has about as many.
-    n_values: Values in the JSON, such as messages and what they consist of; None where the application checks.
+    n_values: Values in the JSON, such as messages and what they consist of; None where the application parses it.
     may_be_empty: Whether nothing need be posted.
     """
 
@@ -189,6 +197,8 @@ class Gate:
         self._key = None if api_key is None else api_key.encode()
         self._hosts = hosts
         self._limits = limits or {}
+        self._n_requests = 0
+        self._n_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -200,15 +210,38 @@ class Gate:
             await self._app(scope, _replayed(b"", receive), send)
             return
         refusal = self._refusal(scope)
-        body = b""
-        if refusal is None:
-            body, refusal = await self._read_body(scope, receive)
+        if refusal is None and self._n_requests >= _MOST_REQUESTS:
+            refusal = _too_many()
         if refusal is not None:
-            await _discard(scope, receive)
-            refusal.headers["connection"] = "close"
-            await refusal(scope, receive, send)
+            await self._refuse(refusal, scope, receive, send)
             return
-        await self._app(scope, _replayed(body, receive), send)
+        limits = self._limits.get(scope["path"], BodyLimits())
+        body = b""
+        self._n_requests += 1
+        try:
+            body, refusal = await _read_body(scope, receive, limits.n_bytes)
+            self._n_bytes += len(body)
+            refusal = refusal or await self._check(body, scope["method"], limits)
+            if refusal is not None:
+                await self._refuse(refusal, scope, receive, send)
+            else:
+                await self._app(scope, _replayed(body, receive), send)
+        finally:
+            self._n_requests -= 1
+            self._n_bytes -= len(body)
+
+    async def _check(self, body: bytes, method: str, limits: BodyLimits) -> JSONResponse | None:
+        if self._n_bytes > _MOST_BYTES_IN_PROGRESS:
+            return _too_many()
+        may_be_empty = method != "POST" or limits.may_be_empty
+        if limits.n_values is None or (may_be_empty and not body.strip()):
+            return None
+        return await anyio.to_thread.run_sync(_json_error, body, limits.n_values)
+
+    async def _refuse(self, refusal: JSONResponse, scope: Scope, receive: Receive, send: Send) -> None:
+        await _discard(scope, receive)
+        refusal.headers["connection"] = "close"
+        await refusal(scope, receive, send)
 
     def _is_preflight(self, scope: Scope) -> bool:
         asks = any(name == b"access-control-request-method" for name, _ in scope["headers"])
@@ -230,32 +263,31 @@ class Gate:
                 return _error(403, "without an API key, pages of other sites and ports are not served")
         return None
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> tuple[bytes, JSONResponse | None]:
-        limits = self._limits.get(scope["path"], BodyLimits())
-        too_large = _error(413, f"the body has more than {limits.n_bytes} bytes")
-        lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-        if any(not length.isdigit() or int(length) > limits.n_bytes for length in lengths):
-            return b"", too_large
-        parts: list[bytes] = []
-        left = limits.n_bytes
-        try:
-            with anyio.fail_after(BODY_SECONDS):
-                while True:
-                    message = await receive()
-                    if message["type"] != "http.request":  # the client has gone
-                        return b"", _error(400, "the body is not complete")
-                    parts.append(message.get("body", b""))
-                    left -= len(parts[-1])
-                    if left < 0:
-                        return b"", too_large
-                    if not message.get("more_body"):
-                        break
-        except TimeoutError:
-            return b"", _error(408, f"the body did not come within {BODY_SECONDS:g} seconds")
-        body = b"".join(parts)
-        if not body.strip() and (scope["method"] != "POST" or limits.may_be_empty):
-            return body, None
-        return body, _json_error(body, limits.n_values)
+
+async def _read_body(scope: Scope, receive: Receive, most: int) -> tuple[bytes, JSONResponse | None]:
+    """Return a body of at most so many bytes, or why it is refused."""
+    too_large = _error(413, f"the body has more than {most} bytes")
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    if any(not length.isdigit() or int(length) > most for length in lengths):
+        return b"", too_large
+    parts: list[bytes] = []
+    try:
+        with anyio.fail_after(BODY_SECONDS):
+            message: Message = {"more_body": True}
+            while message.get("more_body"):
+                message = await receive()
+                if message["type"] != "http.request":  # the client has gone
+                    return b"", _error(400, "the body is not complete")
+                parts.append(message.get("body", b""))
+                if sum(map(len, parts)) > most:
+                    return b"", too_large
+    except TimeoutError:
+        return b"", _error(408, f"the body did not come within {BODY_SECONDS:g} seconds")
+    return b"".join(parts), None
+
+
+def _too_many() -> JSONResponse:
+    return _error(503, "too many requests are waiting; try again later", "overloaded_error")
 
 
 async def _discard(scope: Scope, receive: Receive) -> None:
@@ -267,7 +299,7 @@ async def _discard(scope: Scope, receive: Receive) -> None:
             pass
 
 
-def _json_error(body: bytes, most_values: int | None) -> JSONResponse | None:
+def _json_error(body: bytes, most_values: int) -> JSONResponse | None:
     """Return what is wrong with a body that is not JSON, or has numbers of more than 64 bits, text that is not
     Unicode, or more values than that: checking the type of each takes long, and much memory for those that are
     wrong."""
@@ -294,7 +326,7 @@ def _json_error(body: bytes, most_values: int | None) -> JSONResponse | None:
         return _error(400, "the body is not JSON: it is nested too deeply")
     except ValueError as error:
         return _error(400, f"the body is not JSON: {str(error)[:200]}")
-    if most_values is not None and not _has_at_most(most_values, value):
+    if not _has_at_most(most_values, value):
         return _error(413, f"the body has more than {most_values} values")
     return None
 
@@ -348,7 +380,14 @@ def limited_protocol(most: int = MOST_CONNECTIONS) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            super().data_received(data)
+            # In pieces, because a chunk of one byte takes as long as one of a megabyte.
+            for start in range(0, len(data), _PIECE):
+                if self.transport.is_closing():
+                    return
+                super().data_received(data[start : start + _PIECE])
+                if any(name == b"transfer-encoding" for name, _ in self.headers or ()):
+                    self._refuse_chunks()
+                    return
             if self._is_answering:
                 self._stop_waiting()
             else:
@@ -368,6 +407,11 @@ def limited_protocol(most: int = MOST_CONNECTIONS) -> type[H11Protocol]:
             if self._writing is not None:
                 self._writing.cancel()
                 self._writing = None
+
+        def _refuse_chunks(self) -> None:
+            self.cycle.disconnected = True
+            self.transport.write(_NO_CHUNKS)
+            self.transport.close()
 
         @property
         def _is_answering(self) -> bool:

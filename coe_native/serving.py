@@ -33,6 +33,9 @@ from coe_native.stability import Stability
 _PATIENCE = 3
 """Seconds that answers have to come to their end when the server does."""
 
+_MOST_LISTS = 1 << 17
+"""In a mask: one for each layer, swap and structural expert."""
+
 _MOST_ERRORS = 20
 """Of the server's own, that are said."""
 
@@ -217,13 +220,21 @@ def add_routes(app: FastAPI, routing: LiveRouting) -> None:
     async def mask(request: Request) -> dict[str, Any]:
         data = await request.body()
         with _as_response(routing):
-            wanted = ExpertMask.parse(data, "the body") if data.strip() not in (b"", b"null") else None
+            wanted = await run_in_threadpool(_mask_of, data)
             # Not in the middle of an answer: it takes its turn with the requests.
             async with between_answers():
                 await run_in_threadpool(_change_mask, routing.capture, wanted)
         return {"mask": None if wanted is None else {"digest": wanted.digest, "keep": wanted.keep}}
 
     app.include_router(router)
+
+
+def _mask_of(body: bytes) -> ExpertMask | None:
+    if body.strip() in (b"", b"null"):
+        return None
+    if body.count(b"[") + body.count(b"{") > _MOST_LISTS:
+        raise InputError("the body: is not a mask; make one with `coe-native mask`")
+    return ExpertMask.parse(body, "the body")
 
 
 def _change_mask(capture: Capture, mask: ExpertMask | None) -> None:

@@ -114,6 +114,8 @@ class _Reader:
             if default is not None:
                 return default
             raise InputError(f"is damaged: it has no {name}")
+        if self._archive.getinfo(full).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(f"is compressed in a way that torch.save does not use ({name})")
         if self._sizes[full] > most:
             raise InputError(f"holds {self._sizes[full]} bytes in {name}, which is more than it can need")
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import pickle
 import resource
@@ -27,6 +28,7 @@ import coe_native as coe
 from coe_native import demo, surgery
 from coe_native.atomic import replacing
 from coe_native.corpus import read_corpus
+from coe_native.humaneval import read_problems
 from coe_native.importing import import_file
 from coe_native.live import Capture
 from coe_native.parquet import ParquetFile
@@ -236,6 +238,61 @@ def test_texts_that_are_made_of_texts(tmp_path: Path) -> None:
     assert growth_while(read) < 100 << 20
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_that_expand_without_bounds(tmp_path: Path, method: int) -> None:
+    """zipfile limits what it gives of these, but not what it unpacks for that."""
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", method) as archive:
+        archive.writestr("archive/data.pkl", bytes(300 << 20))
+        archive.writestr("archive/byteorder", "little")
+    data = bytearray((tmp_path / "x.pt").read_bytes())
+    size = (300 << 20).to_bytes(4, "little")
+    while size in data:
+        at = data.index(size)
+        data[at : at + 4] = (1000).to_bytes(4, "little")
+    (tmp_path / "x.pt").write_bytes(data)
+
+    def read() -> None:
+        with pytest.raises(coe.InputError):
+            read_torch(tmp_path / "x.pt")
+
+    assert growth_while(read) < 100 << 20
+
+
+def test_blank_lines_are_not_kept(tmp_path: Path) -> None:
+    """A file of 64 KB."""
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(b"  \n" * 20_000_000))
+
+    def read() -> None:
+        with pytest.raises(coe.InputError, match="has no problems"):
+            read_problems(tmp_path / "p.jsonl.gz")
+
+    assert growth_while(read) < 300 << 20
+
+
+def test_corpora_of_many_levels_and_strange_links(tmp_path: Path) -> None:
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    (directory / "a.txt").write_text("alpha")
+    (directory / "long").symlink_to("n" * 300)
+    (directory / "circle").symlink_to("circle")
+    before = Path.cwd()
+    try:
+        os.chdir(directory)
+        for _ in range(1500):
+            Path("d").mkdir()
+            os.chdir("d")
+    finally:
+        os.chdir(before)
+    assert [document.content for document in read_corpus(directory).documents] == ["alpha"]
+    subprocess.run(["rm", "-rf", str(directory)], check=True)
+
+
+def test_an_array_has_a_largest_number_of_rows(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3_000_000, 1), np.uint8))
+    with pytest.raises(coe.InputError, match="rows"):
+        read_corpus(tmp_path / "x.npy")
+
+
 def test_one_row_that_is_shown_again_and_again(tmp_path: Path) -> None:
     row = pickle.EMPTY_LIST + pickle.MARK + b"K\x01" * 1000 + pickle.APPENDS + pickle.MEMOIZE
     rows = pickle.EMPTY_LIST + pickle.MARK + b"h\x00" * 4000 + pickle.APPENDS + pickle.MEMOIZE
@@ -275,7 +332,7 @@ def parquet_bomb(path: Path, kind: str) -> None:
     pq.write_table(table, path, compression="zstd", use_dictionary=True)
 
 
-@pytest.mark.parametrize("kind", ["rows", "lists"])
+@pytest.mark.parametrize("kind", ["rows", "lists", "one text"])
 def test_a_parquet_file_expands_within_bounds(tmp_path: Path, kind: str) -> None:
     """Here to 300 GB."""
     path = tmp_path / "bomb.parquet"
