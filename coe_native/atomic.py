@@ -97,7 +97,8 @@ def _check_link(path: Path, link: Path) -> None:
     shared = directory.st_mode & stat.S_ISVTX and directory.st_mode & stat.S_IWOTH
     if shared and owner not in (os.geteuid(), directory.st_uid):
         raise InputError(
-            f"{path}: {link} is a symlink that another user has put into a shared directory; name another place"
+            f"{path}: {'' if link == path else f'{link} '}is a symlink that another user has put into a shared "
+            "directory; name another place"
         )
 
 

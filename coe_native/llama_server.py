@@ -30,6 +30,7 @@ from llama_cpp.server.errors import RouteErrorHandler
 from llama_cpp.server.settings import ModelSettings, ServerSettings
 from llama_cpp.server.types import DetokenizeInputRequest, TokenizeInputRequest
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse
 
 from coe_native._native import core
@@ -66,6 +67,9 @@ _LONGEST_RUN = 1 << 18
 _MOST_UINT32 = 2**32 - 1
 
 _errors: list[str] = []
+
+_failures_said: set[type[Exception]] = set()
+"""Unexpected errors that were printed. Clients could fill the log with them."""
 
 
 @llama_api.llama_log_callback  # type: ignore[untyped-decorator]
@@ -151,7 +155,7 @@ def llama_app(
         llama = llama_server._llama_proxy()
         app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _PAGES]
         app.include_router(_token_routes())
-        app.add_exception_handler(HTTPException, _answer_to_http_error)
+        app.add_exception_handler(StarletteHTTPException, _answer_to_http_error)
         app.add_exception_handler(InputError, _answer_to_bad_input)
         app.add_exception_handler(RequestValidationError, _answer_to_bad_fields)
         try:
@@ -366,7 +370,7 @@ def _checked_requests(model: Path) -> Iterator[None]:
         return status, message | {"message": without_directories(message["message"], model)}
 
     def prepared(body: Any, proxy: Any, *args: Any) -> Any:
-        _check_completion(body, proxy()._n_vocab)
+        _check_completion(body, proxy())
         return prepare(body, proxy, *args)
 
     async def published(*, inner_send_chan: Any, llama_call: Any, body: Any, **options: Any) -> None:
@@ -394,8 +398,10 @@ def _checked_requests(model: Path) -> Iterator[None]:
         yield
 
 
-def _check_completion(body: Any, n_vocab: int) -> None:
+def _check_completion(body: Any, llama: llama_cpp.Llama) -> None:
     """Raise HTTPException for what llama.cpp would not survive, or would silently take for something else."""
+    if body.logprobs and not llama._logits_all:
+        raise HTTPException(422, "logprobs: the server must be started with --logits-all")
     bias = body.logit_bias or {}
     if body.logit_bias_type == "tokens":
         # They are made tokens in the thread that serves all clients.
@@ -404,7 +410,7 @@ def _check_completion(body: Any, n_vocab: int) -> None:
     else:
         if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in bias):
             raise HTTPException(422, "logit_bias: its keys must be numbers of tokens")
-        _check_tokens("logit_bias", [int(key) for key in bias], n_vocab)
+        _check_tokens("logit_bias", [int(key) for key in bias], llama._n_vocab)
     if body.seed is not None and not 0 <= body.seed <= _MOST_UINT32:
         raise HTTPException(422, f"seed: must be from 0 to {_MOST_UINT32}")
     for name in ("top_k", "max_tokens", "min_tokens", "logprobs", "top_logprobs"):
@@ -451,7 +457,9 @@ def _explain(error: Exception, body: Any) -> tuple[int, Any]:
         if match is not None and body is not None:
             status, message = formatted(body, match)
             return status, message
-    print(f"a request failed: {type(error).__name__}", file=sys.stderr)
+    if type(error) not in _failures_said:
+        _failures_said.add(type(error))
+        print(f"a request failed: {type(error).__name__}; further ones are not shown", file=sys.stderr)
     return 500, _error(str(error)) | {"type": "internal_server_error"}
 
 

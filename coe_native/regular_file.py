@@ -32,7 +32,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 def check_regular(path: str | Path, file: BinaryIO) -> None:
     """Raise InputError for an opened pipe, device or socket."""
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise InputError(f"{path}: is not a regular file; save its contents to a file first")
+        raise InputError(f"{path}: is not a regular file; save its contents to a file first, or pipe text to -c -")
 
 
 def read_regular(path: str | Path, most_bytes: int) -> bytes:

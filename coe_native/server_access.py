@@ -83,7 +83,7 @@ class Address:
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (OSError, UnicodeError) as error:
-            raise InputError(f"{self.host}: is no address of this machine: {error}") from error
+            raise InputError(f"{self.host}: is not an address of this machine: {error}") from error
         return [(family, (str(address[0]), int(address[1]))) for family, _, _, _, address in found]
 
     @contextlib.contextmanager
@@ -148,7 +148,7 @@ def _remove_unused_socket(path: Path) -> None:
     """Remove a socket that a killed server has left."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise InputError(f"{path}: exists and is no socket; choose another name")
+            raise InputError(f"{path}: exists and is not a socket; choose another name")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -221,11 +221,11 @@ class Gate:
         try:
             body, refusal = await _read_body(scope, receive, limits.n_bytes)
             self._n_bytes += len(body)
-            refusal = refusal or await self._check(body, scope["method"], limits)
             if refusal is not None:
                 await self._refuse(refusal, scope, receive, send)
-            else:
-                await self._app(scope, _replayed(body, receive), send)
+                return
+            answer = await self._check(body, scope["method"], limits) or self._app
+            await answer(scope, _replayed(body, receive), send)
         finally:
             self._n_requests -= 1
             self._n_bytes -= len(body)
@@ -258,14 +258,14 @@ class Gate:
             asked = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
             origins = [value.decode("latin-1").lower() for name, value in headers if name == b"origin"]
             if len(asked) != 1 or asked[0] not in self._hosts:
-                return _error(403, f"without an API key, the Host must be {min(self._hosts)} or the like")
+                return _error(403, f"without an API key, the Host must be one of {', '.join(sorted(self._hosts))}")
             if origins and origins != [f"http://{asked[0]}"]:
                 return _error(403, "without an API key, pages of other sites and ports are not served")
         return None
 
 
 async def _read_body(scope: Scope, receive: Receive, most: int) -> tuple[bytes, JSONResponse | None]:
-    """Return a body of at most so many bytes, or why it is refused."""
+    """Return a body of at most `most` bytes, or the answer that refuses it."""
     too_large = _error(413, f"the body has more than {most} bytes")
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
     if any(not length.isdigit() or int(length) > most for length in lengths):
@@ -305,7 +305,7 @@ def _json_error(body: bytes, most_values: int) -> JSONResponse | None:
     wrong."""
 
     def no_constant(name: str) -> None:
-        raise ValueError(f"{name} is no JSON number")
+        raise ValueError(f"{name} is not a JSON number")
 
     def finite(text: str) -> float:
         value = float(text)

@@ -346,7 +346,7 @@ def serve(
             ):
                 server.run(sockets=[listener])
         finally:
-            capture.interrupt()  # answers that nobody waits for any more
+            capture.interrupt()  # answers whose clients have gone
             saved = routing.save_at_the_end()
         if not server.started:
             raise CoeError(f"{place}: the server could not begin")

@@ -43,7 +43,7 @@ const nlohmann::json& list(const nlohmann::json& document, const char* key) {
     static const nlohmann::json none = nlohmann::json::array();
     const auto found = document.find(key);
     if (found != document.end() && !found->is_array()) {
-        refuse(std::string(key) + " is no list");
+        refuse(std::string(key) + " is not a list");
     }
     return found == document.end() ? none : *found;
 }
@@ -54,12 +54,12 @@ void check_history(const nlohmann::json& document) {
     for (const nlohmann::json& swap : list(document, "swaps")) {
         for (const char* key : {"layer", "incoming", "outgoing", "stage"}) {
             if (!swap.at(key).is_number_integer()) {
-                refuse(std::string("a swap's ") + key + " is no whole number");
+                refuse(std::string("a swap's ") + key + " is not a whole number");
             }
         }
         for (const char* key : {"incoming_score", "outgoing_score"}) {
             if (!swap.at(key).is_number()) {
-                refuse(std::string("a swap's ") + key + " is no number");
+                refuse(std::string("a swap's ") + key + " is not a number");
             }
         }
         if (swap["stage"] != 2 && swap["stage"] != 3) {
@@ -69,12 +69,12 @@ void check_history(const nlohmann::json& document) {
     for (const nlohmann::json& pair : list(document, "unplaced")) {
         if (!pair.is_array() || pair.size() != 2 || !pair[0].is_number_integer() ||
             !pair[1].is_number_integer()) {
-            refuse("unplaced is no list of pairs of block and expert");
+            refuse("unplaced is not a list of pairs of block and expert");
         }
     }
     const auto provenance = document.find("provenance");
     if (provenance != document.end() && !provenance->is_object()) {
-        refuse("provenance is no object");
+        refuse("provenance is not an object");
     }
 }
 
@@ -82,7 +82,7 @@ void check_history(const nlohmann::json& document) {
 
 Mask parse_mask(const std::string& text) {
     try {
-        // A byte order mark, or a zero byte at the end, is for nlohmann_json no part of the document.
+        // nlohmann_json ignores a byte order mark, and a zero byte at the end.
         if (text.empty() || text[0] == '\xef' || text.find('\0') != std::string::npos) {
             refuse("is no mask; make one with `coe-native mask`");
         }

@@ -19,7 +19,7 @@ struct RouterLayout {
     size_t n_groups_used = 1;
     std::string obstacle;          // why the model cannot do with fewer experts, if it cannot
     size_t least_keep = 1;         // llama.cpp wants more experts than the metadata counts groups of them
-    size_t variant_n_experts = 0;  // with so many experts llama.cpp computes another model; 0 for none
+    size_t variant_n_experts = 0;  // number of experts with which llama.cpp computes another model; 0: none
 };
 
 // Reads the layout of a model, whose path is that of its first shard where it is split. Throws

@@ -197,7 +197,7 @@ def test_the_stability_of_the_mask_is_shown(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--host", "0.0.0.0"], "can be reached from other machines; set an API key"),
-        (["--host", "no.such.host.invalid"], "is no address of this machine"),
+        (["--host", "no.such.host.invalid"], "is not an address of this machine"),
         (["--keep", "2"], "keep must be from 4"),
         (["--ctx", "2000000000"], "a context of 2000000000 tokens"),
         (["--api-key", ""], "at least one character"),

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-unisolated",
     is_flag=True,
-    help="Where bubblewrap does not work, run them anyway: they can then read, change and send whatever you can.",
+    help="With --allow-code-execution: where bubblewrap does not work, run programs anyway. They can then read, "
+    "change and send whatever you can.",
 )
 @click.option("--raw", is_flag=True, help="No chat template: the model goes on where the prompt ends.")
 @click.option("--temperature", default=0.6, show_default=True, help="0 takes the likeliest token.")
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 @click.option("--top-p", default=0.95, show_default=True)
 @click.option("--repeat-penalty", default=1.05, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@click.option("--max-tokens", type=COUNT, default=16384, show_default=True, help="Of an answer.")
+@click.option("--max-tokens", type=COUNT, default=16384, show_default=True, help="Maximum tokens of an answer.")
 @click.option("--stop", multiple=True, help="End an answer before this text (repeatable); \\n for a new line.")
 @click.option("--resume", is_flag=True, help="Go on with OUTPUT, if it is there.")
 @model_options_with(ctx=8192)
@@ -78,8 +79,9 @@ def command(
     """Let MODEL solve programming problems with thinking off, and count those that it solves at once (pass@1).
 
     Programs run only with --allow-code-execution, isolated by bubblewrap: with Python and /usr read-only, no other
-    file, no network, 10 seconds, and 1 GiB for all processes together. Where that does not work, nothing runs. The
-    options' defaults are those with which the published specialists were judged.
+    file, no network, 10 seconds, and 1 GiB for all processes together. Where bubblewrap does not work,
+    --allow-unisolated is needed too. The options' defaults are those with which the published specialists were
+    judged.
     """
     from coe_native.generation import Sampling
     from coe_native.humaneval import RAW_STOPS, Results, Solver, read_problems, solve
@@ -132,7 +134,7 @@ def command(
         return
     click.echo(f"pass@1  {passed} of {len(judged)} problems, {passed / len(judged):.1%}")
     if not all(attempt.isolated for attempt in judged):
-        say("Not all programs ran isolated: they could read this result, change it, and leave others behind.")
+        say("warning: some programs ran unisolated and could have changed these results")
     say(f"{output}: all answers, and what came of them")
 
 

@@ -41,14 +41,14 @@ from coe_native.scoring import METHODS, needs_outputs
     "--api-key",
     envvar="COE_NATIVE_API_KEY",
     metavar="KEY",
-    help="Key that clients must give; needed where others can reach the address; auto prints a random one. "
-    "COE_NATIVE_API_KEY in the environment is not seen in lists of processes. Without a key, all users of this "
-    "machine can read the counts and apply masks.",
+    help="Key that clients must send as `Authorization: Bearer KEY`; required unless the address is local; `auto` "
+    "prints a random one. Or set COE_NATIVE_API_KEY, which does not appear in process lists. Without a key, every "
+    "user of this machine can read the counts and apply masks.",
 )
 @click.option(
     "--uds",
     type=FILE,
-    help="Listen on a Unix socket at this path, which only you can use, instead of HOST and PORT.",
+    help="Listen on a Unix socket at this path, which only you can use, instead of --host and --port.",
 )
 @click.option(
     "--save-every",
@@ -109,7 +109,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Serve MODEL by OpenAI's API, and count which experts your prompts and its answers need.
+    """Serve MODEL through an OpenAI-compatible API, and count which experts your prompts and its answers need.
 
     GET /routing shows the counts, POST /routing/save writes the profiles, POST /routing/mask applies the mask in
     its body, or with an empty one takes the mask away. No text is stored.

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from coe_native.errors import InputError, printable
 from coe_native.scoring import METHODS
-from coe_native.units import gigabytes
+from coe_native.units import counted, gigabytes
 
 if TYPE_CHECKING:
     from coe_native.corpus import Corpus
@@ -205,7 +205,8 @@ def say_skipped(corpora: Sequence[Corpus]) -> None:
     """Says how many files of directories were passed by."""
     for corpus in corpora:
         if corpus.n_skipped:
-            say(f"{corpus.name}: skipped {corpus.n_skipped} files: hidden, not UTF-8 text, or links out of it")
+            skipped = counted(corpus.n_skipped, "file")
+            say(f"{corpus.name}: skipped {skipped}: hidden, not UTF-8 text, or links out of it")
 
 
 def print_json(value: Any) -> None:

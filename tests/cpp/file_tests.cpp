@@ -96,7 +96,7 @@ TEST(damaged_masks_are_refused) {
         {"\"incoming\": 7, ", "", "damaged"},
         {"\"stage\": 3", "\"stage\": 4", "second pass or the third"},
         {"[[2, 6]]", "[[2]]", "pairs of block and expert"},
-        {"{\"model\": \"x\"}", "[]", "provenance is no object"},
+        {"{\"model\": \"x\"}", "[]", "provenance is not an object"},
         {"\"10\"", "\"4096\"", "no block index"},
         {"\"10\"", "\"-10\"", "no block index"},
         {"\"10\"", "\"010\"", "no block index"},

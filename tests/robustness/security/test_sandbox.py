@@ -54,13 +54,13 @@ WHY_NOT = why_not_here()
 isolates = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "isolation works")
 
 
-def run_as_nobody(program: str, limits: Limits) -> Outcome:
-    """Run a program in the sandbox of an ordinary user, with the system's own Python: ours may be in a directory
-    that only root can read."""
+def as_nobody(code: str, given: str = "") -> str:
+    """What Python code prints that runs as an ordinary user, with the system's own Python: ours may be in a
+    directory that only root can read."""
     nobody = pwd.getpwnam("nobody")
     ran = subprocess.run(
-        ["/usr/bin/python3", "-B", "-c", AS_NOBODY],
-        input=json.dumps({"program": program, "limits": asdict(limits)}),
+        ["/usr/bin/python3", "-B", "-c", code],
+        input=given,
         env={"PYTHONPATH": f"{ROOT}:{sysconfig.get_path('purelib')}", "PATH": os.environ["PATH"]},
         cwd="/",
         user=nobody.pw_uid,
@@ -72,7 +72,11 @@ def run_as_nobody(program: str, limits: Limits) -> Outcome:
     )
     if ran.returncode != 0:
         pytest.skip(f"an ordinary user cannot run this checkout: {ran.stderr.strip().splitlines()[-1]}")
-    return Outcome(*json.loads(ran.stdout))
+    return ran.stdout
+
+
+def run_as_nobody(program: str, limits: Limits) -> Outcome:
+    return Outcome(*json.loads(as_nobody(AS_NOBODY, json.dumps({"program": program, "limits": asdict(limits)}))))
 
 
 @pytest.fixture(params=["this user", "an ordinary user"])
@@ -474,29 +478,16 @@ def test_unisolated_programs_may_start_threads_whatever_else_runs() -> None:
         subprocess.Popen(["sleep", "60"], user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[], cwd="/")
         for _ in range(40)
     ]
-    code = (
-        "from coe_native.sandbox import *; print(Sandbox(Limits(), 'x').run("
-        "'import threading; t = threading.Thread(target=int); t.start(); t.join()'))"
-    )
     try:
-        ran = subprocess.run(
-            ["/usr/bin/python3", "-B", "-c", code],
-            env={"PYTHONPATH": f"{ROOT}:{sysconfig.get_path('purelib')}", "PATH": os.environ["PATH"]},
-            user=nobody.pw_uid,
-            group=nobody.pw_gid,
-            extra_groups=[],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd="/",
+        said = as_nobody(
+            "from coe_native.sandbox import *; print(Sandbox(Limits(), 'x').run("
+            "'import threading; t = threading.Thread(target=int); t.start(); t.join()'))"
         )
     finally:
         for other in others:
             other.kill()
             other.wait()
-    if ran.returncode != 0:
-        pytest.skip(f"an ordinary user cannot run this checkout: {ran.stderr.strip().splitlines()[-1]}")
-    assert "passed=True" in ran.stdout, ran
+    assert "passed=True" in said
 
 
 @isolates

@@ -121,7 +121,7 @@ def ask(server: Server, head: str, body: bytes = b"", wait: float = 30.0) -> tup
         ("/v1/completions", {"prompt": "x " * 5000}, 400),
         ("/v1/completions", {"prompt": "x", "suffix": "y" * 100}, 200),
         ("/v1/completions", {"prompt": "x", "stop": [""]}, 422),
-        ("/v1/completions", {"prompt": "x", "logprobs": 5}, 500),
+        ("/v1/completions", {"prompt": "x", "logprobs": 5}, 422),
         ("/v1/completions", b"{", 400),
         ("/v1/completions", b"\xff\xfe", 400),
         ("/v1/completions", b"[" * 100_000, 400),
@@ -612,7 +612,7 @@ def test_a_unix_socket_for_this_user_alone(tmp_path: Path, started: Callable[...
     assert answer.status == 200
     assert json.load(answer)["choices"]
     connection.close()
-    for taken, why in (("s", "another program listens on it"), ("file", "is no socket")):
+    for taken, why in (("s", "another program listens on it"), ("file", "is not a socket")):
         (tmp_path / "file").write_text("x")
         run = subprocess.run(
             line("--uds", taken, "-o", "other.gguf"), cwd=tmp_path, capture_output=True, text=True, check=False
