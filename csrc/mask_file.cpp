@@ -39,6 +39,29 @@ size_t count(const nlohmann::json& document, const char* key, size_t most) {
     return value.get<size_t>();
 }
 
+// Python's reader gives up on deep nesting. (A callback of nlohmann_json's parser would take quadratic time.)
+void check_depth(const std::string& text) {
+    int depth = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < text.size(); ++i) {
+        if (in_string) {
+            if (text[i] == '\\') {
+                ++i;  // what is escaped ends no string
+            } else {
+                in_string = text[i] != '"';
+            }
+        } else if (text[i] == '"') {
+            in_string = true;
+        } else if (text[i] == '[' || text[i] == '{') {
+            if (++depth > most_depth) {
+                refuse("is a damaged mask: it is nested too deeply");
+            }
+        } else if (text[i] == ']' || text[i] == '}') {
+            --depth;
+        }
+    }
+}
+
 const nlohmann::json& list(const nlohmann::json& document, const char* key) {
     static const nlohmann::json none = nlohmann::json::array();
     const auto found = document.find(key);
@@ -86,13 +109,8 @@ Mask parse_mask(const std::string& text) {
         if (text.empty() || text[0] == '\xef' || text.find('\0') != std::string::npos) {
             refuse("is no mask; make one with `coe-native mask`");
         }
-        const auto within_depth = [](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
-            if (depth > most_depth) {
-                refuse("is a damaged mask: it is nested too deeply");
-            }
-            return true;
-        };
-        const nlohmann::json document = nlohmann::json::parse(text, within_depth);
+        check_depth(text);
+        const nlohmann::json document = nlohmann::json::parse(text);
         if (!document.is_object() || document.value("format", "") != "coe-native.expert-mask") {
             refuse("is no mask; make one with `coe-native mask`");
         }

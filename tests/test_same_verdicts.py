@@ -82,7 +82,6 @@ def changed_masks() -> dict[str, bytes]:
     for what, value in {
         "NaN": b"NaN",
         "a large number": b"1e999",
-        "a long number": b"9" * 400,
         "no UTF-8": b'"\xe4"',
         "half a pair": b'"\\ud800"',
         "a deep list": b"[" * 20_000 + b"]" * 20_000,

@@ -1,7 +1,6 @@
 #include "bindings.h"
 #include "ggml.h"
 #include "gguf_header.h"
-#include "mask_file.h"
 #include "router_nodes.h"
 
 namespace py = pybind11;
@@ -11,8 +10,6 @@ namespace coe::bindings {
 void register_gguf(py::module_& module) {
     py::register_exception<GgufError>(module, "GgufError", PyExc_ValueError);
     module.attr("MOST_BLOCKS") = most_blocks;
-    // Throws ValueError for bytes that are no mask's file.
-    module.def("check_mask_text", [](const std::string& text) { parse_mask(text); }, py::arg("text"));
 
     py::enum_<GgufType>(module, "GgufType")
         .value("U8", GgufType::u8)

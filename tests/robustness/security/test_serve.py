@@ -216,7 +216,8 @@ def test_a_stream_says_what_is_wrong(shared: Server, body: dict[str, Any]) -> No
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_sampling_options_end_the_server(shared: Server, body: dict[str, Any]) -> None:
     code, said = shared.post("/v1/completions", json.dumps(body).encode("utf-8", "surrogatepass"))
-    assert code in (200, 400, 422), said
+    # llama.cpp may find no room in its cache for an answer, and says so.
+    assert code in (200, 400, 422) or said["error"]["message"] == "llama_decode returned 1", said
 
 
 @pytest.mark.parametrize("grammar", ['root ::= ("yes" | "no") " " [0-9]+', "root ::= [a-z ]*", 'root ::= "yes"'])
