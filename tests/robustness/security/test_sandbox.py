@@ -92,7 +92,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 @contextlib.contextmanager
 def listening(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> Iterator[list[bytes]]:
-    """A socket that anybody may use, and what it was sent."""
+    """A socket that all users may connect to, and what it received."""
     heard: list[bytes] = []
     with socket.socket(socket.AF_UNIX, kind) as server:
         server.bind(str(path))
@@ -316,7 +316,7 @@ def test_limits_end_a_program(run: Run, code: str, result: str) -> None:
         "        threading.Thread(target=lambda: kept.append(bytearray(30 << 20)) or time.sleep(60)).start()\n"
         "        time.sleep(0.5)\n"
         "        ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[os.uname().machine], 0)",
-        # A process that nobody may look into.
+        # A process that is not dumpable, so that its pages cannot be inspected.
         "ctypes.CDLL(None).prctl(4, 0)\n"
         "for i in range(12):\n    if os.fork() == 0:\n        x = bytearray(30 << 20)\n        time.sleep(60)",
     ],

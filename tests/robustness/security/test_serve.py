@@ -216,7 +216,7 @@ def test_a_stream_says_what_is_wrong(shared: Server, body: dict[str, Any]) -> No
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_sampling_options_end_the_server(shared: Server, body: dict[str, Any]) -> None:
     code, said = shared.post("/v1/completions", json.dumps(body).encode("utf-8", "surrogatepass"))
-    # llama.cpp may find no room in its cache for an answer, and says so.
+    # A known defect, seen once and not yet explained: after some requests, llama_decode fails for a later one.
     assert code in (200, 400, 422) or said["error"]["message"] == "llama_decode returned 1", said
 
 
@@ -310,7 +310,7 @@ def test_a_body_is_not_read_before_the_key(started: Callable[..., Server], chunk
 
 
 def test_a_body_of_wrong_values_is_refused_at_once(shared: Server) -> None:
-    """An error for each of its values would take seconds and gigabytes, and nobody would be served meanwhile."""
+    """An error for each of its values would take seconds and gigabytes, and other clients would wait meanwhile."""
     before, started_at = memory_of(shared), time.monotonic()
     for body in (
         {"prompt": [1] * 1_300_000},
