@@ -68,6 +68,9 @@ _MOST_UINT32 = 2**32 - 1
 
 _errors: list[str] = []
 
+_CONTEXT_IS_FULL = "llama_decode returned 1"
+"""llama-cpp-python does not check max_tokens while the last bytes of an answer are not UTF-8."""
+
 _failures_said: set[type[Exception]] = set()
 """Unexpected errors that were printed. Clients could fill the log with them."""
 
@@ -448,15 +451,16 @@ def _explain(error: Exception, body: Any) -> tuple[int, Any]:
         return error.status_code, _error(str(error.detail))
     if isinstance(error, RequestValidationError):
         return 422, _error(_bad_fields(error))
-    if isinstance(error, InputError):
-        return 400, _error(str(error))
     if isinstance(error, AssertionError) and isinstance(getattr(body, "prompt", ""), list):
         return 422, _error("prompt: must be one text")
+    if isinstance(error, InputError) or str(error) == _CONTEXT_IS_FULL:
+        full = "the context was full before the answer ended"
+        return 400, _error(str(error) if isinstance(error, InputError) else full)
     for pattern, formatted in RouteErrorHandler.pattern_and_formatters.items():
         match = pattern.search(str(error))
         if match is not None and body is not None:
-            status, message = formatted(body, match)
-            return status, message
+            known: tuple[int, Any] = formatted(body, match)
+            return known
     if type(error) not in _failures_said:
         _failures_said.add(type(error))
         print(f"a request failed: {type(error).__name__}; further ones are not shown", file=sys.stderr)

@@ -121,6 +121,7 @@ def ask(server: Server, head: str, body: bytes = b"", wait: float = 30.0) -> tup
         ("/v1/completions", {"prompt": "x " * 5000}, 400),
         ("/v1/completions", {"prompt": "x", "suffix": "y" * 100}, 200),
         ("/v1/completions", {"prompt": "x", "stop": [""]}, 422),
+        ("/v1/completions", {"prompt": "00", "temperature": 0.0, "suffix": ""}, 400),  # bytes that are no UTF-8
         ("/v1/completions", {"prompt": "x", "logprobs": 5}, 422),
         ("/v1/completions", b"{", 400),
         ("/v1/completions", b"\xff\xfe", 400),
@@ -216,8 +217,7 @@ def test_a_stream_says_what_is_wrong(shared: Server, body: dict[str, Any]) -> No
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_sampling_options_end_the_server(shared: Server, body: dict[str, Any]) -> None:
     code, said = shared.post("/v1/completions", json.dumps(body).encode("utf-8", "surrogatepass"))
-    # A known defect, seen once and not yet explained: after some requests, llama_decode fails for a later one.
-    assert code in (200, 400, 422) or said["error"]["message"] == "llama_decode returned 1", said
+    assert code in (200, 400, 422), said
 
 
 @pytest.mark.parametrize("grammar", ['root ::= ("yes" | "no") " " [0-9]+', "root ::= [a-z ]*", 'root ::= "yes"'])
