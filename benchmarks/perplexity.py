@@ -18,8 +18,8 @@ from typing import Any
 
 import click
 
-from coe_native import demo
 from coe_native._native import core
+from coe_native.recipes import demo
 
 CONTEXTS = (512, 1024)
 

@@ -19,7 +19,7 @@ import coe_native as coe
 from benchmarks.side_by_side import Comparison, Measure, Target
 from benchmarks.starting import command
 from coe_native._native import core
-from coe_native.profiler import DOCUMENTS_AT_ONCE
+from coe_native.profiling.run import DOCUMENTS_AT_ONCE
 
 WINDOW = 512
 SHORT = (30, 120)

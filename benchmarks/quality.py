@@ -26,10 +26,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 import coe_native as coe
-from coe_native import demo
-from coe_native.batching import tokenize
-from coe_native.corpus import Document
-from coe_native.profiler import DOCUMENTS_AT_ONCE
+from coe_native.corpus.batching import tokenize
+from coe_native.corpus.documents import Document
+from coe_native.profiling.run import DOCUMENTS_AT_ONCE
+from coe_native.recipes import demo
 
 SHARES = (0.75, 0.5, 0.25)
 WHOLE = "all"

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 import llama_cpp  # noqa: F401  # isort: skip
 
-from coe_native import _core as core
+from coe_native import _core as core  # noqa: TID251
 
 __all__ = ["core"]

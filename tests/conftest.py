@@ -14,7 +14,7 @@ from cpp_build import build
 from random_models import FAMILIES, write_random_model
 
 import coe_native as coe
-from coe_native.surgery_plan import Plan, PlannedTensor
+from coe_native.surgery.plan import Plan, PlannedTensor
 
 # ggml's CPU GELU looks values up in a table of 16-bit floats, so that a difference in the last bit of a
 # router weight can grow to one in the eleventh. The others' activations are computed.

@@ -17,7 +17,7 @@ from typing import Any
 import openai
 import pytest
 
-from coe_native import demo
+from coe_native.recipes import demo
 
 DEMO = demo.MODEL
 

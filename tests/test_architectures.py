@@ -20,7 +20,7 @@ from slow_capture import SlowCapture
 from test_live_mask import divergence, log_softmax
 
 import coe_native as coe
-from coe_native.cli.inspect_command import command as inspect
+from coe_native.cli.commands.inspect import command as inspect
 
 KEEP = 8
 

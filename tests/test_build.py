@@ -14,6 +14,7 @@ import pytest
 
 import coe_native as coe
 from coe_native._native import core
+from coe_native.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(core.__file__).parent
@@ -65,14 +66,69 @@ def test_another_ggml_is_refused_at_import(tmp_path: Path) -> None:
     assert "pip install" in last
 
 
-def test_help_does_not_load_llama_cpp(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_loads_no_llama_cpp(command: str | None, tmp_path: Path) -> None:
+    arguments = ["--help"] if command is None else [command, "--help"]
     code = (
         "import sys; from click.testing import CliRunner; from coe_native.cli import group; "
-        "result = CliRunner().invoke(group, ['--help']); assert result.exit_code == 0, result; "
-        "assert 'specialise' in result.output; print('numpy' in sys.modules, 'llama_cpp' in sys.modules)"
+        f"result = CliRunner().invoke(group, {arguments}); assert result.exit_code == 0, result; "
+        "assert 'Options' in result.output; print('llama_cpp' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert run.stdout == "False False\n"
+    assert run.stdout == "False\n"
+
+
+@pytest.mark.parametrize("module", ["coe_native", "coe_native.corpus.read", "coe_native.corpus.sampling"])
+def test_import_loads_no_llama_cpp(module: str, tmp_path: Path) -> None:
+    code = f"import sys, {module}; print('llama_cpp' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+
+
+def test_public_names_are_those_of_the_interface() -> None:
+    assert set(coe.__all__) == {
+        "METHODS",
+        "STATS",
+        "Agreement",
+        "Capture",
+        "Check",
+        "CoeError",
+        "Corpus",
+        "Evaluation",
+        "ExpertMask",
+        "Fit",
+        "InputError",
+        "Memory",
+        "Model",
+        "MoeModel",
+        "OutputNorms",
+        "Overlap",
+        "Placement",
+        "RoutingProfile",
+        "Shard",
+        "Stability",
+        "Sweep",
+        "SweepPoint",
+        "__version__",
+        "attach",
+        "build_mask",
+        "compare",
+        "evaluate",
+        "evaluate_masks",
+        "fit",
+        "memory_of",
+        "merge",
+        "profile",
+        "profile_corpora",
+        "prune",
+        "read_corpus",
+        "score",
+        "sweep",
+        "verify",
+        "zero",
+        "zero_in_place",
+    }
+    assert all(getattr(coe, name) is not None for name in coe.__all__)
 
 
 def test_the_c_library_exports_its_own_names_only() -> None:

@@ -12,9 +12,10 @@ from random_models import moe_layers, write_random_model
 from slow_capture import SlowCapture
 
 import coe_native as coe
-from coe_native import batching, corpus
-from coe_native.profiler import Progress
-from coe_native.routing_profile import OutputNorms
+from coe_native.corpus import batching
+from coe_native.corpus import documents as corpus
+from coe_native.profiling.run import Progress
+from coe_native.routing.profile import OutputNorms
 
 ModelFile = Callable[[str, str], Path]
 
@@ -134,8 +135,8 @@ def test_a_bad_document_at_the_end_is_found_at_the_start(
             raise MemoryError(f"{document.place}: has a token id outside")
         return batching.tokenize(document, model)
 
-    monkeypatch.setattr("coe_native.profiler.tokenize", fail)
-    monkeypatch.setattr(corpus, "BUNDLE_SIZE", 100)
+    monkeypatch.setattr("coe_native.profiling.run.tokenize", fail)
+    monkeypatch.setattr(bundles, "BUNDLE_SIZE", 100)
     seen = []
 
     def follow(progress: Progress) -> None:
@@ -156,7 +157,7 @@ def test_what_a_bundle_computes_does_not_depend_on_the_others(
     model_file: ModelFile, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     """Documents that share batches, some cut by them: shards add up to the last bit, in any order."""
-    monkeypatch.setattr(corpus, "BUNDLE_SIZE", 1000)
+    monkeypatch.setattr(bundles, "BUNDLE_SIZE", 1000)
     random = np.random.default_rng(11)
     documents = [random.integers(0, 256, length).tolist() for length in random.integers(1, 130, 40)]
     with coe.Model(model_file(family, "Q4_K_M"), n_ctx=128, n_batch=100, n_sequences=16, n_threads=2) as model:

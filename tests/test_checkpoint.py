@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import coe_native as coe
-from coe_native import corpus as corpus_module
-from coe_native.checkpoint import Checkpoint, Position
-from coe_native.corpus import corpus_of
-from coe_native.profiler import Progress
+from coe_native.corpus import bundles as bundles_module
+from coe_native.corpus.documents import corpus_of
+from coe_native.profiling.checkpoint import Checkpoint, Position
+from coe_native.profiling.run import Progress
 
 ModelFile = Callable[[str, str], Path]
 COMMAND = Path(sys.executable).with_name("coe-native")
@@ -43,7 +43,7 @@ def test_after_any_interruptions_the_profile_is_that_of_one_run(
 ) -> None:
     """Interrupted after few batches, and so resumed from many positions; windows go on from batch to batch, and
     two corpora share bundles."""
-    monkeypatch.setattr(corpus_module, "BUNDLE_SIZE", 1500)
+    monkeypatch.setattr(bundles_module, "BUNDLE_SIZE", 1500)
     corpora = [corpus_of(many_documents[:25], "first"), corpus_of(many_documents[25:], "second")]
     out = tmp_path / "p.gguf"
     with coe.Model(model_file(family, "Q4_K_M"), n_ctx=128, n_batch=50, n_sequences=4, n_threads=1) as model:

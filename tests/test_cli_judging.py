@@ -16,7 +16,7 @@ from test_importing import histograms, torch_save
 from test_masking import make_profile
 
 import coe_native as coe
-from coe_native import demo
+from coe_native.recipes import demo
 
 RUN = ("--threads", "2")
 

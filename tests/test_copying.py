@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import coe_native as coe
-from coe_native import holes, prefetch
-from coe_native.atomic import clear_leftovers, replacing
-from coe_native.copying import copy_range
-from coe_native.surgery import _EarlySync
+from coe_native.files import holes, prefetch
+from coe_native.files.atomic import clear_leftovers, replacing
+from coe_native.files.copying import copy_range
+from coe_native.surgery.write import _EarlySync
 
 DATA = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
 

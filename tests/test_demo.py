@@ -15,9 +15,10 @@ from gguf.quants import dequantize
 from random_models import copy_entries
 
 import coe_native as coe
-from coe_native import demo
-from coe_native.corpus import Corpus, Document, Message, read_corpus
-from coe_native.gguf_file import encode_entry
+from coe_native.corpus.documents import Corpus, Document, Message
+from coe_native.corpus.read import read_corpus
+from coe_native.model.gguf_file import encode_entry
+from coe_native.recipes import demo
 
 REFERENCE = Path(__file__).parent / "data" / "demo_reference.npz"
 """Windows of the shipped profile texts, and what router hooks in ``transformers`` counted on the

@@ -10,8 +10,8 @@ import pytest
 from conftest import unused_experts
 
 import coe_native as coe
-from coe_native import demo
-from coe_native.corpus import corpus_of
+from coe_native.corpus.documents import corpus_of
+from coe_native.recipes import demo
 
 ModelFile = Callable[[str, str], Path]
 

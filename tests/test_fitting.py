@@ -12,7 +12,7 @@ from gguf.quants import quant_shape_to_byte_shape
 
 import coe_native as coe
 from coe_native._native import core
-from coe_native.fitting import Placement, fit, memory_of
+from coe_native.surgery.fit import Placement, fit, memory_of
 
 ModelFile = Callable[[str, str], Path]
 PLACEMENT = Placement(n_ctx=1024, n_batch=64)

@@ -17,8 +17,8 @@ from conftest import RUNTIMES, check_live_mask
 from random_models import write_random_model
 
 import coe_native as coe
-from coe_native import demo
 from coe_native._native import core
+from coe_native.recipes import demo
 
 pytestmark = pytest.mark.skipif(not core.free_gpu_memory(), reason="no GPU, or without COE_TEST_GPU=1")
 

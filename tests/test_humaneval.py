@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import coe_native as coe
-from coe_native import demo
-from coe_native.generation import Generation, Sampling, generate
-from coe_native.humaneval import Attempt, Problem, Results, Solver, program, read_problems, solve
-from coe_native.sandbox import Sandbox, open_sandbox
+from coe_native.evaluation.humaneval import Attempt, Problem, Results, Solver, program, read_problems, solve
+from coe_native.evaluation.sandbox import Sandbox, open_sandbox
+from coe_native.llama.generation import Generation, Sampling, generate
+from coe_native.recipes import demo
 
 ADD = Problem(
     "Test/0",

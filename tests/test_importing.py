@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import coe_native as coe
-from coe_native.importing import import_file
-from coe_native.torch_file import read_torch
+from coe_native.importers.import_file import import_file
+from coe_native.importers.torch_file import read_torch
 
 ModelFile = Callable[[str, str], Path]
 STORAGES = {"i8": "Long", "i4": "Int", "i2": "Short", "i1": "Char", "u1": "Byte", "b1": "Bool", "f4": "Float"}

@@ -19,10 +19,10 @@ from conftest import unused_experts
 from random_models import split_model
 
 import coe_native as coe
-from coe_native import surgery
 from coe_native._native import core
-from coe_native.gguf_file import MAGIC, UNDER_SURGERY
-from coe_native.surgery_record import SurgeryRecord
+from coe_native.model.gguf_file import MAGIC, UNDER_SURGERY
+from coe_native.model.surgery_record import SurgeryRecord
+from coe_native.surgery import in_place as surgery
 
 ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[..., coe.RoutingProfile]
@@ -57,7 +57,7 @@ def zeroed(tmp_path: Path, model_file: ModelFile, mask: coe.ExpertMask) -> bytes
 KILLED = """
 import os, signal, sys
 import coe_native as coe
-from coe_native import surgery
+from coe_native.surgery import in_place as surgery
 
 path, mask, last = sys.argv[1], coe.ExpertMask.load(sys.argv[2]), int(sys.argv[3])
 moments = 0

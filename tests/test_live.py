@@ -22,9 +22,9 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from random_models import write_random_model
 
 import coe_native as coe
-import coe_native.live as live_module
+import coe_native.live.attach as live_module
 from coe_native._native import core
-from coe_native.live import _WatchedContext
+from coe_native.live.llama_cpp_python.watched import WatchedContext
 
 ModelFile = Callable[[str, str], Path]
 DEMO = Path(coe.__file__).parent / "demo_data" / "demo-Q8_0.gguf"
@@ -372,7 +372,7 @@ def test_calls_that_wait_for_detach_run_on_the_new_context(
     capture = coe.attach(llama)
     llama.eval([1, 2, 3])
     renewing, waiting = threading.Event(), threading.Event()
-    renew = live_module._renew_context
+    renew = live_module.renew_context
 
     def slow(*arguments: Any) -> None:
         renewing.set()
@@ -380,7 +380,7 @@ def test_calls_that_wait_for_detach_run_on_the_new_context(
         time.sleep(0.2)  # until the other thread waits for the lock
         renew(*arguments)
 
-    monkeypatch.setattr(live_module, "_renew_context", slow)
+    monkeypatch.setattr(live_module, "renew_context", slow)
     results: list[Any] = []
 
     def call() -> None:
@@ -525,7 +525,7 @@ def test_a_llama_that_is_not_what_its_file_says_stays_as_it_was(model_file: Mode
         coe.attach(llama)
     assert begun == expected[:4]
     gc.collect()
-    contexts = [found for found in gc.get_objects() if isinstance(found, _WatchedContext)]
+    contexts = [found for found in gc.get_objects() if isinstance(found, WatchedContext)]
     assert not [context for context in contexts if context.ctx is not None and context.model is llama._model]
     assert tokens_of(llama, [1, 2, 3, *begun], 4, temp=0.0) == expected[4:]
     assert type(llama) is Llama

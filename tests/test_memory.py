@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import coe_native as coe
-from coe_native.memory import advice_for_gpu, blocks_for_host, check_context
+from coe_native.llama.memory import advice_for_gpu, blocks_for_host, check_context
 
 ModelFile = Callable[[str, str], Path]
 
@@ -84,7 +84,7 @@ def test_blocks_are_moved_until_there_is_room(model_file: ModelFile) -> None:
 LIMITED = """
 import resource, sys
 import coe_native as coe
-from coe_native import memory
+from coe_native.llama import memory
 from coe_native._native import core
 path, n_ctx, room = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 core.free_gpu_memory()  # has the backends loaded

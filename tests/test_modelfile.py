@@ -9,11 +9,11 @@ import pytest
 from conftest import append_entry
 
 import coe_native as coe
-from coe_native import demo
-from coe_native.chat import close_thinking
-from coe_native.corpus import Message
-from coe_native.gguf_file import encode_entry
-from coe_native.modelfile import DOMAINS, PARAMETERS, usage
+from coe_native.corpus.documents import Message
+from coe_native.llama.chat import close_thinking
+from coe_native.model.gguf_file import encode_entry
+from coe_native.recipes import demo
+from coe_native.recipes.modelfile import DOMAINS, PARAMETERS, usage
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 # As the families' templates do it, in few words: Qwen 3, Gemma 4, DeepSeek 3.1, one that thinks whatever it is

@@ -17,8 +17,8 @@ from test_masking import make_profile
 from test_sweep import made
 
 import coe_native as coe
-from coe_native.concentration import concentration, coverage, routed_shares
 from coe_native.report.page import report, sweep_page
+from coe_native.routing.concentration import concentration, coverage, routed_shares
 
 ProfileOf = Callable[..., coe.RoutingProfile]
 

@@ -186,7 +186,7 @@ def test_somebody_else_there(model_file: ModelFile) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("coe_native.rpc._PATIENCE", 3)
+            patch.setattr("coe_native.llama.rpc._PATIENCE", 3)
             with pytest.raises(coe.InputError, match="did not answer in 3 s"):
                 coe.Model(model_file("olmoe", "F32"), rpc=[endpoint])
 
@@ -205,6 +205,6 @@ def test_addresses_that_are_none_are_refused(model_file: ModelFile, address: str
 
 @with_rpc
 def test_what_python_says_is_told(model_file: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe_native.rpc._ASK", "import no_such_module")
+    monkeypatch.setattr("coe_native.llama.rpc._ASK", "import no_such_module")
     with pytest.raises(coe.CoeError, match=r"cannot be asked: ModuleNotFoundError: No module named"):
         coe.Model(model_file("olmoe", "F32"), rpc=[free_endpoint()])

@@ -14,9 +14,10 @@ from bare_host import CProfiler, load_c_library
 from random_models import write_random_model
 
 import coe_native as coe
-from coe_native import demo
 from coe_native._native import core
-from coe_native.masking import Swap, check_cut
+from coe_native.masks.check import check_cut
+from coe_native.masks.expert_mask import Swap
+from coe_native.recipes import demo
 
 ModelFile = Callable[[str, str], Path]
 SWAP = {"layer": 0, "incoming": 1, "outgoing": 20, "stage": 2, "incoming_score": 0.5, "outgoing_score": 0.1}

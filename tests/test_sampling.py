@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coe_native as coe
-from coe_native import demo
-from coe_native.corpus import Corpus, Document, Message, corpus_of, read_corpus
-from coe_native.sampling import _shared_out, jaccard, lines, near_duplicates, sample, shingles, stats
+from coe_native.corpus.documents import Corpus, Document, Message, corpus_of
+from coe_native.corpus.read import read_corpus
+from coe_native.corpus.sampling import _shared_out, jaccard, lines, near_duplicates, sample, shingles, stats
+from coe_native.recipes import demo
 
 WORDS = [f"word{i}" for i in range(5000)]
 

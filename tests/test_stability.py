@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import coe_native as coe
-from coe_native import corpus as corpus_module
-from coe_native import stability as stability_module
-from coe_native.checkpoint import Checkpoint
-from coe_native.corpus import bundles, corpus_of
-from coe_native.profiler import Progress
-from coe_native.stability import Stability
+from coe_native.corpus import bundles as bundles_module
+from coe_native.corpus.bundles import bundles
+from coe_native.corpus.documents import corpus_of
+from coe_native.masks import stability as stability_module
+from coe_native.masks.stability import Stability
+from coe_native.profiling.checkpoint import Checkpoint
+from coe_native.profiling.run import Progress
 
 ModelFile = Callable[[str, str], Path]
 KEEP = {"keep": 8}
@@ -26,7 +27,7 @@ KEEP = {"keep": 8}
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and bundles for texts of some hundred tokens."""
     monkeypatch.setattr(stability_module, "FIRST", 200)
-    monkeypatch.setattr(corpus_module, "SHUFFLED_BUNDLE_SIZE", 800)
+    monkeypatch.setattr(bundles_module, "SHUFFLED_BUNDLE_SIZE", 800)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from random_models import copy_model, split_model, write_random_model
 
 import coe_native as coe
-from coe_native.surgery_plan import plan_prune, plan_zero, safety_notice
+from coe_native.surgery.plan import plan_prune, plan_zero, safety_notice
 
 ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[..., coe.RoutingProfile]

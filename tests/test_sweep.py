@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import coe_native as coe
-from coe_native.corpus import corpus_of
-from coe_native.evaluation import Evaluation, evaluate_masks
-from coe_native.sweeping import Sweep, SweepPoint, default_keeps, sweep
+from coe_native.corpus.documents import corpus_of
+from coe_native.evaluation.perplexity import Evaluation, evaluate_masks
+from coe_native.evaluation.sweep import Sweep, SweepPoint, default_keeps, sweep
 
 ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[..., coe.RoutingProfile]

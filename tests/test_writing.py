@@ -22,7 +22,8 @@ from conftest import unused_experts
 from random_models import write_random_model
 
 import coe_native as coe
-from coe_native import atomic, surgery
+from coe_native.files import atomic
+from coe_native.surgery import in_place as surgery
 
 ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[..., coe.RoutingProfile]

@@ -45,7 +45,9 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"coe_native.cli.{cmd_name}_command")
+        module = importlib.import_module(
+            f"coe_native.cli.commands.{'import_' if cmd_name == 'import' else cmd_name}"
+        )
         command: click.Command = module.command
         return command
 

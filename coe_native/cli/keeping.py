@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coe_native.cli.shared import COUNT, FILE, Size, load_profile, method_option, say, together
+from coe_native.cli.options import load_profile, method_option, together
+from coe_native.cli.output import say
+from coe_native.cli.types import COUNT, FILE, Size
 from coe_native.errors import InputError
 from coe_native.units import gibibytes
 
 if TYPE_CHECKING:
-    from coe_native.fitting import Fit, Memory, Placement
-    from coe_native.moe_model import MoeModel
+    from coe_native.model.header import MoeModel
+    from coe_native.surgery.fit import Fit, Memory, Placement
 
 keep_option = click.option("--keep", type=int, help="Experts to keep in each layer.")
 fit_option = click.option(
@@ -98,7 +100,7 @@ def mask_arguments(options: Mapping[str, Any], moe: MoeModel | None, n_ctx: int)
 
 def placement(options: Mapping[str, Any], n_ctx: int) -> Placement:
     """Where a model goes by the values of `placement_options`."""
-    from coe_native.fitting import Placement
+    from coe_native.surgery.fit import Placement
 
     return Placement(
         n_ctx=n_ctx,
@@ -110,7 +112,7 @@ def placement(options: Mapping[str, Any], n_ctx: int) -> Placement:
 
 def fitting(options: Mapping[str, Any], moe: MoeModel, n_ctx: int) -> Fit:
     """What `--fit` finds."""
-    from coe_native.fitting import fit
+    from coe_native.surgery.fit import fit
 
     return fit(moe, options["fit_bytes"], placement(options, n_ctx))
 

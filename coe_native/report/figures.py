@@ -10,12 +10,12 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from coe_native.comparison import compare
-from coe_native.concentration import concentration, coverage
-from coe_native.masking import ExpertMask
-from coe_native.routing_profile import RoutingProfile
-from coe_native.scoring import score
-from coe_native.sweeping import Sweep
+from coe_native.evaluation.sweep import Sweep
+from coe_native.masks.expert_mask import ExpertMask
+from coe_native.masks.overlap import compare
+from coe_native.routing.concentration import concentration, coverage
+from coe_native.routing.profile import RoutingProfile
+from coe_native.routing.scores import score
 
 _GRID = "rgba(128,128,128,0.25)"
 _SCALE = "Viridis"

@@ -13,14 +13,15 @@ import plotly.graph_objects as go
 import plotly.offline
 
 from coe_native import __version__
-from coe_native.atomic import replacing
-from coe_native.concentration import concentration
 from coe_native.errors import InputError, printable
-from coe_native.masking import ExpertMask, build_mask
+from coe_native.evaluation.sweep import Sweep
+from coe_native.files.atomic import replacing
+from coe_native.masks.build import build_mask
+from coe_native.masks.expert_mask import ExpertMask
 from coe_native.report import figures
-from coe_native.routing_profile import RoutingProfile, not_of_one_model
-from coe_native.surgery_plan import safety_notice
-from coe_native.sweeping import Sweep
+from coe_native.routing.concentration import concentration
+from coe_native.routing.profile import RoutingProfile, not_of_one_model
+from coe_native.surgery.plan import safety_notice
 from coe_native.units import gigabytes
 
 MOST_SWAPS = 300

@@ -10,6 +10,7 @@ namespace coe::bindings {
 void register_gguf(py::module_& module) {
     py::register_exception<GgufError>(module, "GgufError", PyExc_ValueError);
     module.attr("MOST_BLOCKS") = most_blocks;
+    module.attr("MOST_EXPERTS") = most_experts;
 
     py::enum_<GgufType>(module, "GgufType")
         .value("U8", GgufType::u8)

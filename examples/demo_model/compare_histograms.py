@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import coe_native as coe
-from coe_native import demo
+from coe_native.recipes import demo
 
 WINDOW = 512
 

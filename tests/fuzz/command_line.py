@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import pkgutil
 import re
 import resource
 import select
@@ -32,7 +33,8 @@ from random_models import write_random_model
 
 import coe_native as coe
 from coe_native import cli
-from coe_native.gguf_file import MAGIC
+from coe_native.cli import commands
+from coe_native.model.gguf_file import MAGIC
 
 SECONDS = 10
 MEGABYTES = 1000
@@ -142,9 +144,9 @@ def prepare(directory: Path) -> dict[str, list[bytes]]:
 
 def _interrupted(parent: Path, directory: Path) -> None:
     """A checkpoint of the very run that its command line goes on with."""
-    from coe_native.checkpoint import Checkpoint
-    from coe_native.corpus import read_corpus
-    from coe_native.profiler import DOCUMENTS_AT_ONCE, Progress
+    from coe_native.corpus.read import read_corpus
+    from coe_native.profiling.checkpoint import Checkpoint
+    from coe_native.profiling.run import DOCUMENTS_AT_ONCE, Progress
 
     def interrupt(progress: Progress) -> None:
         if progress.tokens > 40:
@@ -275,8 +277,8 @@ def run_changed(kind: str, n_files: int, seed: int, keep: Path, progress: Callab
     with tempfile.TemporaryDirectory(prefix="changed-") as temporary:
         directory = Path(temporary)
         seeds = prepare(directory)[kind]
-        for name in cli.COMMANDS:
-            importlib.import_module(f"coe_native.cli.{name}_command")
+        for module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}."):
+            importlib.import_module(module.name)
         before = _listing(directory)
         mutator = Mutator(seed)
         changed = directory / _NAMES[kind]

@@ -20,8 +20,9 @@ from test_importing import imatrix, torch_save
 from test_sweep import made
 
 import coe_native as coe
-from coe_native.checkpoint import Checkpoint, Position
-from coe_native.corpus import Shard, corpus_of
+from coe_native.corpus.bundles import Shard
+from coe_native.corpus.documents import corpus_of
+from coe_native.profiling.checkpoint import Checkpoint, Position
 
 # F32, F16, Q4_0, Q5_1, Q8_0, Q2_K, Q4_K, Q6_K, IQ2_XXS, IQ4_NL, IQ4_XS, BF16, TQ1_0, MXFP4
 _TYPES = (0, 1, 2, 7, 8, 10, 12, 14, 16, 20, 23, 30, 34, 39)

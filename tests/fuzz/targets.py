@@ -23,14 +23,16 @@ from pathlib import Path
 import numpy as np
 
 import coe_native as coe
-from coe_native.batching import Tokens, batches, tokenize, windows
-from coe_native.checkpoint import Checkpoint
-from coe_native.cli.inspect_command import facts_of
-from coe_native.corpus import Message, Shard, bundles, read_corpus
-from coe_native.gguf_file import GgufFile
-from coe_native.humaneval import program, read_problems
-from coe_native.importing import import_file
-from coe_native.surgery_plan import Plan, plan_prune, plan_zero
+from coe_native.cli.commands.inspect import facts_of
+from coe_native.corpus.batching import Tokens, batches, tokenize, windows
+from coe_native.corpus.bundles import Shard, bundles
+from coe_native.corpus.documents import Message
+from coe_native.corpus.read import read_corpus
+from coe_native.evaluation.humaneval import program, read_problems
+from coe_native.importers.import_file import import_file
+from coe_native.model.gguf_file import GgufFile
+from coe_native.profiling.checkpoint import Checkpoint
+from coe_native.surgery.plan import Plan, plan_prune, plan_zero
 
 SEEDS = Path(__file__).parent / "seeds"
 

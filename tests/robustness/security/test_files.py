@@ -25,14 +25,15 @@ from bare_host import CProfiler
 from conftest import unused_experts
 
 import coe_native as coe
-from coe_native import demo, surgery
-from coe_native.atomic import replacing
-from coe_native.corpus import read_corpus
-from coe_native.humaneval import read_problems
-from coe_native.importing import import_file
-from coe_native.live import Capture
-from coe_native.parquet import ParquetFile
-from coe_native.torch_file import read_torch
+from coe_native.corpus.read import read_corpus
+from coe_native.corpus.readers.parquet_helper import ParquetFile
+from coe_native.evaluation.humaneval import read_problems
+from coe_native.files.atomic import replacing
+from coe_native.importers.import_file import import_file
+from coe_native.importers.torch_file import read_torch
+from coe_native.live.attach import Capture
+from coe_native.recipes import demo
+from coe_native.surgery import in_place as surgery
 
 ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[[str, str], coe.RoutingProfile]
@@ -119,8 +120,8 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
 
 def test_a_link_that_is_planted_between_two_saves(shared: Path, victim: Path, profile_of: ProfileOf) -> None:
     """As by a server, which saves again and again."""
-    from coe_native.serving import LiveRouting
-    from coe_native.stability import Stability
+    from coe_native.live.routing_state import LiveRouting
+    from coe_native.masks.stability import Stability
 
     profile = profile_of("llama", "F32")
     capture = object.__new__(Capture)

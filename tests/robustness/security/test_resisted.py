@@ -18,8 +18,8 @@ import pytest
 from random_models import write_random_model
 
 import coe_native as coe
-from coe_native.gguf_file import encode_entry, encode_tensor
-from coe_native.torch_file import read_torch
+from coe_native.importers.torch_file import read_torch
+from coe_native.model.gguf_file import encode_entry, encode_tensor
 
 HUGE = 2**63
 

@@ -25,15 +25,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-import coe_native.sandbox
+import coe_native.evaluation.sandbox
 from coe_native.errors import CoeError
-from coe_native.sandbox import Limits, Outcome, Sandbox, open_sandbox
+from coe_native.evaluation.sandbox import Limits, Outcome, Sandbox, open_sandbox
 
 QUICK = Limits(seconds=2.0)
-ROOT = Path(coe_native.sandbox.__file__).parents[1]
+ROOT = Path(coe_native.evaluation.sandbox.__file__).parents[2]
 AS_NOBODY = """
 import json, sys
-from coe_native.sandbox import Limits, open_sandbox
+from coe_native.evaluation.sandbox import Limits, open_sandbox
 task = json.load(sys.stdin)
 outcome = open_sandbox(Limits(**task["limits"])).run(task["program"])
 print(json.dumps([outcome.passed, outcome.result, outcome.seconds, outcome.isolated]))
@@ -385,7 +385,7 @@ def test_a_program_dies_with_a_killed_parent() -> None:
         "import os, signal, sys\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nos.setsid()\n"
         f"os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(300)', {mark!r}])"
     )
-    outside = f"from coe_native.sandbox import *; open_sandbox(Limits(seconds=200.0)).run({inside!r})"
+    outside = f"from coe_native.evaluation.sandbox import *; open_sandbox(Limits(seconds=200.0)).run({inside!r})"
     parent = subprocess.Popen([sys.executable, "-c", outside])
     try:
         for _ in range(600):
@@ -455,7 +455,7 @@ def test_an_interpreter_in_tmp(tmp_path: Path) -> None:
     directory = Path(tempfile.mkdtemp(dir="/tmp"))
     try:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(directory)], check=True)
-        code = 'from coe_native.sandbox import *; print(open_sandbox().run(\'open("/tmp/x", "w")\'))'
+        code = 'from coe_native.evaluation.sandbox import *; print(open_sandbox().run(\'open("/tmp/x", "w")\'))'
         ran = subprocess.run(
             [str(directory / "bin" / "python"), "-c", code],
             env={"PYTHONPATH": f"{ROOT}:{sysconfig.get_path('purelib')}", "PATH": os.environ["PATH"]},
@@ -480,7 +480,7 @@ def test_unisolated_programs_may_start_threads_whatever_else_runs() -> None:
     ]
     try:
         said = as_nobody(
-            "from coe_native.sandbox import *; print(Sandbox(Limits(), 'x').run("
+            "from coe_native.evaluation.sandbox import *; print(Sandbox(Limits(), 'x').run("
             "'import threading; t = threading.Thread(target=int); t.start(); t.join()'))"
         )
     finally:
@@ -523,7 +523,7 @@ def test_without_isolation_nothing_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, why: str
 ) -> None:
     if script is not None:
-        fake_bubblewrap(tmp_path, script.format(runner=coe_native.sandbox._RUNNER))
+        fake_bubblewrap(tmp_path, script.format(runner=coe_native.evaluation.sandbox._RUNNER))
     monkeypatch.setenv("PATH", f"{tmp_path}:/nowhere" if script is None else f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(CoeError, match=why) as caught:
         open_sandbox()
@@ -536,7 +536,7 @@ def test_without_isolation_nothing_runs(
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
-    monkeypatch.setattr(coe_native.sandbox.sys, "platform", platform)
+    monkeypatch.setattr(coe_native.evaluation.sandbox.sys, "platform", platform)
     with pytest.raises(CoeError, match="needs Linux"):
         open_sandbox()
 

@@ -29,7 +29,7 @@ from serving_client import DEMO, GREEDY, SECRET, Server, line
 from test_live import load
 
 import coe_native as coe
-from coe_native.gguf_file import encode_entry
+from coe_native.model.gguf_file import encode_entry
 
 EXPENSIVE = 'root ::= s\ns ::= "a" s "b" | "a" s "c" | ""'
 """Each further "a" doubles what llama.cpp has to keep."""
@@ -379,7 +379,7 @@ def test_bodies_without_content_are_not_json(shared: Server) -> None:
 
 
 SHORT = """
-import coe_native.server_access as access
+import coe_native.live.access as access
 access.HEADER_SECONDS, access.BODY_SECONDS, access.WRITE_SECONDS = 2.0, 2.0, 2.0
 """
 
@@ -662,7 +662,9 @@ def test_counts_are_saved_on_the_way_down(
 
 def test_an_exception_in_llama_cpp_costs_no_counts(tmp_path: Path, started: Callable[..., Server]) -> None:
     """As its detokenizer throws for unknown tokens, in a thread that waits for it: the checks are taken away."""
-    unchecked = "import coe_native.llama_server as s; s._check_tokens = lambda *_: None"
+    unchecked = (
+        "import coe_native.live.llama_cpp_python.requests as requests; requests.check_tokens = lambda *_: None"
+    )
     server = started(setup=unchecked)
     server.complete("def ", 3)
     with contextlib.suppress(OSError, http.client.HTTPException):

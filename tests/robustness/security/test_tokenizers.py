@@ -17,8 +17,8 @@ from random_models import write_random_model
 from serving_client import Server
 
 import coe_native as coe
-from coe_native import deep_stack
-from coe_native.deep_stack import longest_run, with_stack_for
+from coe_native.llama import deep_stack
+from coe_native.llama.deep_stack import longest_run, with_stack_for
 
 LONG = 300_000
 
@@ -107,7 +107,10 @@ def test_the_longest_run(text: str, times: int) -> None:
 
 def test_counts_are_saved_where_a_stack_overflows(model: Path, tmp_path: Path) -> None:
     """In a thread of the server, whose handlers need a stack of their own then. The deeper one is taken away."""
-    plain = "import coe_native.llama_server as s; s.with_stack_for = lambda text, tokenize, **_: tokenize()"
+    plain = (
+        "import coe_native.live.llama_cpp_python.app as app; "
+        "app.with_stack_for = lambda text, tokenize, **_: tokenize()"
+    )
     server = Server(tmp_path, model=model, setup=plain)
     try:
         server.post("/v1/completions", {"prompt": "x", "max_tokens": 3})

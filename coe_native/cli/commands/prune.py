@@ -1,0 +1,89 @@
+"""``coe-native prune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coe_native.cli.command import Command
+from coe_native.cli.keeping import ctx_option, mask_arguments, mask_options
+from coe_native.cli.options import force_option, json_option, load_profile, placement_options, split_option
+from coe_native.cli.output import print_json, say, size_of
+from coe_native.cli.progress import byte_progress
+from coe_native.cli.types import FILE
+from coe_native.errors import InputError
+
+if TYPE_CHECKING:
+    from coe_native.masks.expert_mask import ExpertMask
+    from coe_native.model.header import MoeModel
+
+
+@click.command(name="prune", cls=Command)
+@click.argument("model", type=FILE)
+@click.option("--mask", "mask_path", type=FILE, help="Mask file.")
+@click.option("--profile", type=FILE, help="Profile to make a mask from, with --keep or --fit: instead of --mask.")
+@mask_options
+@ctx_option
+@placement_options
+@click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")
+@click.option("--drop-mtp", is_flag=True, help="Leave out the layers that predict further tokens (MTP).")
+@split_option
+@force_option
+@json_option
+def command(
+    model: Path,
+    mask_path: Path | None,
+    profile: Path | None,
+    ctx: int,
+    output: Path,
+    drop_mtp: bool,
+    split_max_bytes: int | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write MODEL with the kept experts only: smaller, and otherwise the same byte for byte."""
+    from coe_native.model.header import MoeModel
+    from coe_native.surgery.plan import safety_notice
+    from coe_native.surgery.write import prune
+
+    mask = _mask(MoeModel(model), mask_path, profile, ctx, options)
+    with byte_progress("pruning") as progress:
+        written = MoeModel(
+            prune(
+                model,
+                mask,
+                output,
+                drop_mtp=drop_mtp,
+                split_max_bytes=split_max_bytes,
+                force=force,
+                inputs=tuple(path for path in (mask_path, profile, options["reasoning"]) if path is not None),
+                progress=progress,
+            )
+        )
+    notice = safety_notice(mask.provenance.get("method"))
+    if as_json:
+        facts = {"output": str(written.path), "files": list(map(str, written.paths)), "bytes": written.n_bytes}
+        print_json({**facts, "keep": mask.keep, "notice": notice})
+    else:
+        say(f"{size_of(written)}, {mask.keep} of {mask.n_experts} experts in each layer")
+        say(notice)
+
+
+def _mask(
+    moe: MoeModel, mask_path: Path | None, profile: Path | None, ctx: int, options: dict[str, Any]
+) -> ExpertMask:
+    """The mask of a file, or one made on the spot."""
+    from coe_native.masks.build import build_mask
+    from coe_native.masks.expert_mask import ExpertMask
+
+    if (mask_path is None) == (profile is None):
+        raise InputError("prune needs --mask MASK, or --profile PROFILE with --keep or --fit, and not both")
+    if profile is not None:
+        return build_mask(load_profile(profile), **mask_arguments(options, moe, ctx))
+    if options["keep"] is not None or options["fit_bytes"] is not None:
+        raise InputError(f"{mask_path}: says how many experts stay; --keep and --fit go with --profile")
+    assert mask_path is not None
+    return ExpertMask.load(mask_path)

@@ -1,0 +1,149 @@
+"""``coe-native serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coe_native.cli.command import Command
+from coe_native.cli.keeping import placement
+from coe_native.cli.options import force_option, json_option, needs_extra, placement_options
+from coe_native.cli.output import print_json, say
+from coe_native.cli.types import COUNT, FILE, THREADS
+from coe_native.errors import InputError
+from coe_native.routing.scores import METHODS, needs_outputs
+
+
+@click.command(name="serve", cls=Command)
+@click.argument("model", type=FILE)
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    required=True,
+    help="Profile file to write; those of prompts and of what was generated are written beside it.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 for any that is free."
+)
+@click.option(
+    "--api-key",
+    envvar="COE_NATIVE_API_KEY",
+    metavar="KEY",
+    help="Key that clients must send as `Authorization: Bearer KEY`; required unless the address is local; `auto` "
+    "prints a random one. Or set COE_NATIVE_API_KEY, which does not appear in process lists. Without a key, every "
+    "user of this machine can read the counts and apply masks.",
+)
+@click.option(
+    "--uds",
+    type=FILE,
+    help="Listen on a Unix socket at this path, which only you can use, instead of --host and --port.",
+)
+@click.option(
+    "--save-every",
+    type=click.FloatRange(0.1, 1e9),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Save so often, and at the end.",
+)
+@click.option("--resume", is_flag=True, help="Go on counting from the files of an earlier run.")
+@click.option("--mask", "mask_path", type=FILE, help="Live mask to begin with: serve what a specialist would be.")
+@click.option("--keep", type=int, help="Experts of the mask whose stability is shown; half if not given.")
+@click.option(
+    "--method",
+    type=click.Choice([method for method in METHODS if not needs_outputs(method)]),
+    default="utility",
+    show_default=True,
+    help="How its experts are scored: by which were chosen, which is all that is counted here.",
+)
+@click.option(
+    "--stable",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.99,
+    show_default=True,
+    metavar="SHARE",
+    help="Call the mask stable when it agrees so far with those at a half and at three quarters of the tokens.",
+)
+@click.option(
+    "--logits-all",
+    is_flag=True,
+    help="Compute logits of every prompt token: for clients that ask for logprobs, and to have all prompt tokens "
+    "in the last layer's counts. Slower, and takes memory for context times vocabulary.",
+)
+@click.option("--ctx", type=COUNT, default=4096, show_default=True, help="Tokens of the longest conversation.")
+@click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once.")
+@click.option("--threads", type=THREADS, help="CPU threads; all cores if not given.")
+@placement_options
+@force_option
+@json_option
+def command(
+    model: Path,
+    output: Path,
+    host: str,
+    port: int,
+    api_key: str | None,
+    uds: Path | None,
+    save_every: float,
+    resume: bool,
+    mask_path: Path | None,
+    keep: int | None,
+    method: str,
+    stable: float,
+    logits_all: bool,
+    ctx: int,
+    batch: int,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Serve MODEL through an OpenAI-compatible API, and count which experts your prompts and its answers need.
+
+    GET /routing shows the counts, POST /routing/save writes the profiles, POST /routing/mask applies the mask in
+    its body, or with an empty one takes the mask away. No text is stored.
+    """
+    from dataclasses import replace
+
+    from coe_native.files.atomic import check_target
+    from coe_native.masks.expert_mask import ExpertMask
+    from coe_native.model.header import MoeModel
+
+    with needs_extra("serve"):
+        from coe_native.live.access import Address, new_key
+        from coe_native.live.routing_server import serve
+        from coe_native.live.routing_state import LiveRouting
+    from coe_native.masks.stability import Stability
+
+    moe = MoeModel(model)
+    if resume and force:
+        raise InputError("--resume goes on from the files that are there; --force would begin anew: choose one")
+    for path in LiveRouting.paths(output):
+        check_target(path, force=force or resume, inputs=moe.paths)
+    if api_key == "auto":
+        api_key = new_key()
+        say(f"API key: {api_key}")
+    keep = moe.router_shape.half if keep is None else keep
+    moe.router_shape.check_keep(keep)
+    saved = serve(
+        model,
+        output,
+        address=Address(host, port, api_key, uds),
+        placement=replace(placement(options, ctx), n_batch=batch),
+        stability=Stability(stable, {"keep": keep, "method": method}),
+        mask=None if mask_path is None else ExpertMask.load(mask_path),
+        n_threads=threads,
+        logits_all=logits_all,
+        save_every=save_every,
+        resume=resume,
+        say=say,
+    )
+    if as_json:
+        print_json({"saved": [str(path) for path in saved]})
+    elif saved:
+        say(f"saved: {', '.join(map(str, saved))}")
+    else:
+        say("nothing was asked, so nothing was saved")

@@ -1,0 +1,107 @@
+"""``coe-native specialise``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from coe_native.cli.command import Command
+from coe_native.cli.keeping import MASK_NAMES, mask_arguments, mask_options
+from coe_native.cli.options import (
+    corpus_option,
+    field_option,
+    force_option,
+    json_option,
+    model_options,
+    open_model,
+)
+from coe_native.cli.output import print_table, say, say_skipped
+from coe_native.cli.progress import step_progress
+from coe_native.cli.types import COUNT, FILE
+from coe_native.units import gigabytes
+
+
+@click.command(name="specialise", cls=Command)
+@click.argument("model", type=FILE)
+@corpus_option
+@click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")
+@click.option("--text", "texts", multiple=True, type=FILE, help="Held-out text; the corpus itself if not given.")
+@mask_options
+@click.option(
+    "--fit-ctx",
+    type=COUNT,
+    default=8192,
+    show_default=True,
+    help="Tokens of the context that is to fit too, with --fit.",
+)
+@field_option
+@model_options
+@force_option
+@json_option
+def command(
+    model: Path,
+    corpora: tuple[Path, ...],
+    output: Path,
+    texts: tuple[Path, ...],
+    fit_ctx: int,
+    field: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Profile, mask, prune, verify and evaluate MODEL for one kind of text, with a report beside the output."""
+    from coe_native.corpus.read import read_corpus
+    from coe_native.model.header import MoeModel
+    from coe_native.profiling.run import DOCUMENTS_AT_ONCE
+    from coe_native.recipes.specialise import check_outputs, specialise
+    from coe_native.surgery.plan import safety_notice
+
+    reasoning = () if options["reasoning"] is None else (options["reasoning"],)
+    inputs = (*corpora, *texts, *reasoning)
+    moe = MoeModel(model)
+    check_outputs(output, force=force, inputs=(*moe.paths, *inputs))
+    arguments = mask_arguments(options, moe, fit_ctx)
+    for name in MASK_NAMES:
+        del options[name]
+    moe.check_cut(arguments["keep"])
+    read = [read_corpus(path, field) for path in corpora]
+    say_skipped(read)
+    held_out = [read_corpus(path, field) for path in texts] or read
+    with (
+        open_model(model, n_sequences=DOCUMENTS_AT_ONCE, **options) as parent,
+        step_progress() as watchers,
+    ):
+        made = specialise(
+            parent,
+            read,
+            output,
+            texts=held_out,
+            mask_arguments=arguments,
+            force=force,
+            inputs=inputs,
+            watchers=watchers,
+        )
+        parent_bytes = parent.moe.n_bytes
+    if as_json:
+        click.echo(json.dumps(json.loads(output.with_name(f"{output.stem}.report.json").read_bytes()), indent=1))
+        return
+    print_table(
+        f"keep {made.mask.keep} of {made.mask.n_experts}: {gigabytes(parent_bytes)} -> "
+        f"{gigabytes(output.stat().st_size)}; perplexity on {'held-out text' if texts else 'the profiled text'}",
+        ["text", "parent", *(f"live, {name}" for name in (made.method, *made.other_methods)), "pruned"],
+        [
+            [
+                parent.text,
+                f"{parent.perplexity:.3f}",
+                *(f"{r.perplexity:.3f} {r.loss(parent):+.1%}" for r in others),
+            ]
+            for parent, *others in zip(
+                made.parent, made.live_masked, *made.other_methods.values(), made.pruned, strict=True
+            )
+        ],
+    )
+    say(f"{output} is verified; its profile, mask and report lie beside it.")
+    say(safety_notice(made.method))

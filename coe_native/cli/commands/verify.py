@@ -1,0 +1,36 @@
+"""``coe-native verify``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from coe_native.cli.command import Command
+from coe_native.cli.options import json_option, mask_option
+from coe_native.cli.output import print_json
+from coe_native.cli.progress import byte_progress
+from coe_native.cli.types import FILE
+
+
+@click.command(name="verify", cls=Command)
+@click.argument("written", type=FILE)
+@click.option("--parent", type=FILE, required=True, help="The model that it was made from.")
+@mask_option
+@json_option
+def command(written: Path, parent: Path, mask_path: Path, as_json: bool) -> None:
+    """Check a pruned or zeroed model against its parent and mask: bytes, norms, and that llama.cpp runs it."""
+    from coe_native.masks.expert_mask import ExpertMask
+    from coe_native.surgery.verify import verify
+
+    with byte_progress("verifying") as progress:
+        checks = verify(written, parent, ExpertMask.load(mask_path), progress=progress)
+    passed = all(check.passed for check in checks)
+    if as_json:
+        print_json({"model": str(written), "passed": passed, "checks": [asdict(check) for check in checks]})
+    else:
+        for check in checks:
+            click.echo(f"{'ok    ' if check.passed else 'FAILED'}  {check.name:<8}  {check.detail}")
+    if not passed:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,87 @@
+"""Documents, and corpora made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from coe_native.errors import InputError
+
+_CHARACTERS_PER_TOKEN = 4
+"""A rough average, to compare the sizes of texts and of token ids."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation, to be rendered with the model's own chat template."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, a conversation or token ids.
+
+    Attributes:
+        place: Where it came from, such as ``FILE:LINE``, for messages.
+        content: The text, the messages, or the token ids.
+        label: Its value in the column by which a corpus is divided into strata.
+    """
+
+    place: str
+    content: str | tuple[Message, ...] | tuple[int, ...]
+    label: str = ""
+
+    @property
+    def size(self) -> int:
+        """Return its approximate length in characters."""
+        if isinstance(self.content, str):
+            return len(self.content)
+        return sum(
+            len(part.content) if isinstance(part, Message) else _CHARACTERS_PER_TOKEN for part in self.content
+        )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Named documents.
+
+    Attributes:
+        name: What messages and profiles call it; of a file, its path.
+        documents: The documents, in order.
+        n_skipped: Number of files in a directory that were not read.
+        bad: One line for each document that was left out because it could not be read.
+    """
+
+    name: str
+    documents: tuple[Document, ...]
+    n_skipped: int = 0
+    bad: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Return the SHA-256 digest (hex) of the documents' contents, by which equal corpora are recognised."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(repr(document.content).encode("utf-8", errors="surrogatepass") + b"\0")
+        return digest.hexdigest()
+
+
+def corpus_of(documents: Iterable[str | Sequence[int]], name: str = "documents") -> Corpus:
+    """Return a corpus of texts and sequences of token ids that are in memory. Empty ones are left out.
+
+    Raises:
+        InputError: `documents` is one text instead of a list of texts.
+    """
+    if isinstance(documents, str):
+        raise InputError("documents must be a list of texts, not one text")
+    contents = (
+        document if isinstance(document, str) else tuple(int(token) for token in document)
+        for document in documents
+    )
+    return Corpus(
+        name,
+        tuple(Document(f"{name}[{index}]", content) for index, content in enumerate(contents) if content),
+    )

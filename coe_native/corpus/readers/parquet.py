@@ -1,0 +1,40 @@
+"""Parquet: each row is one document."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from coe_native.corpus.readers.decoding import Found
+from coe_native.corpus.readers.parquet_helper import ParquetFile
+from coe_native.corpus.readers.records import KNOWN_COLUMNS, Columns, document_of, no_text
+from coe_native.errors import InputError
+
+
+def read_parquet(path: Path, columns: Columns) -> Iterator[Found]:
+    """Yield the document of each row.
+
+    Raises:
+        InputError: pyarrow is not installed.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise InputError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow")
+    with ParquetFile(path) as file:
+        try:
+            present = file.column_names()
+            # Only these are read: others may hold values that Python has no type for.
+            texts = [
+                name for name in present if name in (KNOWN_COLUMNS if columns.text is None else (columns.text,))
+            ]
+            if not texts:
+                yield no_text(str(path), columns.text, present)
+                return
+            wanted = [name for name in present if name in texts or name == columns.label]
+            for row, record in enumerate(file.records(wanted), 1):
+                try:
+                    yield document_of(record, columns, f"{path}:{row}")
+                except InputError as error:
+                    yield error
+        except InputError as error:
+            yield InputError(f"{path}: cannot be read as Parquet ({error}); write it again")

@@ -1,0 +1,101 @@
+"""Records of Parquet files, read in a helper process: a file of a few hundred bytes can hold terabytes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from coe_native.errors import InputError
+from coe_native.files.regular import open_regular
+from coe_native.helper_process import HelperError, HelperProcess, answer_questions
+
+MOST_MEMORY = 2 << 30
+"""Bytes that the helper may take."""
+
+MOST_EXPANSION = 1000
+"""How many times the size of its file the text may be; usual compression makes it a tenth."""
+
+_ALWAYS_ALLOWED = 64 << 20
+_SECONDS = 60.0
+"""For one batch."""
+
+_BATCH = 128
+
+
+class ParquetFile:
+    """A file's columns and records. Use it in a ``with`` block, which ends the helper.
+
+    All methods raise InputError where the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with open_regular(path) as file:
+            self._most_text = max(_ALWAYS_ALLOWED, MOST_EXPANSION * file.seek(0, 2))
+        self._helper = HelperProcess(
+            "from coe_native.corpus.readers.parquet_helper import serve; serve()", str(path)
+        )
+
+    def __enter__(self) -> ParquetFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._helper.close()
+
+    def column_names(self) -> list[str]:
+        return [str(name) for name in self._ask({"names": True})["names"]]
+
+    def records(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield all records, with these columns only."""
+        left = self._most_text
+        answer = self._ask({"columns": list(columns), "most": left})
+        while answer["records"]:
+            left -= answer["size"]
+            yield from answer["records"]
+            answer = self._ask({"most": left})
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = self._helper.ask(question, _SECONDS)
+        except HelperError as error:
+            raise InputError(str(error)) from error
+        if "error" in answer:
+            raise InputError(answer["error"])
+        return answer
+
+
+def serve() -> None:
+    """In the helper: read the file that the command line names."""
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.set_cpu_count(1)
+    pyarrow.set_io_thread_count(1)
+    batches: Iterator[Any] = iter(())
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        nonlocal batches
+        if "names" in question:
+            return {"names": pyarrow.parquet.ParquetFile(sys.argv[1]).schema_arrow.names}
+        if "columns" in question:
+            file = pyarrow.parquet.ParquetFile(sys.argv[1])
+            batches = file.iter_batches(_BATCH, columns=question["columns"], use_threads=False)
+        batch = next((batch for batch in batches if len(batch)), None)
+        records = [] if batch is None else [_plain(record) for record in batch.to_pylist()]
+        size = len(json.dumps(records))
+        if size > question["most"]:
+            raise ValueError(f"it holds more than {MOST_EXPANSION} times as much text as the file has bytes")
+        return {"records": records, "size": size}
+
+    answer_questions(answer, _SECONDS, memory=MOST_MEMORY)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with None for all in it that JSON does not have, such as dates: no text is made of these."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float) else None

@@ -1,0 +1,1 @@
+"""What a model does: perplexity, sweeps of masks, programming problems."""

@@ -1,0 +1,1 @@
+"""Read and write files: whole or not at all, and never somebody else's."""

@@ -1,0 +1,1 @@
+"""Routing statistics and masks that other tools have written."""

@@ -1,0 +1,1 @@
+"""Count routing in a program that serves people: `attach`, and the server."""

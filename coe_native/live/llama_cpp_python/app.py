@@ -1,0 +1,211 @@
+"""llama-cpp-python's server for one model, with what must be changed in it.
+
+Whatever a client sends is checked before llama.cpp sees it, because llama.cpp may end the process on bad input.
+Chat templates and grammars run in helper processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import llama_cpp._internals as llama_internals
+import llama_cpp.llama_cpp as llama_api
+import llama_cpp.server.app as llama_server
+from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
+from llama_cpp.server.settings import ModelSettings, ServerSettings
+from llama_cpp.server.types import DetokenizeInputRequest, TokenizeInputRequest
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from coe_native._native import core
+from coe_native.cores import available_cores
+from coe_native.errors import CoeError, InputError, printable
+from coe_native.live.llama_cpp_python.isolated import isolated_chat_templates, isolated_grammars
+from coe_native.live.llama_cpp_python.replacing import replaced, without_variable
+from coe_native.live.llama_cpp_python.requests import (
+    answer_to_bad_fields,
+    answer_to_bad_input,
+    answer_to_http_error,
+    check_tokens,
+    checked_requests,
+)
+from coe_native.llama.deep_stack import with_stack_for
+from coe_native.llama.memory import check_context
+from coe_native.model.header import MoeModel
+from coe_native.surgery.fit import Placement
+
+_ERROR = 4
+"""ggml.h's GGML_LOG_LEVEL_ERROR; llama-cpp-python goes by older numbers, shows warnings and hides errors."""
+
+_PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
+"""Pages that load scripts from other sites."""
+
+_TOKEN_PATHS = ("/extras/tokenize", "/extras/tokenize/count", "/extras/detokenize")
+
+_MOST_TOKENS = 1 << 16
+"""That are made text at once, where the context is smaller: the time for it grows with the square."""
+
+
+_LONGEST_RUN = 1 << 18
+"""Characters, twice: some 120 MB of stack."""
+
+
+_errors: list[str] = []
+
+
+@llama_api.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_errors(level: int, text: bytes, _: int) -> None:
+    if level == _ERROR:
+        _errors.append(text.decode(errors="replace").strip())
+
+
+@llama_api.llama_log_callback  # type: ignore[untyped-decorator]
+def _show_errors(level: int, text: bytes, _: int) -> None:
+    if level == _ERROR:
+        print(text.decode(errors="replace"), end="", file=sys.stderr, flush=True)
+
+
+class _ArgumentsAlone:
+    """The server's settings read variables like SEED and LORA_PATH from the environment; these do not."""
+
+    @classmethod
+    def settings_customise_sources(cls, _: type, init_settings: Any, **__: Any) -> tuple[Any, ...]:
+        return (init_settings,)
+
+
+class _ModelSettings(_ArgumentsAlone, ModelSettings):  # type: ignore[misc]
+    pass
+
+
+class _ServerSettings(_ArgumentsAlone, ServerSettings):  # type: ignore[misc]
+    pass
+
+
+@contextlib.contextmanager
+def llama_app(
+    model: Path, placement: Placement, *, n_threads: int | None, logits_all: bool
+) -> Iterator[tuple[FastAPI, llama_cpp.Llama]]:
+    """Load a model, and yield llama-cpp-python's application with the Llama that it uses.
+
+    Raises:
+        CoeError: llama.cpp cannot load the model.
+    """
+    moe = MoeModel(model)
+    if moe.is_causal and not (placement.n_gpu_layers and core.free_gpu_memory()):
+        check_context(moe, placement.n_ctx, placement.n_batch, bytes_of_value=2)
+    settings = _ModelSettings(
+        model=str(model),
+        model_alias=moe.path.stem,
+        n_gpu_layers=placement.n_gpu_layers,
+        n_ctx=placement.n_ctx,
+        n_batch=placement.n_batch,
+        n_ubatch=placement.n_batch,
+        n_threads=n_threads or available_cores(),
+        n_threads_batch=n_threads or available_cores(),
+        logits_all=logits_all,
+        use_mlock=False,
+        cache=False,  # its states would outlive a change of masks
+        verbose=False,
+    )
+    # Keys are asked for before a request reaches the application.
+    server_settings = _ServerSettings(interrupt_requests=False)  # a second request waits for the first answer
+    _errors.clear()
+    llama_api.llama_log_set(_keep_errors, None)
+    tokenize = llama_internals.LlamaModel.tokenize
+    tokenizing = threading.Lock()
+
+    def tokenize_safely(self: Any, text: bytes, *args: Any, **options: Any) -> Any:
+        core.prepare_thread_for_crashes()
+        with tokenizing:
+            return with_stack_for(text, lambda: tokenize(self, text, *args, **options), most=_LONGEST_RUN)
+
+    kept = [route for route in llama_server.router.routes if route.path not in _TOKEN_PATHS]
+    with (
+        replaced(llama_server.router, "routes", kept),
+        replaced(llama_internals.LlamaModel, "tokenize", tokenize_safely),
+        isolated_chat_templates(),
+        isolated_grammars(model),
+    ):
+        try:
+            with placed(placement), without_variable("CONFIG_FILE"):
+                app: FastAPI = llama_server.create_app(server_settings=server_settings, model_settings=[settings])
+        except (ValueError, RuntimeError) as error:
+            reason = printable(_errors[0] if _errors else str(error))
+            raise CoeError(f"{model}: llama.cpp cannot load it: {reason}") from error
+        llama_api.llama_log_set(_show_errors, None)
+        llama = llama_server._llama_proxy()
+        app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _PAGES]
+        app.include_router(_token_routes())
+        app.add_exception_handler(StarletteHTTPException, answer_to_http_error)
+        app.add_exception_handler(InputError, answer_to_bad_input)
+        app.add_exception_handler(RequestValidationError, answer_to_bad_fields)
+        try:
+            with checked_requests(model):
+                yield app, llama
+        finally:
+            # Before the interpreter takes what llama.cpp would call, and not while another thread is in it.
+            with tokenizing:
+                llama_server._llama_proxy.free()
+
+
+@contextlib.asynccontextmanager
+async def between_answers() -> AsyncIterator[None]:
+    """Wait for the model, and keep requests from it while the block runs."""
+    async with contextlib.asynccontextmanager(llama_server.get_llama_proxy)():
+        yield
+
+
+@contextlib.contextmanager
+def placed(placement: Placement) -> Iterator[None]:
+    """Models that llama-cpp-python loads in the block go where `placement` says; it has no options for devices
+    and for experts in host memory."""
+    where = core.WeightPlacement(devices=list(placement.devices), n_cpu_moe=placement.n_cpu_moe)
+    defaults = llama_api.llama_model_default_params
+
+    def placed() -> Any:
+        params = defaults()
+        params.devices = where.devices or None
+        params.tensor_buft_overrides = where.overrides or None
+        params.use_extra_bufts = where.repack
+        return params
+
+    with replaced(llama_api, "llama_model_default_params", placed):
+        yield
+
+
+def _token_routes() -> APIRouter:
+    """Return routes in place of llama-cpp-python's, which block the whole server, and crash on unknown tokens."""
+    router = APIRouter(tags=["Extras"])
+
+    async def tokens_of(given: str) -> list[int]:
+        async with between_answers():
+            llama = llama_server._llama_proxy()
+            tokens: list[int] = await run_in_threadpool(llama.tokenize, given.encode(), special=True)
+            return tokens
+
+    @router.post("/extras/tokenize", summary="Tokenize")
+    async def tokenize(body: TokenizeInputRequest) -> dict[str, list[int]]:
+        return {"tokens": await tokens_of(body.input)}
+
+    @router.post("/extras/tokenize/count", summary="Count the tokens of a text")
+    async def count(body: TokenizeInputRequest) -> dict[str, int]:
+        return {"count": len(await tokens_of(body.input))}
+
+    @router.post("/extras/detokenize", summary="Detokenize")
+    async def detokenize(body: DetokenizeInputRequest) -> dict[str, str]:
+        llama = llama_server._llama_proxy()
+        if len(body.tokens) > max(llama._n_ctx, _MOST_TOKENS):
+            raise HTTPException(413, "there are more tokens than the context holds")
+        check_tokens("tokens", body.tokens, llama._n_vocab)
+        async with between_answers():
+            data: bytes = await run_in_threadpool(llama.detokenize, body.tokens)
+        return {"text": data.decode("utf-8", "replace")}
+
+    return router

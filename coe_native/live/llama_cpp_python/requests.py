@@ -1,0 +1,156 @@
+"""Requests are checked before llama.cpp sees them, and errors explained."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import llama_cpp
+import llama_cpp.server.app as llama_server
+from fastapi import HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from llama_cpp.server.errors import RouteErrorHandler
+from starlette.responses import JSONResponse
+
+from coe_native.errors import InputError, without_directories
+from coe_native.live.llama_cpp_python.replacing import replaced
+
+_MOST_BIASED = 4096
+
+
+_MOST_LOGPROBS = 100
+
+
+_MOST_WRONG = 5
+"""Fields of a request that an error names."""
+
+
+_MOST_UINT32 = 2**32 - 1
+
+
+_CONTEXT_IS_FULL = "llama_decode returned 1"
+"""llama-cpp-python does not check max_tokens while the last bytes of an answer are not UTF-8."""
+
+
+_failures_said: set[type[Exception]] = set()
+"""Unexpected errors that were printed. Clients could fill the log with them."""
+
+
+def check_tokens(name: str, tokens: list[int], n_vocab: int) -> None:
+    if not all(0 <= token < n_vocab for token in tokens):
+        raise HTTPException(422, f"{name}: the model's tokens are the numbers from 0 to {n_vocab - 1}")
+
+
+@contextlib.contextmanager
+def checked_requests(model: Path) -> Iterator[None]:
+    """While the block runs, check completions before they reach llama.cpp, and send errors to the client without
+    logging any text of the request."""
+    prepare, publish = llama_server.prepare_request_resources, llama_server.get_event_publisher
+
+    def explained(_: Any, error: Exception, body: Any = None) -> tuple[int, Any]:
+        status, message = _explain(error, body)
+        return status, message | {"message": without_directories(message["message"], model)}
+
+    def prepared(body: Any, proxy: Any, *args: Any) -> Any:
+        _check_completion(body, proxy())
+        return prepare(body, proxy, *args)
+
+    async def published(*, inner_send_chan: Any, llama_call: Any, body: Any, **options: Any) -> None:
+        """A stream has no status left to say that something is wrong: it says so in an event."""
+
+        def calls(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            try:
+                yield from llama_call(*args, **kwargs)
+            except Exception as error:
+                yield {"error": explained(None, error, body)[1]}
+
+        try:
+            await publish(inner_send_chan=inner_send_chan, llama_call=calls, body=body, **options)
+        except Exception as error:
+            with contextlib.suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
+                async with inner_send_chan:
+                    _, message = explained(None, error, body)
+                    await inner_send_chan.send({"data": json.dumps({"error": message})})
+
+    with (
+        replaced(llama_server, "prepare_request_resources", prepared),
+        replaced(llama_server, "get_event_publisher", published),
+        replaced(RouteErrorHandler, "error_message_wrapper", explained),
+    ):
+        yield
+
+
+async def answer_to_http_error(_: Request, error: Any) -> JSONResponse:
+    return JSONResponse({"error": _error(str(error.detail))}, error.status_code)
+
+
+async def answer_to_bad_input(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": _error(str(error))}, 400)
+
+
+async def answer_to_bad_fields(_: Request, error: Any) -> JSONResponse:
+    return JSONResponse({"error": _error(_bad_fields(error))}, 422)
+
+
+def _bad_fields(error: RequestValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:_MOST_WRONG])
+
+
+def _explain(error: Exception, body: Any) -> tuple[int, Any]:
+    """Return the status and the error that a client gets. llama-cpp-python's function would log the request."""
+    if isinstance(error, HTTPException):
+        return error.status_code, _error(str(error.detail))
+    if isinstance(error, RequestValidationError):
+        return 422, _error(_bad_fields(error))
+    if isinstance(error, AssertionError) and isinstance(getattr(body, "prompt", ""), list):
+        return 422, _error("prompt: must be one text")
+    if isinstance(error, InputError) or str(error) == _CONTEXT_IS_FULL:
+        full = "the context was full before the answer ended"
+        return 400, _error(str(error) if isinstance(error, InputError) else full)
+    for pattern, formatted in RouteErrorHandler.pattern_and_formatters.items():
+        match = pattern.search(str(error))
+        if match is not None and body is not None:
+            known: tuple[int, Any] = formatted(body, match)
+            return known
+    if type(error) not in _failures_said:
+        _failures_said.add(type(error))
+        print(f"a request failed: {type(error).__name__}; further ones are not shown", file=sys.stderr)
+    return 500, _error(str(error)) | {"type": "internal_server_error"}
+
+
+def _error(message: str) -> dict[str, Any]:
+    """Return an error in OpenAI's form."""
+    return {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+
+
+def _check_completion(body: Any, llama: llama_cpp.Llama) -> None:
+    """Raise HTTPException for what llama.cpp would not survive, or would silently take for something else."""
+    if body.logprobs and not llama._logits_all:
+        raise HTTPException(422, "logprobs: the server must be started with --logits-all")
+    bias = body.logit_bias or {}
+    if body.logit_bias_type == "tokens":
+        # They are made tokens in the thread that serves all clients.
+        if sum(map(len, bias)) > _MOST_BIASED:
+            raise HTTPException(422, f"logit_bias: its texts must have at most {_MOST_BIASED} characters together")
+    else:
+        if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in bias):
+            raise HTTPException(422, "logit_bias: its keys must be numbers of tokens")
+        check_tokens("logit_bias", [int(key) for key in bias], llama._n_vocab)
+    if body.seed is not None and not 0 <= body.seed <= _MOST_UINT32:
+        raise HTTPException(422, f"seed: must be from 0 to {_MOST_UINT32}")
+    for name in ("top_k", "max_tokens", "min_tokens", "logprobs", "top_logprobs"):
+        value = getattr(body, name, None)
+        if isinstance(value, int) and value >= 2**31:
+            raise HTTPException(422, f"{name}: must be less than 2147483648")
+    for name in ("logprobs", "top_logprobs"):
+        value = getattr(body, name, None)
+        if value is not None and value > _MOST_LOGPROBS:
+            raise HTTPException(422, f"{name}: must be at most {_MOST_LOGPROBS}")
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if not all(stops):
+        raise HTTPException(422, "stop: must not be empty")

@@ -1,0 +1,1 @@
+"""Expert masks: which experts of a model stay."""

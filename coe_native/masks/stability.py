@@ -1,0 +1,119 @@
+"""Whether a corpus is large enough: the mask that it leads to has stopped changing."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from coe_native.errors import InputError
+from coe_native.files import typed_json
+from coe_native.masks.build import build_mask
+from coe_native.routing.profile import RoutingProfile
+
+FIRST = 4096
+"""Tokens at which a mask is looked at for the first time."""
+
+Kept = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the mask at `tokens` agrees with those nearest to a quarter, a half and three quarters of them: the
+    mean over layers of the Jaccard index, shared experts by experts that either keeps (Jaccard, 1901). None where
+    there was no mask yet."""
+
+    tokens: int
+    quarter: float | None
+    half: float | None
+    three_quarters: float | None
+
+
+class Stability:
+    """Watches the mask of a growing profile, until it agrees to `threshold` with the masks at a half and at three
+    quarters of the tokens. `mask_arguments` go to `build_mask`.
+
+    It looks four times while the tokens double, in even steps: at 4, 5, 6, 7, 8, 10, … thousand. The documents
+    should come in random order: the mask of one kind of text says nothing of a kind to come.
+    """
+
+    def __init__(self, threshold: float, mask_arguments: Mapping[str, Any]) -> None:
+        if not 0 < threshold <= 1:
+            raise InputError(f"masks agree by a share above 0 and up to 1, not {threshold}")
+        self.threshold = threshold
+        self._arguments = dict(mask_arguments)
+        self._masks: list[tuple[int, Kept]] = []
+        self.curve: list[Agreement] = []
+
+    @property
+    def method(self) -> str:
+        """How the mask's experts are scored."""
+        return str(self._arguments.get("method", "utility"))
+
+    def due(self, n_tokens: int) -> bool:
+        """Whether it is time for a look."""
+        last = self._masks[-1][0] if self._masks else 0
+        steps = (FIRST * 2**octave * (4 + step) // 4 for octave in itertools.count() for step in range(4))
+        return any(step > last for step in itertools.takewhile(lambda step: step <= n_tokens, steps))
+
+    def look(self, profile: RoutingProfile) -> None:
+        """Takes the mask of a profile, which has grown since the last look."""
+        mask = build_mask(profile, **self._arguments)
+        kept = np.zeros((len(mask.kept), mask.n_experts), np.bool_)
+        for row, block in enumerate(sorted(mask.kept)):
+            kept[row, list(mask.kept[block])] = True
+        self._add(profile.n_tokens, kept)
+
+    def _add(self, n_tokens: int, kept: Kept) -> None:
+        self._masks.append((n_tokens, kept))
+        quarter, half, three_quarters = (self._at(share, n_tokens, kept) for share in (0.25, 0.5, 0.75))
+        self.curve.append(Agreement(n_tokens, quarter, half, three_quarters))
+
+    def _at(self, share: float, n_tokens: int, kept: Kept) -> float | None:
+        """Agreement with the mask that was looked at nearest to that share of the tokens."""
+        if share * n_tokens < self._masks[0][0]:
+            return None
+        _, other = min(self._masks[:-1], key=lambda look: abs(look[0] - share * n_tokens))
+        return float(((kept & other).sum(axis=1) / (kept | other).sum(axis=1)).mean())
+
+    @property
+    def stable(self) -> bool:
+        """Whether the last mask agrees with those at a half and at three quarters of its tokens."""
+        if not self.curve or self.curve[-1].half is None or self.curve[-1].three_quarters is None:
+            return False
+        return min(self.curve[-1].half, self.curve[-1].three_quarters) >= self.threshold
+
+    @property
+    def run(self) -> str:
+        """What must be the same for a run to go on."""
+        arguments = {key: value for key, value in self._arguments.items() if key != "reasoning"}
+        return f"{self.threshold} {msgspec.json.encode(arguments).decode()}"
+
+    def state(self) -> str:
+        """All looks so far, as text."""
+        looks = [(tokens, base64.b64encode(np.packbits(kept).tobytes()).decode()) for tokens, kept in self._masks]
+        return msgspec.json.encode(looks).decode()
+
+    def restore(self, state: str, profile: RoutingProfile) -> None:
+        """Takes over the looks of a run that was interrupted, which had counted `profile` when it last looked or
+        later. Raises InputError for what is no state."""
+        shape = profile.histograms.shape[:2]
+        n_bytes = -(-shape[0] * shape[1] // 8)
+        for tokens, text in typed_json.decode(state, list[tuple[int, str]]):
+            try:
+                data = base64.b64decode(text, validate=True)
+            except ValueError as error:
+                raise InputError("it holds no masks") from error
+            if len(data) != n_bytes or not 0 < tokens <= profile.n_tokens:
+                raise InputError("it holds masks of another model")
+            bits = np.unpackbits(np.frombuffer(data, np.uint8), count=shape[0] * shape[1])
+            kept = bits.reshape(shape).astype(np.bool_)
+            if not kept.any(axis=1).all():
+                raise InputError("it holds masks that keep nothing")
+            self._add(tokens, kept)

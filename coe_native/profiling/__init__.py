@@ -1,0 +1,1 @@
+"""Run a corpus through a model, and count what its routers choose."""

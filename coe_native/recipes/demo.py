@@ -1,0 +1,66 @@
+"""The model and texts that come with the package, and what the demo does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from coe_native.corpus.documents import Corpus
+from coe_native.corpus.read import read_corpus
+from coe_native.evaluation.perplexity import Evaluation
+from coe_native.llama.loaded_model import Model
+from coe_native.profiling.run import DOCUMENTS_AT_ONCE
+from coe_native.recipes.specialise import UNWATCHED, Specialist, Watchers, check_outputs, judge, specialise
+
+DATA = Path(__file__).parents[1] / "demo_data"
+MODEL = DATA / "demo-Q8_0.gguf"
+KINDS = ("python", "prose", "cpp")
+
+
+def corpus(kind: str, part: str) -> Corpus:
+    """One kind's text: `part` is ``profile`` (chooses experts) or ``test`` (judges them)."""
+    read = read_corpus(DATA / f"{kind}.{part}.jsonl")
+    return Corpus(kind, read.documents)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The parent's evaluation on each kind of text, and one specialist for each kind."""
+
+    parent_bytes: int
+    parent: tuple[Evaluation, ...]
+    specialists: Mapping[str, Specialist]
+
+
+def run(
+    directory: Path, *, n_threads: int | None = None, force: bool = False, watchers: Watchers = UNWATCHED
+) -> Demo:
+    """Makes a specialist of half the experts for each kind of text, in `directory`, and judges all of them on
+    every kind's held-out text."""
+    directory.mkdir(parents=True, exist_ok=True)
+    outputs = {kind: directory / f"{kind}-specialist.gguf" for kind in KINDS}
+    for out in outputs.values():
+        check_outputs(out, force=force, inputs=(MODEL,))
+    texts = [corpus(kind, "test") for kind in KINDS]
+    with Model(MODEL, n_sequences=DOCUMENTS_AT_ONCE, n_threads=n_threads) as parent:
+        watchers.step("judging the parent")
+        judged = judge(parent, texts)
+        specialists = {}
+        for kind in KINDS:
+            specialists[kind] = specialise(
+                parent,
+                [corpus(kind, "profile")],
+                outputs[kind],
+                texts=texts,
+                mask_arguments={"keep": parent.moe.n_experts // 2},
+                judged_parent=judged,
+                force=force,
+                watchers=_named(kind, watchers),
+            )
+        return Demo(parent.moe.n_bytes, judged, specialists)
+
+
+def _named(kind: str, watchers: Watchers) -> Watchers:
+    """The same watchers, told which kind of text a step is for."""
+    return Watchers(lambda step: watchers.step(f"{kind}: {step}"), watchers.tokens, watchers.n_bytes)

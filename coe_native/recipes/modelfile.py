@@ -1,0 +1,92 @@
+"""How a specialist is used: the Modelfile that Ollama wants, and the prefill for raw APIs."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from coe_native.errors import InputError, printable
+from coe_native.llama.loaded_model import Model
+from coe_native.surgery.plan import safety_notice
+
+PARAMETERS = {"temperature": 0.6, "repeat_penalty": 1.05, "num_ctx": 8192, "num_predict": 16384}
+"""Those with which the published specialists were judged; no more tokens are asked for than the context holds."""
+
+DOMAINS = {
+    "general": "You are a helpful assistant. Answer directly and precisely. Say so when you do not know.",
+    "code": (
+        "You are an experienced software engineer. Answer with complete, working code and only the words that it "
+        "needs. Keep to the language, style and names that you are shown."
+    ),
+    "python": (
+        "You are an experienced Python programmer. Answer with complete, working Python code and only the "
+        "words that it needs. Prefer the standard library, and name what must be installed."
+    ),
+    "maths": (
+        "You are a careful mathematician. Work in short, checked steps, and end with the result on a line of "
+        "its own."
+    ),
+    "writing": ("You are a careful writer and editor. Keep the author's voice, be concise, and change no facts."),
+    "law": (
+        "You know the law well and explain it plainly. Name the jurisdiction and the rule that you rely on, "
+        "and say where a lawyer must be asked."
+    ),
+    "medicine": (
+        "You know medicine well and explain it plainly. Say how sure a finding is, and when a doctor must be seen."
+    ),
+}
+"""System prompts by what a specialist is for."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How a model is used: its file, Ollama's parameters, the system prompt, and what the prompt for a raw API
+    must end with for it to answer without thinking (empty where it has no chat template); and what its file says
+    about removed experts."""
+
+    path: Path
+    parameters: dict[str, float]
+    system: str
+    prefill: str
+    notice: str
+
+    def modelfile(self) -> str:
+        """What ``ollama create NAME -f Modelfile`` wants."""
+        notice = "".join(f"# {line}\n" for line in self.notice.splitlines())
+        raw = f"# Raw APIs: end the prompt with {json.dumps(self.prefill)}\n" if self.prefill else ""
+        parameters = "".join(f"PARAMETER {name} {value:g}\n" for name, value in self.parameters.items())
+        return (
+            f'{notice}# Thinking off: ollama run NAME --think=false, or "think": false in its API.\n{raw}'
+            f'FROM {self.path}\n{parameters}SYSTEM """{self.system}"""\n'
+        )
+
+
+def usage(model: Model, *, domain: str = "general", system: str | None = None) -> Usage:
+    """How to use a model, of which no more than the tokenizer need be loaded: with a domain's system prompt, or
+    another, and the published parameters; a context no longer than the model was trained for.
+
+    Raises InputError for a domain that is not one of DOMAINS, and a prompt that a Modelfile can't hold.
+    """
+    if domain not in DOMAINS:
+        raise InputError(f"there is no system prompt for {domain!r}; choose one of {', '.join(DOMAINS)}")
+    text = DOMAINS[domain] if system is None else system
+    if '"""' in text:
+        raise InputError('a system prompt in a Modelfile cannot hold """')
+    path = model.moe.path.resolve()
+    if any(unicodedata.category(character) == "Cc" for character in str(path)):
+        raise InputError(f"{path}: its name has control characters, which a Modelfile cannot hold; rename it")
+    longest = model.moe.arch("context_length", PARAMETERS["num_ctx"])
+    parameters = dict(PARAMETERS)
+    if isinstance(longest, int) and 0 < longest < parameters["num_ctx"]:
+        parameters["num_ctx"] = longest  # it was trained for no more
+    parameters["num_predict"] = min(parameters["num_predict"], parameters["num_ctx"])
+    try:
+        prefill = model.reply_prefill
+    except InputError:
+        prefill = ""
+    notice = model.moe.files[0].get("coe.mask.notice")
+    return Usage(
+        path, parameters, text, prefill, printable(notice) if isinstance(notice, str) else safety_notice()
+    )

@@ -1,0 +1,173 @@
+"""From a parent and a kind of text to a verified, judged specialist, in one go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from coe_native.corpus.documents import Corpus
+from coe_native.errors import CoeError, InputError
+from coe_native.evaluation.perplexity import Evaluation, check_text, evaluate
+from coe_native.files.atomic import check_space, check_target, replacing
+from coe_native.llama.loaded_model import Model
+from coe_native.masks.build import build_mask
+from coe_native.masks.expert_mask import ExpertMask
+from coe_native.profiling.run import Progress, profile_corpora
+from coe_native.routing.scores import check_method, knows
+from coe_native.surgery.plan import safety_notice
+from coe_native.surgery.verify import Check, verify
+from coe_native.surgery.write import Report, prune
+
+SHOWN = ("utility", "contribution")
+"""Methods whose masks are judged beside the one that is asked for, since it depends on the model which is best."""
+
+
+@dataclass(frozen=True)
+class Specialist:
+    """A written specialist and what was found about it: each text's evaluation by the parent, by the
+    live-masked parent (before the file was written) and by the file; and by the parent under the masks of the
+    other methods of SHOWN, of which no file was written."""
+
+    path: Path
+    mask: ExpertMask
+    checks: tuple[Check, ...]
+    parent: tuple[Evaluation, ...]
+    live_masked: tuple[Evaluation, ...]
+    pruned: tuple[Evaluation, ...]
+    other_methods: Mapping[str, tuple[Evaluation, ...]]
+
+    @property
+    def method(self) -> str:
+        """How the experts of the file were scored."""
+        return str(self.mask.provenance["method"])
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """Who is told how far a specialist is: a new step's name, tokens profiled, bytes written or verified."""
+
+    step: Callable[[str], None] = lambda name: None
+    tokens: Callable[[Progress], None] = lambda progress: None
+    n_bytes: Report = lambda done, total: None
+
+
+UNWATCHED = Watchers()
+
+
+def judge(model: Model, texts: Sequence[Corpus]) -> tuple[Evaluation, ...]:
+    """The evaluation of each text by a loaded model as it is now."""
+    return tuple(evaluate(model, text) for text in texts)
+
+
+def _beside(out: Path) -> dict[str, Path]:
+    kinds = ("profile.gguf", "mask.json", "report.json")
+    return {kind: out.with_name(f"{out.stem}.{kind}") for kind in kinds}
+
+
+def check_outputs(out: Path, *, force: bool, inputs: tuple[Path, ...]) -> None:
+    """Raises InputError unless everything that `specialise` writes for `out` can be written."""
+    for path in (out, *_beside(out).values()):
+        check_target(path, force=force, inputs=inputs)
+
+
+def specialise(
+    parent: Model,
+    corpora: Sequence[Corpus],
+    out: str | Path,
+    *,
+    texts: Sequence[Corpus],
+    mask_arguments: Mapping[str, Any],
+    judged_parent: tuple[Evaluation, ...] | None = None,
+    force: bool = False,
+    inputs: tuple[Path, ...] = (),
+    watchers: Watchers = UNWATCHED,
+) -> Specialist:
+    """Profiles a loaded parent on `corpora`, builds a mask, judges it live on `texts`, prunes, verifies, and
+    judges the file. `mask_arguments` go to `build_mask`. Beside ``NAME.gguf`` it writes
+    ``NAME.profile.gguf``, ``NAME.mask.json`` and ``NAME.report.json``.
+
+    `judged_parent` saves judging the unmasked parent again. `inputs`: files and directories that no output may
+    be, whatever `force` says. Raises CoeError where a check does not hold.
+    """
+    out = Path(out)
+    check_outputs(out, force=force, inputs=(*parent.moe.paths, *inputs))
+    beside = _beside(out)
+    # What would fail late is found out before the long part.
+    parent.moe.check_cut(mask_arguments["keep"])
+    if parent.moe.surgery is not None and parent.moe.surgery.mode == "zero":
+        raise InputError(f"{parent.moe.path}: has zeroed experts; specialise the model as it was before")
+    check_space(out, parent.moe.specialist_bytes(mask_arguments["keep"]))
+    for text in texts:
+        check_text(parent, text)
+    method, reasoning = mask_arguments.get("method", "utility"), mask_arguments.get("reasoning")
+    if reasoning is not None:
+        check_method(reasoning, method)
+    others = [other for other in SHOWN if other != method and (reasoning is None or knows(reasoning, other))]
+
+    watchers.step("profiling")
+    profile = profile_corpora(parent, corpora, stats="contribution", progress=watchers.tokens)
+    profile.save(beside["profile.gguf"], force=force)
+    mask = build_mask(profile, **mask_arguments)
+    mask.save(beside["mask.json"], force=force)
+
+    watchers.step("judging the mask live")
+    if judged_parent is None:
+        judged_parent = judge(parent, texts)
+    live_masked = _judge_masked(parent, mask, texts)
+    by_others = {}
+    for other in others:
+        watchers.step(f"judging the mask by {other} live")
+        its_mask = build_mask(profile, **{**mask_arguments, "method": other})
+        by_others[other] = _judge_masked(parent, its_mask, texts)
+
+    watchers.step("pruning")
+    prune(parent.moe.path, mask, out, force=force, progress=watchers.n_bytes)
+    watchers.step("verifying")
+    checks = tuple(verify(out, parent.moe.path, mask, progress=watchers.n_bytes))
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        out.unlink()
+        raise CoeError(f"{out}: does not hold what its mask says: {failed[0].name}: {failed[0].detail}")
+    watchers.step("judging the specialist")
+    with parent.like(out) as written:
+        pruned = judge(written, texts)
+    specialist = Specialist(out, mask, checks, judged_parent, live_masked, pruned, by_others)
+    _write_report(specialist, parent, beside["report.json"])
+    return specialist
+
+
+def _judge_masked(parent: Model, mask: ExpertMask, texts: Sequence[Corpus]) -> tuple[Evaluation, ...]:
+    parent.apply(mask)
+    try:
+        return judge(parent, texts)
+    finally:
+        parent.clear_mask()
+
+
+def _write_report(specialist: Specialist, parent: Model, path: Path) -> None:
+    report = {
+        "parent": str(parent.moe.path),
+        "parent_bytes": parent.moe.n_bytes,
+        "specialist": str(specialist.path),
+        "specialist_bytes": specialist.path.stat().st_size,
+        "keep": specialist.mask.keep,
+        "experts": specialist.mask.n_experts,
+        "mask": specialist.mask.digest,
+        "provenance": dict(specialist.mask.provenance),
+        "checks": [asdict(check) for check in specialist.checks],
+        "evaluation": {
+            "parent": [asdict(e) for e in specialist.parent],
+            "live_masked": [asdict(e) for e in specialist.live_masked],
+            "pruned": [asdict(e) for e in specialist.pruned],
+            "other_methods": {
+                method: [asdict(e) for e in evaluations]
+                for method, evaluations in specialist.other_methods.items()
+            },
+        },
+        "notice": safety_notice(specialist.method),
+    }
+    with replacing(path) as file:
+        file.write(json.dumps(report, indent=1).encode() + b"\n")

@@ -1,0 +1,1 @@
+"""Routing profiles, and the scores that follow from them."""

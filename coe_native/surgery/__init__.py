@@ -1,0 +1,1 @@
+"""Write models with fewer experts, and verify them."""

@@ -1,0 +1,254 @@
+"""Verification: does a written model hold exactly what its mask says, and does llama.cpp run it?"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coe_native.cores import checking_threads
+from coe_native.errors import CoeError, InputError
+from coe_native.files.prefetch import Prefetch, Range
+from coe_native.files.reading import read_exactly
+from coe_native.masks.check import check_mask
+from coe_native.masks.expert_mask import ExpertMask
+from coe_native.model.gguf_file import Tensor, begins_like_gguf
+from coe_native.model.header import MoeModel
+from coe_native.surgery.plan import (
+    SHARD_KEYS,
+    Plan,
+    PlannedTensor,
+    Readers,
+    Run,
+    check_finite,
+    plan_prune,
+    plan_zero,
+)
+from coe_native.surgery.write import Report
+
+# On the CPU, and straight from the file: the parent may hold the GPU, and may be larger than the memory; what is
+# asked is whether the file is good.
+_CHECKED_AS: dict[str, Any] = {"n_ctx": 8, "n_batch": 8, "n_gpu_layers": 0, "repack": False, "mtp": True}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked: what, whether it holds, and in a few words what was seen."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def verify(
+    out: str | Path, parent: str | Path, mask: ExpertMask, *, progress: Report = lambda done, total: None
+) -> list[Check]:
+    """All checks of a specialist or zeroed model `out` against its parent and mask.
+
+    Kinds: metadata; layout (names, shapes, types of all tensors); bytes (kept slices and untouched tensors
+    equal the parent's, zeroed ones are zero); norms (all finite); loads (llama.cpp runs a token); graph
+    (llama.cpp computes it by operations of the same names and kinds as the parent). A written file whose header
+    can't be read, as one that was cut short, is a check that does not hold.
+    Raises InputError where a file is no GGUF file or the mask is not the parent's, CoeError where a file changes
+    while it is read.
+    """
+    parent_model = MoeModel(parent)
+    check_mask(mask, parent_model)
+    try:
+        written = MoeModel(out)
+    except InputError as error:
+        if not begins_like_gguf(Path(out)):
+            raise
+        return [Check("header", False, str(error))]
+    if written.surgery is not None and written.surgery.mode == "prune":
+        dropped = bool(parent_model.mtp_blocks) and not written.mtp_blocks
+        plan = plan_prune(parent_model, mask, drop_mtp=dropped)
+    else:
+        plan = plan_zero(parent_model, mask)
+    abandoned = threading.Event()
+    with ThreadPoolExecutor(1) as beside, contextlib.ExitStack() as leaving:
+        leaving.callback(abandoned.set)
+        running = beside.submit(_runs, written.path, parent_model.path, abandoned)
+        checks = [_check("metadata", lambda: _metadata(written, plan, mask))]
+        layout = _check("layout", lambda: _layout(written, plan))
+        checks.append(layout)
+        if layout.passed:
+            checks += _contents(written, plan, progress)
+        checks += running.result()
+    written.check_unchanged()
+    parent_model.check_unchanged()
+    return checks
+
+
+def _check(name: str, run: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, run())
+    except CoeError as error:
+        return Check(name, False, str(error))
+
+
+def _runs(path: Path, parent: Path, abandoned: threading.Event) -> list[Check]:
+    """What llama.cpp makes of the file; nobody wants to know any more once it is `abandoned`."""
+    graph: list[str] = []
+    checks = [_check("loads", lambda: _loads(path, graph))]
+    if graph and not abandoned.is_set():
+        checks.append(_check("graph", lambda: _same_graph(graph, parent)))
+    return checks
+
+
+def _raw_metadata(model: MoeModel) -> list[bytes]:
+    """All metadata as bytes, but for how the file is split."""
+    first = model.files[0]
+    return [first.raw_entry(key) for key in first.keys if key not in SHARD_KEYS]
+
+
+def _metadata(written: MoeModel, plan: Plan, mask: ExpertMask) -> str:
+    done = written.surgery
+    if done is None:
+        raise CoeError("has no record of a mask")
+    if done.digest != mask.digest:
+        raise CoeError(f"was made with another mask ({done.digest[:12]}..., not {mask.digest[:12]}...)")
+    expected = _raw_metadata(plan.model) if done.in_place else list(plan.entries)
+    if _raw_metadata(written) != expected:
+        raise CoeError("differs from the parent's in more than the experts' count and the record of the mask")
+    return f"{len(expected)} entries, mask {mask.digest[:12]}..."
+
+
+def _layout(written: MoeModel, plan: Plan) -> str:
+    found = [(tensor.name, tensor.shape, tensor.type) for tensor in written.tensors.values()]
+    expected = [(tensor.source.name, tensor.shape, tensor.source.type) for tensor in plan.tensors]
+    for ours, theirs in zip(expected, found, strict=False):
+        if ours != theirs:
+            raise CoeError(f"tensor {theirs[0]} {list(theirs[1])} stands where {ours[0]} {list(ours[1])} should")
+    if len(found) != len(expected):
+        raise CoeError(f"holds {len(found)} tensors, not {len(expected)}")
+    # Zeroing in place adds to the file, and leaves gaps in it as they were.
+    if written.surgery is None or not written.surgery.in_place:
+        shards = plan.shards([len(file.tensors) for file in written.files])
+        for file, shard in zip(written.files, shards, strict=True):
+            # Of the data only: a tool that has merged shards says so in more metadata.
+            _, n_bytes = shard.layout()
+            if file.size - file.header.data_offset != n_bytes:
+                raise CoeError(
+                    f"{file.path} has {file.size - file.header.data_offset} bytes of data, not {n_bytes}"
+                )
+    return f"{len(found)} tensors"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of the plan, and where it lies in the written model."""
+
+    planned: PlannedTensor
+    run: Run
+    tensor: Tensor
+    offset: int
+
+    @property
+    def n_bytes(self) -> int:
+        return self.run.count * self.planned.slice_bytes
+
+    def ranges(self, readers: Readers) -> Iterator[Range]:
+        """What will be read for it."""
+        yield readers[self.tensor.file], self.offset, self.n_bytes
+        if not self.run.zero:
+            yield readers[self.planned.source.file], *self.planned.where(self.run)
+
+
+def _pieces(written: MoeModel, plan: Plan) -> Iterator[_Piece]:
+    for planned in plan.tensors:
+        tensor = written.tensors[planned.source.name]
+        offset = tensor.offset
+        for run in planned.pieces():
+            piece = _Piece(planned, run, tensor, offset)
+            yield piece
+            offset += piece.n_bytes
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What a piece's bytes are: `different` and `infinite` say what is wrong, if any; `n_finite`: slices with a
+    finite norm."""
+
+    different: str = ""
+    infinite: str = ""
+    n_finite: int = 0
+
+
+def _contents(written: MoeModel, plan: Plan, progress: Report) -> tuple[Check, Check]:
+    """Bytes and norms, for which everything is read once, by all cores."""
+    total = sum(planned.n_bytes for planned in plan.tensors)
+    done = n_finite = 0
+    different = infinite = ""
+    unchecked: set[str] = set()
+    with Readers() as readers, ThreadPoolExecutor(checking_threads(2 * plan.largest_piece)) as pool:
+        pieces = list(_pieces(written, plan))
+        prefetch = Prefetch(part for piece in pieces for part in piece.ranges(readers))
+        prefetch.reading(0)
+        for piece, finding in zip(pieces, pool.map(lambda piece: _look_at(piece, readers), pieces), strict=True):
+            different = different or finding.different
+            infinite = infinite or finding.infinite
+            n_finite += finding.n_finite
+            if piece.planned.touched and not (finding.n_finite or finding.infinite):
+                unchecked.add(piece.tensor.type_name)
+            done += piece.n_bytes
+            prefetch.reading(sum(size for _, _, size in piece.ranges(readers)))
+            progress(done, total)
+    norms = f"{n_finite} slices finite"
+    if unchecked:
+        norms += f"; not checked, for ggml cannot: {', '.join(sorted(unchecked))}"
+    return (
+        Check("bytes", not different, different or f"{done} bytes as the mask says"),
+        Check("norms", not infinite, infinite or norms),
+    )
+
+
+def _look_at(piece: _Piece, readers: Readers) -> _Finding:
+    planned = piece.planned
+    found = read_exactly(readers[piece.tensor.file], piece.offset, piece.n_bytes)
+    expected = planned.expected(readers[planned.source.file], piece.run)
+    different = "" if found == expected else _first_difference(piece, found, expected)
+    try:
+        where = str(piece.tensor.file.path)
+        checked = planned.touched and check_finite(planned, piece.run, found, where)
+    except CoeError as error:
+        return _Finding(different, str(error))
+    return _Finding(different, n_finite=piece.run.count if checked else 0)
+
+
+def _first_difference(piece: _Piece, found: bytes, expected: bytes) -> str:
+    at = int(np.flatnonzero(np.frombuffer(found, np.uint8) != np.frombuffer(expected, np.uint8))[0])
+    where = f"{piece.tensor.name} differs from the parent's"
+    if piece.planned.touched:
+        where += f" in its expert {piece.run.first + at // piece.planned.slice_bytes}"
+    return f"{where}, at byte {piece.offset + at} of {piece.tensor.file.path}"
+
+
+def _loads(path: Path, graph: list[str]) -> str:
+    """Runs a token, and adds the operations that it took to `graph`."""
+    from coe_native.llama.loaded_model import Model
+
+    with Model(path, **_CHECKED_AS) as model, model.recording() as operations:
+        outputs = model.outputs([0])
+    if not np.isfinite(outputs).all():
+        raise CoeError(f"{path}: llama.cpp computes numbers that are not finite")
+    graph += operations
+    return "llama.cpp runs it"
+
+
+def _same_graph(graph: list[str], parent: Path) -> str:
+    """llama.cpp takes what an architecture computes from metadata and tensors; some of it, for some
+    architectures, from the number of experts. Names and kinds of operations are compared, not their shapes."""
+    expected: list[str] = []
+    _loads(parent, expected)
+    for theirs, ours in itertools.zip_longest(expected, graph, fillvalue="nothing"):
+        if theirs != ours:
+            raise CoeError(f"llama.cpp computes {ours} where it computes {theirs} for the parent")
+    return f"{len(graph)} operations, as for the parent"
