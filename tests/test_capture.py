@@ -12,7 +12,7 @@ from random_models import moe_layers, write_random_model
 from slow_capture import SlowCapture
 
 import coe_native as coe
-from coe_native.corpus import batching
+from coe_native.corpus import batching, bundles
 from coe_native.corpus import documents as corpus
 from coe_native.profiling.run import Progress
 from coe_native.routing.profile import OutputNorms
