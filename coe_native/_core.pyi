@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,116 @@ class GgufHeader:
     entries: list[GgufEntry]
     tensors: list[GgufTensor]
 
-def read_gguf_header(buffer: Any, file_size: int) -> GgufHeader: ...
+class GgufFile:
+    header: GgufHeader
+    def __init__(self, path: bytes, buffer: Any, file_size: int) -> None: ...
+    def header_bytes(self, begin: int, end: int) -> bytes: ...
+
+class RouterShape:
+    n_experts: int
+    top_k: int
+    n_groups: int
+    n_groups_used: int
+    def __init__(self, n_experts: int, top_k: int, n_groups: int, n_groups_used: int) -> None: ...
+    def check_keep(self, keep: int) -> None: ...
+
+class MoeLayer:
+    block: int
+    top_k: int
+    by_table: bool
+    is_mtp: bool
+    router: tuple[int, int]
+    tensors: list[tuple[int, int]]
+    weights: list[tuple[int, int]]
+
+class RouterLayout:
+    architecture: str
+    model_name: str
+    fingerprint: str
+    shape: RouterShape
+    n_blocks: int
+    first_mtp_block: int
+    layers: list[MoeLayer]
+    obstacle: str
+    cannot_count: str
+    def has_fingerprint(self, fingerprint: str) -> bool: ...
+    def check_keep(self, keep: int) -> None: ...
+
+def shard_paths(first: GgufFile) -> list[bytes]: ...
+def check_shards(files: Sequence[GgufFile]) -> None: ...
+def find_router_layout(files: Sequence[GgufFile]) -> RouterLayout: ...
+def find_fingerprints(files: Sequence[GgufFile], layout: RouterLayout) -> None: ...
+
+MOST_MASK_BYTES: int
+
+class Mask:
+    architecture: str
+    fingerprint: str
+    n_experts: int
+    keep: int
+    kept: dict[int, list[int]]
+    def __init__(
+        self, architecture: str, fingerprint: str, n_experts: int, keep: int, kept: Mapping[int, Sequence[int]]
+    ) -> None: ...
+    def check(self) -> None: ...
+    def check_model(self, layout: RouterLayout) -> None: ...
+    def check_cut(self, layout: RouterLayout) -> None: ...
+
+class MaskFile:
+    mask: Mask
+    swaps: list[tuple[int, int, int, int, float, float]]
+    unplaced: list[tuple[int, int]]
+    provenance: str
+
+def parse_mask(text: bytes) -> MaskFile: ...
+
+class Profile:
+    @property
+    def architecture(self) -> str: ...
+    @architecture.setter
+    def architecture(self, text: bytes) -> None: ...
+    @property
+    def model_name(self) -> str: ...
+    @model_name.setter
+    def model_name(self, text: bytes) -> None: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @fingerprint.setter
+    def fingerprint(self, text: bytes) -> None: ...
+    @property
+    def corpora(self) -> str: ...
+    @corpora.setter
+    def corpora(self, json: bytes) -> None: ...
+    blocks: list[int]
+    n_experts: int
+    n_ranks: int
+    n_chosen: int
+    n_groups: int
+    n_groups_used: int
+    n_tokens: int
+    layer_tokens: list[int]
+    has_weights: bool
+    histograms: NDArray[np.int64]
+    weight_sum: NDArray[np.float64]
+    weight_sum_rest: NDArray[np.float64]
+    outputs: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None
+    def __init__(self, copied: Profile = ...) -> None: ...
+    def set_counts(
+        self, histograms: NDArray[np.int64], weight_sum: NDArray[np.float64], rest: NDArray[np.float64], /
+    ) -> None: ...
+    def set_outputs(
+        self,
+        norm_sum: NDArray[np.float64],
+        weighted_norm_sum: NDArray[np.float64],
+        norm_rest: NDArray[np.float64],
+        weighted_rest: NDArray[np.float64],
+        /,
+    ) -> None: ...
+    def check(self) -> None: ...
+    def add(self, other: Profile) -> None: ...
+    def encode(self, extra: Sequence[tuple[str, int | str]]) -> bytes: ...
+
+def decode_profile(file: GgufFile) -> Profile: ...
 def type_name(type: int) -> str: ...
 def slice_norms(buffer: Any, type: int, n_slices: int) -> NDArray[np.float64]: ...
 def has_norm(type: int) -> bool: ...
@@ -87,6 +196,20 @@ class WeightPlacement:
     repack: bool
     def __init__(self, *, devices: Sequence[str], n_cpu_moe: int) -> None: ...
 
+class SessionOptions:
+    n_ctx: int
+    n_batch: int
+    n_sequences: int
+    n_threads: int
+    n_gpu_layers: int
+    n_cpu_moe: int
+    devices: list[str]
+    rpc: list[str]
+    f32_kv: bool
+    repack: bool
+    mtp: bool
+    simulate: bool
+
 class Session:
     n_batch: int
     n_vocab: int
@@ -100,23 +223,7 @@ class Session:
     weight_sum: NDArray[np.float64]
     weight_sum_rest: NDArray[np.float64]
     output_norms: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None
-    def __init__(
-        self,
-        path: bytes,
-        *,
-        n_ctx: int,
-        n_batch: int,
-        n_seq_max: int,
-        n_threads: int,
-        n_gpu_layers: int,
-        n_cpu_moe: int,
-        devices: Sequence[str],
-        rpc: Sequence[str],
-        f32_kv: bool,
-        repack: bool,
-        mtp: bool,
-        simulate: bool = False,
-    ) -> None: ...
+    def __init__(self, path: bytes, options: SessionOptions) -> None: ...
     def tokenize(self, text: bytes, parse_special: bool) -> NDArray[np.int32]: ...
     def watch(
         self, blocks: Sequence[int], n_experts: int, top_k: Sequence[int], outputs: bool = False

@@ -15,7 +15,7 @@ import coe_native as coe
 from coe_native.corpus import batching, bundles
 from coe_native.corpus import documents as corpus
 from coe_native.profiling.run import Progress
-from coe_native.routing.profile import OutputNorms
+from coe_native.routing.output_norms import OutputNorms
 
 ModelFile = Callable[[str, str], Path]
 
@@ -103,14 +103,14 @@ def test_a_router_that_chooses_another_number_is_refused(tmp_path: Path) -> None
     write_random_model(path, "llama")
     with coe.Model(path, n_ctx=128, n_threads=1) as model:
         with pytest.raises(RuntimeError, match="chooses 4 experts"):
-            model._session.watch(model.moe.blocks, 16, [3] * len(model.moe.blocks))
+            model.session.watch(model.moe.blocks, 16, [3] * len(model.moe.blocks))
         assert len(model.logits([1, 2])) == 2  # nothing is watched any more
 
 
 def test_a_router_in_a_block_without_one_by_the_header_is_refused(model_file: ModelFile) -> None:
     refused = pytest.raises(RuntimeError, match="a router runs in block 1, which has no experts")
     with coe.Model(model_file("qwen3moe", "F32"), n_ctx=128, n_threads=1) as model, refused:
-        model._session.watch([0, 2], 16, [4, 4])
+        model.session.watch([0, 2], 16, [4, 4])
 
 
 def test_a_layer_that_sees_too_few_tokens_is_refused(tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def test_a_layer_that_sees_too_few_tokens_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write_random_model(path, "deepseek2")
     with coe.Model(path, n_ctx=128, n_threads=1) as model:
-        model._session.watch([0, 1, 2], model.moe.n_experts, [model.moe.top_k] * 3)
+        model.session.watch([0, 1, 2], model.moe.n_experts, [model.moe.top_k] * 3)
         with pytest.raises(RuntimeError, match="saw 0 of 5 tokens in block 0"):
-            model._session.decode(*(np.arange(5, dtype=np.int32),) * 2, np.zeros(5, np.int32))
+            model.session.decode(*(np.arange(5, dtype=np.int32),) * 2, np.zeros(5, np.int32))
 
 
 @pytest.mark.parametrize("error", [coe.InputError, MemoryError])

@@ -199,7 +199,7 @@ def test_conversations_use_the_models_own_template(tmp_path: Path) -> None:
     turns = (Message("user", "Write a loop."), Message("model", "for x in y: pass"))
     expected = "<bos><|turn>user\nWrite a loop.<turn|>\n<|turn>model\nfor x in y: pass<turn|>\n"
     with coe.Model(path, n_ctx=64, n_batch=64) as model:
-        assert model.render_chat(turns) == expected
+        assert model.text.render_chat(turns) == expected
         tokens = model.tokenize(expected, parse_special=True)
         assert tokens[:2].tolist() == [2, 4], "the template's own BOS, once, and a turn as one token"
         profile = coe.profile_corpora(model, [Corpus("chat", (Document("chat", turns),))])
@@ -208,7 +208,7 @@ def test_conversations_use_the_models_own_template(tmp_path: Path) -> None:
         coe.Model(demo.MODEL, n_ctx=8, n_batch=8) as model,
         pytest.raises(coe.InputError, match="no chat template"),
     ):
-        model.render_chat(turns)
+        model.text.render_chat(turns)
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% for %}", "{{ 1 / 0 }}"])
@@ -218,7 +218,7 @@ def test_a_broken_template_is_one_clear_error(tmp_path: Path, template: str) -> 
         coe.Model(path, n_ctx=8, n_batch=8) as model,
         pytest.raises(coe.InputError, match="its chat template refused"),
     ):
-        model.render_chat((Message("user", "x"),))
+        model.text.render_chat((Message("user", "x"),))
 
 
 def test_a_long_text_has_bos_in_every_window() -> None:

@@ -12,10 +12,10 @@ from gguf.quants import quant_shape_to_byte_shape
 
 import coe_native as coe
 from coe_native._native import core
-from coe_native.surgery.fit import Placement, fit, memory_of
+from coe_native.surgery.fit import fit, memory_of
 
 ModelFile = Callable[[str, str], Path]
-PLACEMENT = Placement(n_ctx=1024, n_batch=64)
+PLACEMENT = coe.Placement(n_ctx=1024, n_batch=64)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_memory_is_what_a_loaded_specialist_takes(
     for keep in (8, moe.n_experts):
         out = coe.prune(path, coe.build_mask(profile_of(family, quantization), keep), tmp_path / f"{keep}.gguf")
         with coe.Model(out, n_ctx=1024, n_batch=64, n_threads=1) as model:
-            uses = model._session.memory()
+            uses = model.session.memory()
         foretold = memory_of(moe, keep, PLACEMENT)
         assert foretold.context == sum(use["context"] for use in uses) > 0
         assert foretold.compute == sum(use["compute"] for use in uses) > 0
@@ -69,7 +69,7 @@ def test_the_published_26b_shape(tmp_path: Path) -> None:
     moe = coe.MoeModel(_gemma4_26b(tmp_path / "26b.gguf"))
     assert moe.n_bytes / 1e9 == pytest.approx(16.79, abs=0.1)
     all_at_16k, half_at_16k, half_at_64k = (
-        memory_of(moe, keep, Placement(n_ctx=n_ctx)) for keep, n_ctx in ((128, 16384), (64, 16384), (64, 65536))
+        memory_of(moe, keep, coe.Placement(n_ctx=n_ctx)) for keep, n_ctx in ((128, 16384), (64, 16384), (64, 65536))
     )
     gib = 2**30
     assert (all_at_16k.total - half_at_16k.total) / gib == pytest.approx(7.1, abs=0.1)
@@ -77,9 +77,9 @@ def test_the_published_26b_shape(tmp_path: Path) -> None:
     # Beside the weights, the published 19.4 and 12.3 hold 1.1 of vision projector, and what the runtime takes.
     assert 19.4 - 1.1 - 2 < all_at_16k.total / gib < 19.4 - 1.1
     assert 12.3 - 1.1 - 2 < half_at_16k.total / gib < 12.3 - 1.1
-    found = fit(moe, 12 * gib, Placement(n_ctx=16384))
+    found = fit(moe, 12 * gib, coe.Placement(n_ctx=16384))
     assert 64 < found.keep < 128
-    assert found.memory.total <= 12 * gib < memory_of(moe, found.keep + 1, Placement(n_ctx=16384)).total
+    assert found.memory.total <= 12 * gib < memory_of(moe, found.keep + 1, coe.Placement(n_ctx=16384)).total
 
 
 def _gemma4_26b(path: Path) -> Path:
@@ -146,7 +146,7 @@ def _gemma4_26b(path: Path) -> Path:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    header = core.read_gguf_header(path.read_bytes(), 1 << 40)
+    header = core.GgufFile(b"", path.read_bytes(), 1 << 40).header
     with path.open("r+b") as file:
         file.truncate(max(tensor.offset + tensor.n_bytes for tensor in header.tensors))
     return path

@@ -36,6 +36,7 @@ CPP_TARGETS = {
     "c_api": "c_api",
     "gguf_header": "gguf",
     "mask_file": "mask",
+    "profile_file": "profile",
     "router_layout": "gguf",
     "tensor_blocks": "tensor_blocks",
 }

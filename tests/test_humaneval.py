@@ -225,7 +225,7 @@ def test_generation_is_that_of_the_likeliest_tokens() -> None:
         tokens = prompt.tolist()
         for _ in range(12):
             tokens.append(int(model.logits(tokens)[-1].argmax()))
-        expected = b"".join(model.token_text(token) for token in tokens[len(prompt) :]).decode()
+        expected = b"".join(model.text.token_text(token) for token in tokens[len(prompt) :]).decode()
         assert written == Generation(expected, 12, "length")
         assert told == list(range(1, 13))
         stop = expected[5:8]

@@ -168,11 +168,7 @@ def test_every_command_refuses_what_was_interrupted(
     assert "has begun" in check.detail
     # Nor does llama.cpp take it.
     with pytest.raises(RuntimeError, match="cannot load it"):
-        core.Session(
-            os.fsencode(interrupted),
-            **{"n_ctx": 8, "n_batch": 8, "n_seq_max": 1, "n_threads": 1, "n_gpu_layers": 0, "n_cpu_moe": 0},
-            **{"devices": [], "rpc": [], "f32_kv": False, "mtp": False, "repack": False},
-        )
+        core.Session(os.fsencode(interrupted), coe.ModelOptions(n_ctx=8, n_batch=8, n_gpu_layers=0).for_session())
     assert interrupted.read_bytes() == found
     assert sorted(tmp_path.iterdir()) == files
 

@@ -12,28 +12,29 @@ import psutil
 import pytest
 
 import coe_native as coe
-from coe_native.llama.memory import advice_for_gpu, blocks_for_host, check_context
+from coe_native.llama.memory import advice_for_gpu, check_context, simulated_memory
 
 ModelFile = Callable[[str, str], Path]
 
 
 @pytest.mark.parametrize("family", ["qwen3moe", "gemma4"])
-@pytest.mark.parametrize("bytes_of_value", [2, 4])
+@pytest.mark.parametrize("f32_kv", [False, True])
 def test_a_context_that_cannot_fit_is_refused_and_the_one_named_does(
-    model_file: ModelFile, monkeypatch: pytest.MonkeyPatch, family: str, bytes_of_value: int
+    model_file: ModelFile, monkeypatch: pytest.MonkeyPatch, family: str, f32_kv: bool
 ) -> None:
     moe = coe.MoeModel(model_file(family, "F32"))
 
-    class Memory:
+    class FreeMemory:
         available = 10_000_000
 
-    monkeypatch.setattr(psutil, "virtual_memory", Memory)
-    with pytest.raises(coe.InputError, match=r"a context of 1000000 tokens needs .* would fit") as caught:
-        check_context(moe, 1_000_000, 512, bytes_of_value=bytes_of_value)
+    monkeypatch.setattr(psutil, "virtual_memory", FreeMemory)
+    with pytest.raises(coe.InputError, match=r"1000000 tokens.*--ctx") as caught:
+        check_context(moe, coe.ModelOptions(n_ctx=1_000_000, f32_kv=f32_kv))
     fits = advised(str(caught.value))["n_ctx"]
-    check_context(moe, fits, 512, bytes_of_value=bytes_of_value)
+    check_context(moe, coe.ModelOptions(n_ctx=fits, f32_kv=f32_kv))
+    # llama.cpp rounds contexts up to multiples of 256.
     with pytest.raises(coe.InputError):
-        check_context(moe, fits + 1, 512, bytes_of_value=bytes_of_value)
+        check_context(moe, coe.ModelOptions(n_ctx=fits + 1, f32_kv=f32_kv))
 
 
 def advised(message: str) -> dict[str, int]:
@@ -49,16 +50,16 @@ def test_advice_that_is_followed_helps(
     """Less than a batch fits, so the batch must be smaller too."""
     path = model_file(family, "F32")
 
-    class Memory:
-        available = 100 * coe.MoeModel(path).context_bytes(1)
+    class FreeMemory:
+        available = simulated_memory(path, coe.ModelOptions(n_ctx=256, n_batch=256, n_gpu_layers=0)).context
 
-    monkeypatch.setattr(psutil, "virtual_memory", Memory)
-    with pytest.raises(coe.InputError, match="would fit") as caught:
+    monkeypatch.setattr(psutil, "virtual_memory", FreeMemory)
+    with pytest.raises(coe.InputError, match="--ctx") as caught:
         coe.Model(path, n_gpu_layers=0)
-    assert advised(str(caught.value)) == {"n_ctx": 100, "n_batch": 100}
+    assert advised(str(caught.value)) == {"n_ctx": 256, "n_batch": 256}
     coe.Model(path, n_gpu_layers=0, **advised(str(caught.value))).close()
-    Memory.available = 0
-    with pytest.raises(coe.InputError, match="no context would fit"):
+    FreeMemory.available = 0
+    with pytest.raises(coe.InputError, match="no context"):
         coe.Model(path, n_gpu_layers=0)
     # An encoder keeps no keys and values.
     coe.Model(model_file("nomic-bert-moe", "F32"), n_gpu_layers=0).close()
@@ -69,16 +70,22 @@ def test_no_context_is_tried_that_the_system_would_kill_for(model_file: ModelFil
         coe.Model(model_file("qwen3moe", "F32"), n_ctx=2**31 - 1, n_gpu_layers=0)
 
 
-def test_blocks_are_moved_until_there_is_room(model_file: ModelFile) -> None:
+def test_blocks_are_moved_until_there_is_room(model_file: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, as if the experts in host memory took nothing."""
     moe = coe.MoeModel(model_file("gemma4", "Q8_0"))
-    of_block = {layer.block: sum(t.n_bytes for t in layer.tensors) for layer in moe.layers}
-    assert blocks_for_host(moe, 0) == blocks_for_host(moe, -5) == 0
-    assert blocks_for_host(moe, 1) == blocks_for_host(moe, of_block[0]) == 1
-    assert blocks_for_host(moe, of_block[0] + 1) == 2
-    assert blocks_for_host(moe, 10**12) == moe.n_blocks
-    assert advice_for_gpu(moe, 10**12, 512) == ""
-    short = moe.n_bytes + moe.context_bytes(512) - of_block[0]
-    assert "--n-cpu-moe 1 " in advice_for_gpu(moe, short * 10 // 9 + 1, 512)
+    of_block = {layer.block: sum(tensor.n_bytes for tensor in layer.tensors) for layer in moe.layers}
+
+    def simulated(_: Path, options: coe.ModelOptions) -> coe.Memory:
+        in_host = sum(of_block.get(block, 0) for block in range(options.n_cpu_moe))
+        return coe.Memory(moe.n_bytes - in_host, 1000, 1000, on_gpu=True)
+
+    monkeypatch.setattr("coe_native.llama.memory.simulated_memory", simulated)
+    whole = simulated(moe.path, coe.ModelOptions()).total
+    assert advice_for_gpu(moe, coe.ModelOptions(), whole) == ""
+    assert "--n-cpu-moe 1 " in advice_for_gpu(moe, coe.ModelOptions(), whole - 1)
+    assert "--n-cpu-moe 1 " in advice_for_gpu(moe, coe.ModelOptions(), whole - of_block[0])
+    assert "--n-cpu-moe 2 " in advice_for_gpu(moe, coe.ModelOptions(), whole - of_block[0] - 1)
+    assert advice_for_gpu(moe, coe.ModelOptions(), 1000) == ""
 
 
 LIMITED = """

@@ -54,10 +54,10 @@ def test_the_prefill_closes_the_thinking(tmp_path: Path, kind: str) -> None:
     template, prefill = TEMPLATES[kind]
     path = with_template(tmp_path / "m.gguf", template)
     with coe.Model(path, n_ctx=32, tokenizer_only=True) as model:
-        assert model.reply_prefill == prefill
+        assert model.text.reply_prefill == prefill
         question = (Message("user", "What is 2 + 2?"),)
-        assert model.render_chat(question, reply=True).endswith(prefill)
-        assert "assistant" not in model.render_chat(question), "a corpus is no question"
+        assert model.text.render_chat(question, reply=True).endswith(prefill)
+        assert "assistant" not in model.text.render_chat(question), "a corpus is no question"
         made = usage(model)
     assert made.prefill == prefill
     assert f"# Raw APIs: end the prompt with {prefill!r}".replace("'", '"') in made.modelfile()

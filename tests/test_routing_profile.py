@@ -21,7 +21,8 @@ from random_models import copy_entries
 from test_masking import make_profile
 
 import coe_native as coe
-from coe_native.routing.profile import CorpusRecord, OutputNorms
+from coe_native.routing.corpus_record import CorpusRecord
+from coe_native.routing.output_norms import OutputNorms
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ With a llama.cpp that has them (llama-cpp-python installed with CMAKE_ARGS=-DGGM
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -115,10 +116,10 @@ def test_graphs_that_end_early_leave_nothing_behind(server: Server, tmp_path: Pa
         session.decode(tokens, tokens, np.zeros_like(tokens))
 
     def open_session() -> core.Session:
-        options = {"n_ctx": 64, "n_batch": 64, "n_seq_max": 1, "n_threads": 1, "n_gpu_layers": 2, "n_cpu_moe": 0}
-        return core.Session(
-            str(path), **options, devices=[], rpc=[server.endpoint], f32_kv=True, mtp=False, repack=True
+        options = coe.ModelOptions(
+            n_ctx=64, n_batch=64, n_threads=1, n_gpu_layers=2, rpc=(server.endpoint,), f32_kv=True
         )
+        return core.Session(os.fsencode(path), options.for_session())
 
     plain = open_session()
     decode(plain)

@@ -15,12 +15,13 @@ from coe_native.corpus import bundles as bundles_module
 from coe_native.corpus.bundles import bundles
 from coe_native.corpus.documents import corpus_of
 from coe_native.masks import stability as stability_module
+from coe_native.masks.options import MaskOptions
 from coe_native.masks.stability import Stability
 from coe_native.profiling.checkpoint import Checkpoint
 from coe_native.profiling.run import Progress
 
 ModelFile = Callable[[str, str], Path]
-KEEP = {"keep": 8}
+KEEP = MaskOptions(keep=8)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_a_run_ends_where_the_mask_agrees_with_itself(
     assert everything.curve[: len(until.curve)] == until.curve
     lengths = [look.tokens for look in everything.curve]
     masks = [
-        {block: set(kept) for block, kept in coe.build_mask(partial, **KEEP).kept.items()}
+        {block: set(kept) for block, kept in coe.build_mask(partial, KEEP.keep).kept.items()}
         for partial in _profiles_up_to(lengths, model_file(family, "F32"), many)
     ]
     for i, look in enumerate(everything.curve):
@@ -184,7 +185,7 @@ def test_a_mask_of_what_experts_contribute_may_be_what_becomes_stable(
     with coe.Model(model_file("olmoe", "F32"), n_ctx=128, n_batch=128, n_sequences=8, n_threads=1) as model:
 
         def run(stats: str, method: str) -> tuple[coe.RoutingProfile, Stability]:
-            until = Stability(0.01, {**KEEP, "method": method})
+            until = Stability(0.01, replace(KEEP, method=method))
             return coe.profile_corpora(model, [corpus_of(many)], stats=stats, until=until), until
 
         profile, until = run("contribution", "contribution")

@@ -38,7 +38,7 @@ def test_each_point_is_the_pruned_file(
             texts,
             keeps=[*keeps[::-1], keeps[0]],
             methods=["frequency", "utility", "utility"],
-            structural=False,
+            passes=coe.PassOptions(structural=False),
             progress=lambda progress: told.append(progress.tokens / progress.total),
         )
         assert model.mask is None

@@ -1,32 +1,35 @@
-"""What several commands share: options, progress bars, tables, JSON."""
+"""Options that several commands share, and the values that they become."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from coe_native.cli.output import say
-from coe_native.cli.types import _INT32, COUNT, FILE, THREADS, Size
+from coe_native.cli.types import COUNT, FILE, INT32, THREADS, Size
 from coe_native.errors import InputError
-from coe_native.routing.scores import METHODS
+from coe_native.routing.scores import DEFAULT_METHOD, METHODS
 
 if TYPE_CHECKING:
-    from coe_native.llama.loaded_model import Model
+    from coe_native.llama.options import ModelOptions
     from coe_native.routing.profile import RoutingProfile
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+CTX_IN_USE = 8192
+"""Default tokens of the context with which a specialist will be used."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an output that exists.")
 method_option = click.option(
     "--method",
     type=click.Choice(METHODS),
-    default="utility",
+    default=DEFAULT_METHOD,
     show_default=True,
     help="How experts are scored.",
 )
@@ -39,20 +42,8 @@ corpus_option = click.option(
     multiple=True,
     required=True,
     type=FILE,
-    help="Text to profile: files, directories or - (repeatable).",
+    help="Calibration text: files, directories or - (repeatable).",
 )
-
-
-def load_profile(path: Path) -> RoutingProfile:
-    """A profile, with a word about layers that have seen less than others."""
-    from coe_native.routing.profile import RoutingProfile
-
-    profile = RoutingProfile.load(path)
-    if not profile.is_whole:
-        say(f"{path}: {profile.shortfall}")
-    return profile
-
-
 split_option = click.option(
     "--split-max-size",
     "split_max_bytes",
@@ -62,7 +53,7 @@ split_option = click.option(
 
 _PLACEMENT_OPTIONS = (
     click.option(
-        "--gpu-layers", type=click.IntRange(-1, _INT32), default=-1, help="Layers on the GPU; all if not given."
+        "--gpu-layers", type=click.IntRange(-1, INT32), default=-1, help="Layers on the GPU; all if not given."
     ),
     click.option("--cpu-moe", is_flag=True, help="Keep all experts in host memory."),
     click.option(
@@ -73,29 +64,14 @@ _PLACEMENT_OPTIONS = (
     ),
     click.option("--device", multiple=True, help="llama.cpp device to use (repeatable)."),
 )
+_RPC_OPTION = click.option(
+    "--rpc", multiple=True, metavar="HOST:PORT", help="llama.cpp rpc-server whose devices to use (repeatable)."
+)
 
 
-def model_options_with(*, ctx: int) -> Callable[[Function], Function]:
-    """Options of commands that run a model, with a context of so many tokens if no other is given."""
-    return together(
-        (
-            click.option(
-                "--ctx", type=COUNT, default=ctx, show_default=True, help="Tokens of the longest window."
-            ),
-            click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once."),
-            click.option("--threads", type=THREADS, help="CPU threads; all cores if not given."),
-            *_PLACEMENT_OPTIONS,
-            click.option(
-                "--rpc",
-                multiple=True,
-                metavar="HOST:PORT",
-                help="llama.cpp rpc-server whose devices to use (repeatable).",
-            ),
-        )
-    )
+def combine_options(options: Sequence[Callable[[Function], Function]]) -> Callable[[Function], Function]:
+    """Return a decorator that adds several options, in this order."""
 
-
-def together(options: Sequence[Callable[[Function], Function]]) -> Callable[[Function], Function]:
     def decorate(command: Function) -> Function:
         for option in reversed(options):
             command = option(command)
@@ -104,42 +80,96 @@ def together(options: Sequence[Callable[[Function], Function]]) -> Callable[[Fun
     return decorate
 
 
-model_options = model_options_with(ctx=512)
-placement_options = together(_PLACEMENT_OPTIONS)
+def model_options(*, ctx: int = 512, rpc: bool = True) -> Callable[[Function], Function]:
+    """Return a decorator that adds the options of loading a model, and passes them as one ModelOptions, `options`.
 
-
-def open_model(
-    path: Path,
-    *,
-    ctx: int,
-    batch: int,
-    threads: int | None,
-    gpu_layers: int,
-    cpu_moe: bool,
-    n_cpu_moe: int,
-    device: tuple[str, ...],
-    rpc: tuple[str, ...],
-    n_sequences: int = 1,
-) -> Model:
-    """A Model by the values of `model_options`."""
-    from coe_native.llama.loaded_model import Model
-
-    return Model(
-        path,
-        n_ctx=ctx,
-        n_batch=batch,
-        n_sequences=n_sequences,
-        n_threads=threads,
-        n_gpu_layers=gpu_layers,
-        n_cpu_moe=-1 if cpu_moe else n_cpu_moe,
-        devices=device,
-        rpc=rpc,
+    Args:
+        ctx: Default tokens of the context.
+        rpc: Whether there is an option for rpc-servers.
+    """
+    options = (
+        click.option("--ctx", type=COUNT, default=ctx, show_default=True, help="Tokens of the longest window."),
+        click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once."),
+        click.option("--threads", type=THREADS, help="CPU threads; all cores if not given."),
+        *_PLACEMENT_OPTIONS,
+        *((_RPC_OPTION,) if rpc else ()),
     )
+    return _passing_options(options)
+
+
+def placement_options(*, with_ctx: bool = True) -> Callable[[Function], Function]:
+    """Return a decorator that adds the options of how a specialist will be used, and passes them as `options`.
+
+    Args:
+        with_ctx: Whether there is an option for the context.
+    """
+    option = click.option(
+        "--ctx",
+        type=COUNT,
+        default=CTX_IN_USE,
+        show_default=True,
+        help="Tokens of the context, which must fit too.",
+    )
+    return _passing_options((*((option,) if with_ctx else ()), *_PLACEMENT_OPTIONS))
+
+
+def _passing_options(options: Sequence[Callable[..., Any]]) -> Callable[[Function], Function]:
+    def decorate(command: Function) -> Function:
+        @functools.wraps(command)
+        def with_options(
+            *,
+            gpu_layers: int,
+            cpu_moe: bool,
+            n_cpu_moe: int,
+            device: tuple[str, ...],
+            ctx: int = CTX_IN_USE,
+            batch: int = 512,
+            threads: int | None = None,
+            rpc: tuple[str, ...] = (),
+            **others: Any,
+        ) -> Any:
+            from coe_native.llama.options import ModelOptions
+
+            given = ModelOptions(
+                n_ctx=ctx,
+                n_batch=batch,
+                n_threads=threads,
+                n_gpu_layers=gpu_layers,
+                n_cpu_moe=-1 if cpu_moe else n_cpu_moe,
+                devices=device,
+                rpc=rpc,
+            )
+            return command(options=given, **others)
+
+        return cast("Function", combine_options(options)(with_options))
+
+    return decorate
+
+
+def for_use(options: ModelOptions, n_ctx: int) -> ModelOptions:
+    """Return the options by which a specialist will be used with another context than that of this command."""
+    from dataclasses import replace
+
+    return replace(options, n_ctx=n_ctx, n_batch=512, rpc=())
+
+
+def load_profile(path: Path) -> RoutingProfile:
+    """Read a profile, and say which layers have seen fewer tokens than others."""
+    from coe_native.routing.profile import RoutingProfile
+
+    profile = RoutingProfile.load(path)
+    if not profile.is_whole:
+        say(f"{path}: {profile.shortfall}")
+    return profile
 
 
 @contextlib.contextmanager
 def needs_extra(name: str) -> Iterator[None]:
-    """Imports packages that not everybody has: those of one of our extras."""
+    """Report a package that is missing in the block, with the extra that brings it.
+
+    Raises:
+        InputError: One is missing.
+    """
     try:
         yield
     except ModuleNotFoundError as error:

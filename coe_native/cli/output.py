@@ -17,7 +17,7 @@ from coe_native.units import counted, gigabytes
 
 if TYPE_CHECKING:
     from coe_native.corpus.documents import Corpus
-    from coe_native.model.header import MoeModel
+    from coe_native.model.header import ModelHeader
 
 
 def say(message: str) -> None:
@@ -61,7 +61,7 @@ def print_table(
     console.print(table)
 
 
-def size_of(model: MoeModel) -> str:
+def size_of(model: ModelHeader) -> str:
     """A model's name and size, and in how many files."""
     files = f" in {len(model.paths)} files" if len(model.paths) > 1 else ""
     return f"{model.path}: {gigabytes(model.n_bytes)}{files}"

@@ -26,10 +26,10 @@ class _File(click.Path):
 FILE = _File(path_type=Path)
 
 
-_INT32 = 2**31 - 1
+INT32 = 2**31 - 1
 
 
-COUNT = click.IntRange(1, _INT32)
+COUNT = click.IntRange(1, INT32)
 
 
 THREADS = click.IntRange(1, 1024)

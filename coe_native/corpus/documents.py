@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from coe_native.errors import InputError
@@ -62,11 +62,42 @@ class Corpus:
 
     @property
     def sha256(self) -> str:
-        """Return the SHA-256 digest (hex) of the documents' contents, by which equal corpora are recognised."""
+        """Return the SHA-256 digest (hex) of the documents' contents: see docs/formats.md.
+
+        It tells equal corpora from others, in profiles and checkpoints.
+        """
+        digest = hashlib.sha256(b"coe-native corpus 2\n")
+        for document in self.documents:
+            for part in _digested(document.content):
+                digest.update(part)
+        return digest.hexdigest()
+
+    @property
+    def old_sha256(self) -> str:
+        """Return the digest that version 0.1.0 computed, to recognise its checkpoints."""
         digest = hashlib.sha256()
         for document in self.documents:
             digest.update(repr(document.content).encode("utf-8", errors="surrogatepass") + b"\0")
         return digest.hexdigest()
+
+
+def _digested(content: str | tuple[Message, ...] | tuple[int, ...]) -> Iterator[bytes]:
+    """Yield the bytes by which a content is digested: no two contents have the same."""
+    if isinstance(content, str):
+        yield b"text " + _sized(content)
+    elif content and isinstance(content[0], Message):
+        yield b"messages %d\n" % len(content)
+        for message in content:
+            assert isinstance(message, Message)
+            yield _sized(message.role) + _sized(message.content)
+    else:
+        yield b"tokens %d\n" % len(content)
+        yield ",".join(map(str, content)).encode() + b"\n"
+
+
+def _sized(text: str) -> bytes:
+    data = text.encode("utf-8", errors="surrogatepass")
+    return b"%d\n" % len(data) + data + b"\n"
 
 
 def corpus_of(documents: Iterable[str | Sequence[int]], name: str = "documents") -> Corpus:

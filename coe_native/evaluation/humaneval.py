@@ -24,7 +24,7 @@ from coe_native.files import typed_json
 from coe_native.files.atomic import check_target, replacing
 from coe_native.files.regular import open_regular, read_regular
 from coe_native.llama.generation import Generation, Sampling, generate
-from coe_native.llama.loaded_model import Model
+from coe_native.llama.loaded_model import LoadedModel
 
 _MOST_BYTES = 1 << 26
 """Of a file of problems, unpacked; the published one has 0.2 MB."""
@@ -147,7 +147,7 @@ class Solver:
     """A loaded model that solves problems: through its chat template with thinking off, or, `raw`, by going on
     where the prompt ends."""
 
-    model: Model
+    model: LoadedModel
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 16384
     stop: tuple[str, ...] = ()
@@ -174,8 +174,8 @@ class Solver:
 
     def _prompt(self, problem: Problem) -> Tokens:
         if self.raw:
-            return self.model.tokenize(problem.prompt)
-        if not self.model.has_chat_template:
+            return self.model.text.tokenize(problem.prompt)
+        if not self.model.text.has_chat_template:
             raise InputError(
                 f"{self.model.moe.path}: has no chat template: --raw lets it go on where the prompt ends"
             )
@@ -183,9 +183,8 @@ class Solver:
             "Complete this Python function. Answer with the complete function in one code block.\n\n"
             f"```python\n{problem.prompt.rstrip()}\n```"
         )
-        return self.model.tokenize(
-            self.model.render_chat((Message("user", text),), reply=True), parse_special=True
-        )
+        chat = self.model.text
+        return chat.tokenize(chat.render_chat((Message("user", text),), reply=True), parse_special=True)
 
     def run(self, problems: Sequence[Problem]) -> str:
         """Tells attempts apart that were written in other ways, or for other problems."""

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from coe_native.corpus.batching import Tokens, tokenize
 from coe_native.corpus.documents import Corpus
 from coe_native.errors import CoeError, InputError
-from coe_native.llama.loaded_model import Model
+from coe_native.llama.loaded_model import LoadedModel
+from coe_native.llama.predictions import Comparison, compare, distributions, log_probabilities
 from coe_native.masks.expert_mask import ExpertMask
 
 _SHORTEST = 5
@@ -47,7 +48,7 @@ class Evaluation:
         return self.perplexity / parent.perplexity - 1
 
 
-def evaluate(model: Model, text: Corpus, *, reference: Model | None = None) -> Evaluation:
+def evaluate(model: LoadedModel, text: Corpus, *, reference: LoadedModel | None = None) -> Evaluation:
     """Perplexity of a loaded model on a text, live mask and all; with `reference`, the distance to it too.
 
     The protocol is llama-perplexity's: all documents' tokens in one stream, cut into windows of `n_ctx`; a
@@ -61,14 +62,18 @@ def evaluate(model: Model, text: Corpus, *, reference: Model | None = None) -> E
     tally = _Tally(model, text)
     for window, first in _scored_windows(model, text):
         if reference is None:
-            tally.add(model.log_probabilities(window, first))
+            tally.add(log_probabilities(model, window, first))
         else:
-            tally.add(*model.compare(reference.distributions(window, first)))
+            tally.compare(compare(model, distributions(reference, window, first)))
     return tally.result()
 
 
 def evaluate_masks(
-    model: Model, text: Corpus, masks: Sequence[ExpertMask], *, progress: Callable[[int], None] = lambda n: None
+    model: LoadedModel,
+    text: Corpus,
+    masks: Sequence[ExpertMask],
+    *,
+    progress: Callable[[int], None] = lambda n: None,
 ) -> tuple[Evaluation, tuple[Evaluation, ...]]:
     """The evaluation of a loaded parent, and with each of the masks live, with their distances to the unmasked
     one; by `evaluate`'s protocol. No more than one window's distributions are held, however many masks there are.
@@ -81,24 +86,24 @@ def evaluate_masks(
     try:
         for window, first in _scored_windows(model, text):
             model.clear_mask()
-            reference = model.distributions(window, first)
+            reference = distributions(model, window, first)
             parent.add(reference.log_probabilities)
             progress(len(window))
             for mask, tally in zip(masks, tallies, strict=True):
                 model.apply(mask)
-                tally.add(*model.compare(reference))
+                tally.compare(compare(model, reference))
                 progress(len(window))
     finally:
         model.clear_mask()
     return parent.result(), tuple(tally.result() for tally in tallies)
 
 
-def check_text(model: Model, text: Corpus) -> None:
+def check_text(model: LoadedModel, text: Corpus) -> None:
     """Raises InputError unless `model` can score `text`."""
     next(_scored_windows(model, text))
 
 
-def count_tokens(model: Model, text: Corpus) -> int:
+def count_tokens(model: LoadedModel, text: Corpus) -> int:
     """Tokens that one evaluation of a text runs."""
     return sum(len(window) for window, _ in _scored_windows(model, text))
 
@@ -106,23 +111,20 @@ def count_tokens(model: Model, text: Corpus) -> int:
 class _Tally:
     """What has been found at the scored positions of one text."""
 
-    def __init__(self, model: Model, text: Corpus) -> None:
+    def __init__(self, model: LoadedModel, text: Corpus) -> None:
         self._model = model
         self._text = text
         self._log_probabilities: list[NDArray[np.float64]] = []
         self._divergences: list[NDArray[np.float64]] = []
         self._agreements: list[NDArray[np.bool_]] = []
 
-    def add(
-        self,
-        log_probabilities: NDArray[np.float64],
-        divergences: NDArray[np.float64] | None = None,
-        agreements: NDArray[np.bool_] | None = None,
-    ) -> None:
+    def add(self, log_probabilities: NDArray[np.float64]) -> None:
         self._log_probabilities.append(log_probabilities)
-        if divergences is not None and agreements is not None:
-            self._divergences.append(divergences)
-            self._agreements.append(agreements)
+
+    def compare(self, found: Comparison) -> None:
+        self.add(found.log_probabilities)
+        self._divergences.append(found.divergences)
+        self._agreements.append(found.same_top)
 
     def result(self) -> Evaluation:
         values = np.concatenate(self._log_probabilities)
@@ -147,7 +149,7 @@ def _error_of_mean(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def _same_vocabulary(model: Model, reference: Model) -> bool:
+def _same_vocabulary(model: LoadedModel, reference: LoadedModel) -> bool:
     """Whether their tokens mean the same: as many, with the same texts where both say."""
     if model.n_vocab != reference.n_vocab:
         return False
@@ -155,7 +157,7 @@ def _same_vocabulary(model: Model, reference: Model) -> bool:
     return texts[0] == texts[1] or not all(texts)
 
 
-def _scored_windows(model: Model, text: Corpus) -> Iterator[tuple[Tokens, int]]:
+def _scored_windows(model: LoadedModel, text: Corpus) -> Iterator[tuple[Tokens, int]]:
     """Windows of a text, each with the index of its first scored token."""
     if not model.predicts:
         raise InputError(
@@ -164,12 +166,13 @@ def _scored_windows(model: Model, text: Corpus) -> Iterator[tuple[Tokens, int]]:
         )
     if model.n_ctx < _SHORTEST:
         raise InputError(f"evaluation needs windows of at least {_SHORTEST} tokens, not {model.n_ctx} (--ctx)")
-    stream = np.concatenate([tokenize(document, model) for document in text.documents])
+    stream = np.concatenate([tokenize(document, model.text) for document in text.documents])
     n_ctx = min(model.n_ctx, len(stream))
     if n_ctx < _SHORTEST:
         raise InputError(f"{text.name}: has {len(stream)} tokens, too few to predict any")
+    bos = model.text.bos_token
     for start in range(0, len(stream) - n_ctx + 1, n_ctx):
         window = stream[start : start + n_ctx].copy()
-        if model.bos_token is not None:
-            window[0] = model.bos_token
+        if bos is not None:
+            window[0] = bos
         yield window, n_ctx // 2 + 1

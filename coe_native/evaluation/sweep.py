@@ -17,11 +17,13 @@ from coe_native.errors import InputError
 from coe_native.evaluation.perplexity import Evaluation, count_tokens, evaluate_masks
 from coe_native.files import typed_json
 from coe_native.files.atomic import check_target, replacing
-from coe_native.llama.loaded_model import Model
-from coe_native.masks.build import build_mask
-from coe_native.model.header import MoeModel
+from coe_native.llama.loaded_model import LoadedModel
+from coe_native.masks.build import build
+from coe_native.masks.options import MaskOptions, PassOptions
+from coe_native.model.header import ModelHeader
 from coe_native.profiling.run import Progress
 from coe_native.routing.profile import RoutingProfile
+from coe_native.routing.scores import DEFAULT_METHOD
 
 FORMAT = "coe-native.sweep"
 VERSION = 1
@@ -113,31 +115,32 @@ class Sweep:
 _EVALUATION_FIELDS = tuple(Evaluation.__dataclass_fields__)
 
 
-def default_keeps(moe: MoeModel) -> list[int]:
+def default_keeps(moe: ModelHeader) -> list[int]:
     """Up to fifteen numbers of experts, in steps of a sixteenth, of those that the model can be cut to."""
     step = max(1, moe.n_experts // 16)
     return [keep for keep in moe.possible_keeps if keep % step == 0 and keep < moe.n_experts]
 
 
 def sweep(
-    parent: Model,
+    parent: LoadedModel,
     profile: RoutingProfile,
     texts: Mapping[str, Corpus],
     *,
     keeps: Sequence[int],
-    methods: Sequence[str] = ("utility",),
+    methods: Sequence[str] = (DEFAULT_METHOD,),
+    passes: PassOptions | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
-    **mask_options: Any,
 ) -> Sweep:
     """Judges a loaded parent on named texts, under the masks that keep each of `keeps` experts by each of
-    `methods`. The first text is the one that the specialist is for. `mask_options` go to `build_mask`. Nothing is
-    written.
+    `methods`. The first text is the one that the specialist is for. `passes`: how the masks are
+    built beyond that. Nothing is written.
 
     Raises InputError for a profile of another model, a number that it can't be cut to, and what `evaluate` does
     not take.
     """
+    of_passes = vars(passes or PassOptions())
     masks = [
-        (method, build_mask(profile, keep, method=method, **mask_options))
+        (method, build(profile, MaskOptions(keep=keep, method=method, **of_passes)))
         for method in dict.fromkeys(methods)
         for keep in sorted(set(keeps))
     ]

@@ -19,9 +19,10 @@ from coe_native.importers.torch_file import read_torch
 from coe_native.masks.check import check_mask
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.gguf_file import GgufFile, begins_like_gguf
-from coe_native.model.header import MoeModel
+from coe_native.model.header import ModelHeader
 from coe_native.model.limits import MOST_BLOCKS, MOST_EXPERTS
-from coe_native.routing.profile import UNKNOWN, CorpusRecord, RoutingProfile
+from coe_native.routing.corpus_record import CorpusRecord
+from coe_native.routing.profile import UNKNOWN, RoutingProfile
 
 _COUNTS = re.compile(r"blk\.(0|[1-9]\d{0,5})\.ffn_(?:gate|up|down|gate_up)_exps\.weight\.counts", re.ASCII)
 _MOST_NUMBERS = 1 << 22
@@ -36,7 +37,7 @@ class _Target:
     """The model that something is of, or what is assumed of it."""
 
     path: Path
-    model: MoeModel | None
+    model: ModelHeader | None
     n_experts: int | None
 
     def blocks(self, n_layers: int) -> tuple[int, ...]:
@@ -64,7 +65,7 @@ class _Target:
 
 
 def import_file(
-    path: str | Path, *, model: MoeModel | None = None, n_experts: int | None = None
+    path: str | Path, *, model: ModelHeader | None = None, n_experts: int | None = None
 ) -> RoutingProfile | ExpertMask:
     """What another tool has counted, or masked, as a profile or a mask:
 

@@ -23,11 +23,12 @@ from coe_native.live.llama_cpp_python.watched import (
     renew_context,
     set_callback,
 )
-from coe_native.live.parts import GENERATED, MASKED, PROMPT
+from coe_native.live.parts import Part
 from coe_native.masks.check import check_cut
 from coe_native.masks.expert_mask import ExpertMask
-from coe_native.model.header import MoeModel
-from coe_native.routing.profile import CorpusRecord, RoutingProfile, merge
+from coe_native.model.header import ModelHeader
+from coe_native.routing.corpus_record import CorpusRecord
+from coe_native.routing.profile import RoutingProfile, merge
 
 _NAMES = ("prompts, live", "generated, live", "under a mask, live")
 
@@ -68,7 +69,7 @@ class Capture:
     """
 
     def __init__(self, llama: Llama) -> None:
-        self.moe = MoeModel(llama.model_path)
+        self.moe = ModelHeader(llama.model_path)
         self.mask: ExpertMask | None = None
         """The live mask in force."""
         if isinstance(llama, WatchedLlama):
@@ -100,17 +101,17 @@ class Capture:
     def prompts(self) -> RoutingProfile:
         """Of the tokens that the model has read. Raises CoeError where a router was not seen as it must be, and so
         do the others."""
-        return self._profiles()[PROMPT]
+        return self._profiles()[Part.PROMPT]
 
     @property
     def generated(self) -> RoutingProfile:
         """Of the tokens that it has written."""
-        return self._profiles()[GENERATED]
+        return self._profiles()[Part.GENERATED]
 
     @property
     def masked(self) -> RoutingProfile:
         """Of all tokens that have run under a live mask."""
-        return self._profiles()[MASKED]
+        return self._profiles()[Part.MASKED]
 
     @property
     def parts(self) -> tuple[RoutingProfile, RoutingProfile]:
@@ -246,7 +247,7 @@ class Capture:
                 tokens = (llama_cpp.llama_token * min(2, llama.n_batch))()
                 llama_cpp.llama_decode(context.ctx, llama_cpp.llama_batch_get_one(tokens, len(tokens)))
                 context.kv_cache_clear()
-                seen = self._profiles()[PROMPT].layer_tokens
+                seen = self._profiles()[Part.PROMPT].layer_tokens
                 unseen = [block for block, n_tokens in zip(self.moe.blocks, seen, strict=True) if n_tokens == 0]
                 if unseen:
                     raise CoeError(f"{self.moe.path}: the routers of blocks {unseen} were not seen")

@@ -2,5 +2,12 @@
 
 from __future__ import annotations
 
-PROMPT, GENERATED, MASKED = 0, 1, 2
-"""The parts in which tokens are counted."""
+import enum
+
+
+class Part(enum.IntEnum):
+    """What a token belongs to, numbered as the compiled module counts them."""
+
+    PROMPT = 0
+    GENERATED = 1
+    MASKED = 2

@@ -23,9 +23,9 @@ from coe_native.live.access import BACKLOG, Address, BodyLimits, Gate, connectio
 from coe_native.live.attach import Capture, attach
 from coe_native.live.llama_cpp_python.app import between_answers, llama_app
 from coe_native.live.routing_state import LiveRouting
+from coe_native.llama.options import ModelOptions
 from coe_native.masks.expert_mask import MOST_BYTES, ExpertMask
 from coe_native.masks.stability import Stability
-from coe_native.surgery.fit import Placement
 
 _PATIENCE = 3
 """Seconds that answers have to come to their end when the server does."""
@@ -135,10 +135,9 @@ def serve(
     output: Path,
     *,
     address: Address,
-    placement: Placement,
+    options: ModelOptions,
     stability: Stability,
     mask: ExpertMask | None = None,
-    n_threads: int | None = None,
     logits_all: bool = False,
     save_every: float = 300.0,
     resume: bool = False,
@@ -160,7 +159,7 @@ def serve(
     protocol = limited_protocol(connections_that_fit())
     with (
         address.listen() as (listener, place),
-        llama_app(model, placement, n_threads=n_threads, logits_all=logits_all) as (app, llama),
+        llama_app(model, options, logits_all=logits_all) as (app, llama),
     ):
         capture = attach(llama)
         llama.model_path = capture.moe.path.stem  # what answers call the model

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from coe_native._native import core
 from coe_native.corpus.batching import Tokens, batches
 from coe_native.errors import InputError
-from coe_native.llama.loaded_model import Model
+from coe_native.llama.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Generation:
 
 
 def generate(
-    model: Model,
+    model: LoadedModel,
     prompt: Tokens,
     *,
     sampling: Sampling | None = None,
@@ -77,15 +77,15 @@ def generate(
     text, n_tokens = "", 0
     for position in range(len(prompt), min(model.n_ctx, len(prompt) + max_tokens)):
         token = model.draw(sampler)
-        if model.ends(token):
+        if model.text.is_end(token):
             return Generation(text + decoder.decode(b"", final=True), n_tokens, "end")
         n_tokens += 1
         progress(n_tokens)
         before = len(text)
-        text += decoder.decode(model.token_text(token))
+        text += decoder.decode(model.text.token_text(token))
         # A stop sequence may begin in what was there.
         found = [at for sequence in stop if (at := text.find(sequence, max(0, before - len(sequence) + 1))) >= 0]
         if found:
             return Generation(text[: min(found)], n_tokens, "stop")
-        model.go_on(token, position)
+        model.decode_next(token, position)
     return Generation(text + decoder.decode(b"", final=True), n_tokens, "length")

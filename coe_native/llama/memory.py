@@ -1,51 +1,135 @@
-"""Whether a model fits into memory, and what to lower where it does not."""
+"""How much memory a model takes, by llama.cpp's own accounts, and what to lower where it does not fit."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
 import psutil
 
+from coe_native._native import core
 from coe_native.errors import InputError
-from coe_native.model.header import MoeModel
+from coe_native.llama.options import ModelOptions
+from coe_native.model.header import ModelHeader
+
+MOST_CONTEXT = 1 << 22
+"""Tokens. llama.cpp lists each token of a context, allocated or not: this many take a quarter of a gigabyte."""
+
+_CONTEXT_STEP = 256
+"""llama.cpp rounds contexts up to a multiple of this."""
 
 
-def check_context(moe: MoeModel, n_ctx: int, n_batch: int, *, bytes_of_value: int = 2) -> None:
-    """Raises InputError where keys and values of `n_ctx` tokens need more of the machine's memory than is free,
-    and says which context would fit: the system would grant it, and end the process when it is filled."""
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a model takes.
+
+    Attributes:
+        weights: Its weights.
+        context: Keys, values and recurrent states of the context.
+        compute: Buffers in which batches are computed.
+        on_gpu: Whether these are bytes of GPUs; those in the machine's own memory are left out then.
+    """
+
+    weights: int
+    context: int
+    compute: int
+    on_gpu: bool
+
+    @property
+    def total(self) -> int:
+        """Return all of it."""
+        return self.weights + self.context + self.compute
+
+
+def simulated_memory(path: Path, options: ModelOptions) -> Memory:
+    """Return what a model's file would take. llama.cpp allocates nothing, and reads no weights.
+
+    On a machine with GPUs that is what it would put there, else all of it.
+
+    Raises:
+        RuntimeError: llama.cpp cannot load the file.
+    """
+    simulated = dataclasses.replace(options, tokenizer_only=True)
+    uses = core.Session(os.fsencode(path), simulated.for_session()).memory()
+    on_gpu = any(use["on_gpu"] for use in uses)
+    counted = [use for use in uses if use["on_gpu"] == on_gpu]
+    parts = {part: sum(use[part] for use in counted) for part in ("weights", "context", "compute")}
+    return Memory(**parts, on_gpu=on_gpu)
+
+
+def check_context(header: ModelHeader, options: ModelOptions) -> None:
+    """Check that the context fits into the machine's free memory.
+
+    The system would grant the memory, and end the process when it is filled.
+
+    Raises:
+        InputError: It does not fit; names the longest context that does.
+    """
     free = psutil.virtual_memory().available
+    if options.tokenizer_only or _upper_bound(header, options) <= free:
+        return
 
-    def n_bytes(length: int) -> int:
-        return moe.context_bytes(length, n_batch) * bytes_of_value // 2
+    def n_bytes(n_ctx: int) -> int:
+        shorter = dataclasses.replace(options, n_ctx=n_ctx, n_batch=min(options.n_batch, n_ctx), n_gpu_layers=0)
+        return simulated_memory(header.path, shorter).context
 
-    if n_bytes(n_ctx) > free:
-        fits, too_long = 0, n_ctx
-        while too_long - fits > 1:
-            middle = (fits + too_long) // 2
-            fits, too_long = (middle, too_long) if n_bytes(middle) <= free else (fits, middle)
-        advice = f"--ctx {fits}" + f" --batch {fits}" * (fits < n_batch) if fits else "no context"
-        raise InputError(
-            f"{moe.path}: a context of {n_ctx} tokens needs {n_bytes(n_ctx) / 1e9:.1f} GB of memory, and "
-            f"{free / 1e9:.1f} GB are free: {advice} would fit"
-        )
-
-
-def blocks_for_host(moe: MoeModel, n_bytes: int) -> int:
-    """How many of the first blocks have experts of at least `n_bytes` bytes together; all, where that is not
-    enough."""
-    for block in range(moe.n_blocks):
-        if n_bytes <= 0:
-            return block
-        n_bytes -= sum(t.n_bytes for layer in moe.layers if layer.block == block for t in layer.tensors)
-    return moe.n_blocks
+    wanted = max(options.n_ctx, options.n_batch)
+    needed = n_bytes(min(wanted, MOST_CONTEXT)) * max(1, wanted // MOST_CONTEXT)
+    if needed <= free:
+        return
+    steps = _largest(
+        min(wanted, MOST_CONTEXT) // _CONTEXT_STEP, lambda step: n_bytes(step * _CONTEXT_STEP) <= free
+    )
+    fits = steps * _CONTEXT_STEP
+    advice = f"--ctx {fits}" + f" --batch {fits}" * (fits < options.n_batch) if fits else "no context"
+    raise InputError(
+        f"{header.path}: a context of {wanted} tokens needs {needed / 1e9:.1f} GB of memory, and "
+        f"{free / 1e9:.1f} GB are free: {advice} would fit"
+    )
 
 
-def advice_for_gpu(moe: MoeModel, free: int, n_ctx: int) -> str:
-    """What to do about a model that did not fit into `free` bytes of GPU memory, as the end of a message. A tenth
-    is left for what llama.cpp computes in."""
-    wanted = moe.n_bytes + moe.context_bytes(n_ctx)
-    blocks = blocks_for_host(moe, wanted - free * 9 // 10)
-    if blocks == 0:
+def _upper_bound(header: ModelHeader, options: ModelOptions) -> int:
+    """Return more bytes than any context of this length takes, to spare the exact answer where there is plenty."""
+    width = header.arch("embedding_length", 0)
+    if not isinstance(width, int):
+        return 1 << 62
+    # Keys and values of one block are together at most eight times as wide as the hidden state.
+    of_token = 8 * width * (4 if options.f32_kv else 2)
+    return max(options.n_ctx, options.n_batch) * header.n_blocks * of_token
+
+
+def _largest(most: int, holds: Callable[[int], bool]) -> int:
+    """Return the largest number up to `most` for which a condition holds, as it does for smaller ones; or 0."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
+
+
+def advice_for_gpu(header: ModelHeader, options: ModelOptions, free: int) -> str:
+    """Return what to do about a model that could not be loaded because `free` bytes of GPU memory are not enough.
+
+    Returns:
+        The end of a message; empty where memory is not what was missing, or nothing helps.
+    """
+
+    def n_bytes(n_cpu_moe: int) -> int:
+        return simulated_memory(header.path, dataclasses.replace(options, n_cpu_moe=n_cpu_moe)).total
+
+    try:
+        wanted = n_bytes(options.n_cpu_moe)
+        # The blocks that may stay on the GPU.
+        on_gpu = _largest(header.n_blocks, lambda n: n_bytes(header.n_blocks - n) <= free)
+        helps = on_gpu > 0 or n_bytes(header.n_blocks) <= free
+    except RuntimeError:
+        return ""
+    if wanted <= free or not helps:
         return ""
     return (
-        f"; it needs about {wanted / 1e9:.1f} GB and the GPU has {free / 1e9:.1f} GB free: --n-cpu-moe {blocks} "
-        "keeps enough experts in host memory"
+        f"; it needs about {wanted / 1e9:.1f} GB and the GPU has {free / 1e9:.1f} GB free: "
+        f"--n-cpu-moe {header.n_blocks - on_gpu} keeps enough experts in host memory"
     )

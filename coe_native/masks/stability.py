@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,7 +12,8 @@ from numpy.typing import NDArray
 
 from coe_native.errors import InputError
 from coe_native.files import typed_json
-from coe_native.masks.build import build_mask
+from coe_native.masks.build import build
+from coe_native.masks.options import MaskOptions
 from coe_native.routing.profile import RoutingProfile
 
 FIRST = 4096
@@ -36,25 +35,28 @@ class Agreement:
 
 
 class Stability:
-    """Watches the mask of a growing profile, until it agrees to `threshold` with the masks at a half and at three
-    quarters of the tokens. `mask_arguments` go to `build_mask`.
+    """Watches the mask of a growing profile, until it stops changing.
 
-    It looks four times while the tokens double, in even steps: at 4, 5, 6, 7, 8, 10, … thousand. The documents
-    should come in random order: the mask of one kind of text says nothing of a kind to come.
+    The mask is stable when it agrees to `threshold` with the masks at a half and at three quarters of the tokens.
+    It is looked at four times while the tokens double: at 4, 5, 6, 7, 8, 10, … thousand. Documents should come in
+    random order, because the mask of one kind of text says nothing about another kind that is still to come.
+
+    Raises:
+        InputError: `threshold` is not above 0 and at most 1.
     """
 
-    def __init__(self, threshold: float, mask_arguments: Mapping[str, Any]) -> None:
+    def __init__(self, threshold: float, options: MaskOptions) -> None:
         if not 0 < threshold <= 1:
             raise InputError(f"masks agree by a share above 0 and up to 1, not {threshold}")
         self.threshold = threshold
-        self._arguments = dict(mask_arguments)
+        self._options = options
         self._masks: list[tuple[int, Kept]] = []
         self.curve: list[Agreement] = []
 
     @property
     def method(self) -> str:
         """How the mask's experts are scored."""
-        return str(self._arguments.get("method", "utility"))
+        return self._options.method
 
     def due(self, n_tokens: int) -> bool:
         """Whether it is time for a look."""
@@ -64,7 +66,7 @@ class Stability:
 
     def look(self, profile: RoutingProfile) -> None:
         """Takes the mask of a profile, which has grown since the last look."""
-        mask = build_mask(profile, **self._arguments)
+        mask = build(profile, self._options)
         kept = np.zeros((len(mask.kept), mask.n_experts), np.bool_)
         for row, block in enumerate(sorted(mask.kept)):
             kept[row, list(mask.kept[block])] = True
@@ -90,10 +92,9 @@ class Stability:
         return min(self.curve[-1].half, self.curve[-1].three_quarters) >= self.threshold
 
     @property
-    def run(self) -> str:
-        """What must be the same for a run to go on."""
-        arguments = {key: value for key, value in self._arguments.items() if key != "reasoning"}
-        return f"{self.threshold} {msgspec.json.encode(arguments).decode()}"
+    def recorded(self) -> str:
+        """Return what must be the same for an interrupted run to continue, as text."""
+        return f"{self.threshold} {msgspec.json.encode(self._options.recorded()).decode()}"
 
     def state(self) -> str:
         """All looks so far, as text."""

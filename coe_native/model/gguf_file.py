@@ -63,8 +63,8 @@ class GgufFile:
                     self.under_surgery = mapped[:4] == UNDER_SURGERY
                     if self.under_surgery:
                         mapped[:4] = MAGIC
-                    self.header = core.read_gguf_header(mapped, self.size)
-                    self.header_bytes = mapped[: min(self.header.data_offset, self.size)]
+                    self.native = core.GgufFile(os.fsencode(path), mapped, self.size)
+                    self.header = self.native.header
         except core.GgufError as error:
             raise InputError(f"{path}: {error}") from error
         except OSError as error:
@@ -91,14 +91,14 @@ class GgufFile:
     def raw_entry(self, key: str) -> bytes:
         """The bytes of a whole metadata entry, key and type included."""
         entry = self._entries[key]
-        return self.header_bytes[entry.begin : entry.end]
+        return self.native.header_bytes(entry.begin, entry.end)
 
     def shortened_entry(self, key: str, count: int) -> bytes:
         """The bytes of an array's entry with its first `count` numbers only."""
         entry = self._entries[key]
         size = (entry.end - entry.value) // entry.count
-        head = self.header_bytes[entry.begin : entry.value - 8]
-        return head + struct.pack("<Q", count) + self.header_bytes[entry.value : entry.value + count * size]
+        head = self.native.header_bytes(entry.begin, entry.value - 8)
+        return head + struct.pack("<Q", count) + self.native.header_bytes(entry.value, entry.value + count * size)
 
     def get(self, key: str, default: Any = None, *, most: int = 1 << 16) -> Any:
         """A metadata value: number, bool, text, or a list of them. Raises InputError for a list of more than
@@ -119,12 +119,17 @@ class GgufFile:
         return entry.count if is_list else None
 
     def _decode(self, entry: core.GgufEntry) -> Value:
-        raw = self.header_bytes[entry.value : entry.end]
+        raw = self.native.header_bytes(entry.value, entry.end)
         if entry.element_type.name == "STRING":
             texts = list(_strings(raw, entry.count))
             return texts if entry.type.name == "ARRAY" else texts[0]
         values = struct.unpack(f"<{entry.count}{_SCALARS[entry.element_type.name]}", raw)
         return list(values) if entry.type.name == "ARRAY" else values[0]
+
+    @cached_property
+    def header_bytes(self) -> bytes:
+        """Return everything before the data."""
+        return self.native.header_bytes(0, self.header.data_offset)
 
     @property
     def data_end(self) -> int:

@@ -60,9 +60,19 @@ class Checkpoint:
                 f"{self.path}: is of a run that was interrupted; go on from it with --resume, or {_ANEW}"
             )
 
-    def begin(self, run: Run, until: Stability | None = None) -> tuple[Position, RoutingProfile | None]:
-        """Where to start, and what has been counted before that; `until` takes over what it had seen. Raises
-        InputError for the checkpoint of another run, saying what differs."""
+    def begin(
+        self, run: Run, old_run: Callable[[], Run], until: Stability | None = None
+    ) -> tuple[Position, RoutingProfile | None]:
+        """Return where to start, and what was counted before that.
+
+        Args:
+            run: What must be the same for the run to continue.
+            old_run: The same as version 0.1.0 recorded it, called where `run` differs.
+            until: Takes over the masks that the interrupted run had seen.
+
+        Raises:
+            InputError: The checkpoint belongs to another run (says what differs), or is damaged.
+        """
         self._run = run
         if not self._resume or not self.path.exists():
             return Position(), None
@@ -71,11 +81,11 @@ class Checkpoint:
         position = Position(*(file.get(_PREFIX + part, -1) for part in Position._fields))
         if not all(isinstance(part, int) and part >= 0 for part in position):
             raise InputError(f"{self.path}: is no checkpoint, or damaged; {_ANEW}")
-        for name, value in run.items():
-            found = file.get(_PREFIX_OF_RUN + name)
-            if found != value:
-                values = f" ({found}, not {value})" if len(f"{found}{value}") < 40 else ""
-                raise InputError(f"{self.path}: is of a run with another {name}{values}; use the same, or {_ANEW}")
+        found = {name: file.get(_PREFIX_OF_RUN + name) for name in run}
+        if found != run and found != old_run():
+            name = next(name for name, value in run.items() if found[name] != value)
+            values = f" ({found[name]}, not {run[name]})" if len(f"{found[name]}{run[name]}") < 40 else ""
+            raise InputError(f"{self.path}: is of a run with another {name}{values}; use the same, or {_ANEW}")
         if until is not None:
             try:
                 until.restore(str(file.get(_LOOKS, "[]")), profile)
@@ -83,9 +93,9 @@ class Checkpoint:
                 raise InputError(f"{self.path}: is damaged ({error}); {_ANEW}") from error
         return position, profile
 
-    def beyond_the_end(self) -> InputError:
-        """What is wrong with a checkpoint whose position, or whose corpora, the run does not have."""
-        return InputError(f"{self.path}: is damaged: it goes beyond the run's end; {_ANEW}")
+    def past_the_end(self) -> InputError:
+        """Return the error for a checkpoint whose position or corpora the run does not have."""
+        return InputError(f"{self.path}: is damaged: its position is past the end of the run; {_ANEW}")
 
     def offer(
         self, position: Position, profile: Callable[[], RoutingProfile], until: Stability | None = None

@@ -9,7 +9,8 @@ from pathlib import Path
 from coe_native.corpus.documents import Corpus
 from coe_native.corpus.read import read_corpus
 from coe_native.evaluation.perplexity import Evaluation
-from coe_native.llama.loaded_model import Model
+from coe_native.llama.loaded_model import LoadedModel
+from coe_native.masks.options import MaskOptions
 from coe_native.profiling.run import DOCUMENTS_AT_ONCE
 from coe_native.recipes.specialise import UNWATCHED, Specialist, Watchers, check_outputs, judge, specialise
 
@@ -43,7 +44,7 @@ def run(
     for out in outputs.values():
         check_outputs(out, force=force, inputs=(MODEL,))
     texts = [corpus(kind, "test") for kind in KINDS]
-    with Model(MODEL, n_sequences=DOCUMENTS_AT_ONCE, n_threads=n_threads) as parent:
+    with LoadedModel(MODEL, n_sequences=DOCUMENTS_AT_ONCE, n_threads=n_threads) as parent:
         watchers.step("judging the parent")
         judged = judge(parent, texts)
         specialists = {}
@@ -53,7 +54,7 @@ def run(
                 [corpus(kind, "profile")],
                 outputs[kind],
                 texts=texts,
-                mask_arguments={"keep": parent.moe.n_experts // 2},
+                mask_options=MaskOptions(keep=parent.moe.n_experts // 2),
                 judged_parent=judged,
                 force=force,
                 watchers=_named(kind, watchers),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coe_native.errors import InputError, printable
-from coe_native.llama.loaded_model import Model
+from coe_native.llama.loaded_model import LoadedModel
 from coe_native.surgery.plan import safety_notice
 
 PARAMETERS = {"temperature": 0.6, "repeat_penalty": 1.05, "num_ctx": 8192, "num_predict": 16384}
@@ -63,7 +63,7 @@ class Usage:
         )
 
 
-def usage(model: Model, *, domain: str = "general", system: str | None = None) -> Usage:
+def usage(model: LoadedModel, *, domain: str = "general", system: str | None = None) -> Usage:
     """How to use a model, of which no more than the tokenizer need be loaded: with a domain's system prompt, or
     another, and the published parameters; a context no longer than the model was trained for.
 
@@ -83,7 +83,7 @@ def usage(model: Model, *, domain: str = "general", system: str | None = None) -
         parameters["num_ctx"] = longest  # it was trained for no more
     parameters["num_predict"] = min(parameters["num_predict"], parameters["num_ctx"])
     try:
-        prefill = model.reply_prefill
+        prefill = model.text.reply_prefill
     except InputError:
         prefill = ""
     notice = model.moe.files[0].get("coe.mask.notice")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from coe_native.corpus.documents import Corpus
 from coe_native.errors import CoeError, InputError
 from coe_native.evaluation.perplexity import Evaluation, check_text, evaluate
 from coe_native.files.atomic import check_space, check_target, replacing
-from coe_native.llama.loaded_model import Model
-from coe_native.masks.build import build_mask
+from coe_native.llama.loaded_model import LoadedModel
+from coe_native.masks.build import build
 from coe_native.masks.expert_mask import ExpertMask
+from coe_native.masks.options import MaskOptions
 from coe_native.profiling.run import Progress, profile_corpora
-from coe_native.routing.scores import check_method, knows
+from coe_native.routing.scores import check_method, supports_method
 from coe_native.surgery.plan import safety_notice
 from coe_native.surgery.verify import Check, verify
 from coe_native.surgery.write import Report, prune
@@ -57,7 +57,7 @@ class Watchers:
 UNWATCHED = Watchers()
 
 
-def judge(model: Model, texts: Sequence[Corpus]) -> tuple[Evaluation, ...]:
+def judge(model: LoadedModel, texts: Sequence[Corpus]) -> tuple[Evaluation, ...]:
     """The evaluation of each text by a loaded model as it is now."""
     return tuple(evaluate(model, text) for text in texts)
 
@@ -74,19 +74,19 @@ def check_outputs(out: Path, *, force: bool, inputs: tuple[Path, ...]) -> None:
 
 
 def specialise(
-    parent: Model,
+    parent: LoadedModel,
     corpora: Sequence[Corpus],
     out: str | Path,
     *,
     texts: Sequence[Corpus],
-    mask_arguments: Mapping[str, Any],
+    mask_options: MaskOptions,
     judged_parent: tuple[Evaluation, ...] | None = None,
     force: bool = False,
     inputs: tuple[Path, ...] = (),
     watchers: Watchers = UNWATCHED,
 ) -> Specialist:
     """Profiles a loaded parent on `corpora`, builds a mask, judges it live on `texts`, prunes, verifies, and
-    judges the file. `mask_arguments` go to `build_mask`. Beside ``NAME.gguf`` it writes
+    judges the file. `mask_options`: how the mask is built. Beside ``NAME.gguf`` it writes
     ``NAME.profile.gguf``, ``NAME.mask.json`` and ``NAME.report.json``.
 
     `judged_parent` saves judging the unmasked parent again. `inputs`: files and directories that no output may
@@ -96,21 +96,23 @@ def specialise(
     check_outputs(out, force=force, inputs=(*parent.moe.paths, *inputs))
     beside = _beside(out)
     # What would fail late is found out before the long part.
-    parent.moe.check_cut(mask_arguments["keep"])
+    parent.moe.check_cut(mask_options.keep)
     if parent.moe.surgery is not None and parent.moe.surgery.mode == "zero":
         raise InputError(f"{parent.moe.path}: has zeroed experts; specialise the model as it was before")
-    check_space(out, parent.moe.specialist_bytes(mask_arguments["keep"]))
+    check_space(out, parent.moe.specialist_bytes(mask_options.keep))
     for text in texts:
         check_text(parent, text)
-    method, reasoning = mask_arguments.get("method", "utility"), mask_arguments.get("reasoning")
+    method, reasoning = mask_options.method, mask_options.reasoning
     if reasoning is not None:
         check_method(reasoning, method)
-    others = [other for other in SHOWN if other != method and (reasoning is None or knows(reasoning, other))]
+    others = [
+        other for other in SHOWN if other != method and (reasoning is None or supports_method(reasoning, other))
+    ]
 
     watchers.step("profiling")
     profile = profile_corpora(parent, corpora, stats="contribution", progress=watchers.tokens)
     profile.save(beside["profile.gguf"], force=force)
-    mask = build_mask(profile, **mask_arguments)
+    mask = build(profile, mask_options)
     mask.save(beside["mask.json"], force=force)
 
     watchers.step("judging the mask live")
@@ -120,7 +122,7 @@ def specialise(
     by_others = {}
     for other in others:
         watchers.step(f"judging the mask by {other} live")
-        its_mask = build_mask(profile, **{**mask_arguments, "method": other})
+        its_mask = build(profile, replace(mask_options, method=other))
         by_others[other] = _judge_masked(parent, its_mask, texts)
 
     watchers.step("pruning")
@@ -139,7 +141,7 @@ def specialise(
     return specialist
 
 
-def _judge_masked(parent: Model, mask: ExpertMask, texts: Sequence[Corpus]) -> tuple[Evaluation, ...]:
+def _judge_masked(parent: LoadedModel, mask: ExpertMask, texts: Sequence[Corpus]) -> tuple[Evaluation, ...]:
     parent.apply(mask)
     try:
         return judge(parent, texts)
@@ -147,7 +149,7 @@ def _judge_masked(parent: Model, mask: ExpertMask, texts: Sequence[Corpus]) -> t
         parent.clear_mask()
 
 
-def _write_report(specialist: Specialist, parent: Model, path: Path) -> None:
+def _write_report(specialist: Specialist, parent: LoadedModel, path: Path) -> None:
     report = {
         "parent": str(parent.moe.path),
         "parent_bytes": parent.moe.n_bytes,

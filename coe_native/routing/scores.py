@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from coe_native.errors import InputError
 
 if TYPE_CHECKING:
-    from coe_native.routing.profile import OutputNorms, RoutingProfile
+    from coe_native.routing.output_norms import OutputNorms
+    from coe_native.routing.profile import RoutingProfile
 
 Scores = NDArray[np.float64]
 Formula = Callable[["RoutingProfile"], Scores]
@@ -112,11 +113,13 @@ def needs_outputs(method: str) -> bool:
     return _named(method).outputs
 
 
+DEFAULT_METHOD = "utility"
+
 COMBINATIONS = ("sum", "max")
 """How the scores of several domains become one."""
 
 
-def score(profile: RoutingProfile, method: str = "utility") -> Scores:
+def score(profile: RoutingProfile, method: str = DEFAULT_METHOD) -> Scores:
     """Scores of all experts by a method of METHODS, float64 [layer, expert]; higher is more needed.
 
     Raises InputError for an unknown method, for a profile without tokens, and for one that does not know what the
@@ -140,8 +143,8 @@ def _named(method: str) -> _Method:
     return _METHODS[method]
 
 
-def knows(profile: RoutingProfile, method: str) -> bool:
-    """Whether a profile knows what a method needs."""
+def supports_method(profile: RoutingProfile, method: str) -> bool:
+    """Whether a profile supports_method what a method needs."""
     try:
         check_method(profile, method)
     except InputError:

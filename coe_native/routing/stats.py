@@ -2,6 +2,31 @@
 
 from __future__ import annotations
 
-STATS = ("routing", "contribution")
-"""``routing``: which experts the router chooses, at which rank and with what weight. ``contribution``: also the
-activation norms of the chosen experts (OutputNorms)."""
+import enum
+
+from coe_native.errors import InputError
+
+
+class Stats(str, enum.Enum):
+    """What a profile counts."""
+
+    ROUTING = "routing"
+    """Which experts the router chooses, at which rank and with what weight."""
+
+    CONTRIBUTION = "contribution"
+    """Also the activation norms of the chosen experts (OutputNorms)."""
+
+
+STATS = tuple(stats.value for stats in Stats)
+
+
+def parse_stats(name: str) -> Stats:
+    """Return what a name of STATS stands for.
+
+    Raises:
+        InputError: It is none of them.
+    """
+    try:
+        return Stats(name)
+    except ValueError as error:
+        raise InputError(f"there are no statistics {name!r}; choose one of {', '.join(STATS)}") from error

@@ -11,7 +11,7 @@ from coe_native.errors import CoeError
 from coe_native.files.atomic import lock, resolved
 from coe_native.files.holes import bytes_on_disk, write_zeros
 from coe_native.masks.expert_mask import ExpertMask
-from coe_native.model.header import MoeModel
+from coe_native.model.header import ModelHeader
 from coe_native.model.surgery_record import SurgeryRecord, under_surgery
 from coe_native.surgery.plan import (
     plan_zero,
@@ -37,7 +37,7 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
     Raises InputError for a mask of another model, or where another mask's surgery was begun or done before, and
     CoeError where the file can't be changed.
     """
-    model = MoeModel(parent, surgery_goes_on=True)
+    model = ModelHeader(parent, surgery_goes_on=True)
     plan = plan_zero(model, mask)
     work = [(tensor, piece) for tensor in plan.tensors for piece in tensor.pieces() if piece.zero]
     total = sum(piece.count * tensor.slice_bytes for tensor, piece in work)

@@ -14,10 +14,10 @@ import numpy as np
 from coe_native._native import core
 from coe_native.errors import CoeError, InputError
 from coe_native.files.reading import CHUNK, read_exactly
-from coe_native.masks.check import check_cut, check_mask, keep_by_router_norm
+from coe_native.masks.check import check_cut, check_mask
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.gguf_file import GgufFile, Tensor, encode_entry, encode_tensor
-from coe_native.model.header import MoeLayer, MoeModel
+from coe_native.model.header import ModelHeader, MoeLayer
 
 _REMOVED_BY = {
     "utility": "by how much weight the router gives them on one kind of text",
@@ -101,7 +101,7 @@ class PlannedTensor:
 class Plan:
     """A whole output, or one shard of it: metadata entries as bytes, and tensors in the parent's order."""
 
-    model: MoeModel
+    model: ModelHeader
     entries: tuple[bytes, ...]
     tensors: tuple[PlannedTensor, ...]
 
@@ -175,7 +175,7 @@ class Plan:
         return counts
 
 
-def plan_prune(model: MoeModel, mask: ExpertMask, *, drop_mtp: bool = False) -> Plan:
+def plan_prune(model: ModelHeader, mask: ExpertMask, *, drop_mtp: bool = False) -> Plan:
     """The plan of a file with the kept experts only. In layers that predict further tokens (MTP), which no mask
     covers, as many experts stay by the norm of their router rows; or, with `drop_mtp`, none of these layers.
     Raises InputError where the model can't be cut so."""
@@ -183,7 +183,7 @@ def plan_prune(model: MoeModel, mask: ExpertMask, *, drop_mtp: bool = False) -> 
     _check_not_zeroed(mask, model)
     if drop_mtp and not model.mtp_blocks:
         raise InputError(f"{model.path}: has no layers that predict further tokens, so none can be dropped")
-    kept_in = dict(mask.kept) if drop_mtp else {**mask.kept, **keep_by_router_norm(model, mask.keep)}
+    kept_in = dict(mask.kept) if drop_mtp else {**mask.kept, **_kept_by_router_norm(model, mask.keep)}
     kept_of = {
         t.name: kept_in[layer.block] for layer in model.layers for t in layer.tensors if layer.block in kept_in
     }
@@ -206,7 +206,12 @@ def plan_prune(model: MoeModel, mask: ExpertMask, *, drop_mtp: bool = False) -> 
     return Plan(model, _entries(model, mask, "prune", changes, record), tuple(map(cut, tensors)))
 
 
-def plan_zero(model: MoeModel, mask: ExpertMask) -> Plan:
+def _kept_by_router_norm(model: ModelHeader, keep: int) -> dict[int, tuple[int, ...]]:
+    """Return the experts to keep in the layers that no profile covers (MTP), by block."""
+    return {layer.block: model.best_by_router_norm(layer, keep) for layer in model.mtp_layers}
+
+
+def plan_zero(model: ModelHeader, mask: ExpertMask) -> Plan:
     """The plan of a file of the parent's shape, with the weights and biases of dropped experts all zero. Raises
     InputError for a mask of another model."""
     check_mask(mask, model)
@@ -223,7 +228,7 @@ def plan_zero(model: MoeModel, mask: ExpertMask) -> Plan:
     return Plan(model, _entries(model, mask, "zero", {}, {}), tuple(map(cut, model.tensors.values())))
 
 
-def _check_not_zeroed(mask: ExpertMask, model: MoeModel) -> None:
+def _check_not_zeroed(mask: ExpertMask, model: ModelHeader) -> None:
     """Raises InputError where another mask has zeroed experts of the model: this one may keep some of those."""
     done = model.surgery
     if done is not None and done.mode == "zero" and done.digest != mask.digest:
@@ -250,7 +255,7 @@ def _runs(experts: tuple[int, ...]) -> tuple[Run, ...]:
 
 
 def _entries(
-    model: MoeModel, mask: ExpertMask, mode: str, changes: dict[str, bytes], more: dict[str, str]
+    model: ModelHeader, mask: ExpertMask, mode: str, changes: dict[str, bytes], more: dict[str, str]
 ) -> tuple[bytes, ...]:
     """The parent's metadata, byte for byte except for `changes`, and a record of what was done."""
     first = model.files[0]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,10 +16,11 @@ from coe_native.cores import checking_threads
 from coe_native.errors import CoeError, InputError
 from coe_native.files.prefetch import Prefetch, Range
 from coe_native.files.reading import read_exactly
+from coe_native.llama.options import ModelOptions
 from coe_native.masks.check import check_mask
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.gguf_file import Tensor, begins_like_gguf
-from coe_native.model.header import MoeModel
+from coe_native.model.header import ModelHeader
 from coe_native.surgery.plan import (
     SHARD_KEYS,
     Plan,
@@ -35,7 +35,7 @@ from coe_native.surgery.write import Report
 
 # On the CPU, and straight from the file: the parent may hold the GPU, and may be larger than the memory; what is
 # asked is whether the file is good.
-_CHECKED_AS: dict[str, Any] = {"n_ctx": 8, "n_batch": 8, "n_gpu_layers": 0, "repack": False, "mtp": True}
+_CHECKED_AS = ModelOptions(n_ctx=8, n_batch=8, n_gpu_layers=0, repack=False, mtp=True)
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def verify(
     Raises InputError where a file is no GGUF file or the mask is not the parent's, CoeError where a file changes
     while it is read.
     """
-    parent_model = MoeModel(parent)
+    parent_model = ModelHeader(parent)
     check_mask(mask, parent_model)
     try:
-        written = MoeModel(out)
+        written = ModelHeader(out)
     except InputError as error:
         if not begins_like_gguf(Path(out)):
             raise
@@ -103,13 +103,13 @@ def _runs(path: Path, parent: Path, abandoned: threading.Event) -> list[Check]:
     return checks
 
 
-def _raw_metadata(model: MoeModel) -> list[bytes]:
+def _raw_metadata(model: ModelHeader) -> list[bytes]:
     """All metadata as bytes, but for how the file is split."""
     first = model.files[0]
     return [first.raw_entry(key) for key in first.keys if key not in SHARD_KEYS]
 
 
-def _metadata(written: MoeModel, plan: Plan, mask: ExpertMask) -> str:
+def _metadata(written: ModelHeader, plan: Plan, mask: ExpertMask) -> str:
     done = written.surgery
     if done is None:
         raise CoeError("has no record of a mask")
@@ -121,7 +121,7 @@ def _metadata(written: MoeModel, plan: Plan, mask: ExpertMask) -> str:
     return f"{len(expected)} entries, mask {mask.digest[:12]}..."
 
 
-def _layout(written: MoeModel, plan: Plan) -> str:
+def _layout(written: ModelHeader, plan: Plan) -> str:
     found = [(tensor.name, tensor.shape, tensor.type) for tensor in written.tensors.values()]
     expected = [(tensor.source.name, tensor.shape, tensor.source.type) for tensor in plan.tensors]
     for ours, theirs in zip(expected, found, strict=False):
@@ -162,7 +162,7 @@ class _Piece:
             yield readers[self.planned.source.file], *self.planned.where(self.run)
 
 
-def _pieces(written: MoeModel, plan: Plan) -> Iterator[_Piece]:
+def _pieces(written: ModelHeader, plan: Plan) -> Iterator[_Piece]:
     for planned in plan.tensors:
         tensor = written.tensors[planned.source.name]
         offset = tensor.offset
@@ -182,7 +182,7 @@ class _Finding:
     n_finite: int = 0
 
 
-def _contents(written: MoeModel, plan: Plan, progress: Report) -> tuple[Check, Check]:
+def _contents(written: ModelHeader, plan: Plan, progress: Report) -> tuple[Check, Check]:
     """Bytes and norms, for which everything is read once, by all cores."""
     total = sum(planned.n_bytes for planned in plan.tensors)
     done = n_finite = 0
@@ -233,9 +233,9 @@ def _first_difference(piece: _Piece, found: bytes, expected: bytes) -> str:
 
 def _loads(path: Path, graph: list[str]) -> str:
     """Runs a token, and adds the operations that it took to `graph`."""
-    from coe_native.llama.loaded_model import Model
+    from coe_native.llama.loaded_model import LoadedModel
 
-    with Model(path, **_CHECKED_AS) as model, model.recording() as operations:
+    with LoadedModel(path, _CHECKED_AS) as model, model.recording() as operations:
         outputs = model.outputs([0])
     if not np.isfinite(outputs).all():
         raise CoeError(f"{path}: llama.cpp computes numbers that are not finite")

@@ -17,7 +17,7 @@ from coe_native.files.atomic import check_space, check_target, remove, replacing
 from coe_native.files.copying import copy_range
 from coe_native.files.prefetch import Prefetch
 from coe_native.masks.expert_mask import ExpertMask
-from coe_native.model.header import MoeModel
+from coe_native.model.header import ModelHeader
 from coe_native.surgery.plan import (
     Plan,
     PlannedTensor,
@@ -57,7 +57,7 @@ def prune(
     Raises InputError for a mask of another model or an unusable `out`, CoeError where a kept expert holds a
     value that is not finite; then no output is left.
     """
-    plan = plan_prune(MoeModel(parent), mask, drop_mtp=drop_mtp)
+    plan = plan_prune(ModelHeader(parent), mask, drop_mtp=drop_mtp)
     return _write(plan, Path(out), split_max_bytes, force, inputs, progress)
 
 
@@ -72,7 +72,7 @@ def zero(
 ) -> Path:
     """Writes the parent with the dropped experts' weights and biases zeroed. Its router can still choose them,
     so it is for study. Layers that predict further tokens (MTP) are left as they are. Raises like `prune`."""
-    return _write(plan_zero(MoeModel(parent), mask), Path(out), None, force, inputs, progress)
+    return _write(plan_zero(ModelHeader(parent), mask), Path(out), None, force, inputs, progress)
 
 
 def _write(

@@ -5,11 +5,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <string>
 #include <vector>
 
-#include "routing_stats.h"
+#include "capture/routing_stats.h"
 
 namespace coe::bindings {
+
+// Releases the GIL for a whole call that touches no Python object.
+using ReleaseGil = pybind11::call_guard<pybind11::gil_scoped_release>;
 
 // One number for each layer, expert and rank.
 template <typename Value>
@@ -22,9 +26,23 @@ inline pybind11::array_t<double> to_table(const std::vector<double>& values, con
     return pybind11::array_t<double>({stats.n_layers(), stats.n_experts()}, values.data());
 }
 
-void register_gguf(pybind11::module_& module);
+// All numbers of an array, in C order.
+template <typename Value>
+std::vector<Value> to_vector(
+    const pybind11::array_t<Value, pybind11::array::c_style | pybind11::array::forcecast>& values) {
+    return {values.data(), values.data() + values.size()};
+}
+
+// Text from a file, which may not be UTF-8.
+pybind11::str to_str(const std::string& text);
+
 void register_blocks(pybind11::module_& module);
+void register_errors(pybind11::module_& module);
+void register_gguf(pybind11::module_& module);
 void register_live(pybind11::module_& module);
+void register_mask(pybind11::module_& module);
+void register_model(pybind11::module_& module);
+void register_profile(pybind11::module_& module);
 void register_session(pybind11::module_& module);
 
 }  // namespace coe::bindings

@@ -1,5 +1,5 @@
-#include "bindings.h"
-#include "tensor_blocks.h"
+#include "bindings/bindings.h"
+#include "gguf/tensor_blocks.h"
 
 namespace py = pybind11;
 

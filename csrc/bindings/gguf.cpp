@@ -1,17 +1,12 @@
-#include "bindings.h"
+#include "bindings/bindings.h"
 #include "ggml.h"
-#include "gguf_header.h"
-#include "router_nodes.h"
+#include "gguf/gguf_file.h"
 
 namespace py = pybind11;
 
 namespace coe::bindings {
 
 void register_gguf(py::module_& module) {
-    py::register_exception<GgufError>(module, "GgufError", PyExc_ValueError);
-    module.attr("MOST_BLOCKS") = most_blocks;
-    module.attr("MOST_EXPERTS") = most_experts;
-
     py::enum_<GgufType>(module, "GgufType")
         .value("U8", GgufType::u8)
         .value("I8", GgufType::i8)
@@ -50,14 +45,23 @@ void register_gguf(py::module_& module) {
         .def_readonly("entries", &GgufHeader::entries)
         .def_readonly("tensors", &GgufHeader::tensors);
 
-    module.def(
-        "read_gguf_header",
-        [](const py::buffer& buffer, uint64_t file_size) {
-            const py::buffer_info info = buffer.request();
-            return read_gguf_header(static_cast<const uint8_t*>(info.ptr),
-                                    static_cast<size_t>(info.size * info.itemsize), file_size);
-        },
-        py::arg("buffer"), py::arg("file_size"));
+    py::class_<GgufFile, std::shared_ptr<GgufFile>>(module, "GgufFile")
+        .def(py::init([](const std::string& path, const py::buffer& buffer, uint64_t file_size) {
+                 const py::buffer_info info = buffer.request();
+                 return std::make_shared<GgufFile>(path, static_cast<const uint8_t*>(info.ptr),
+                                                   static_cast<size_t>(info.size * info.itemsize), file_size);
+             }),
+             py::arg("path"), py::arg("buffer"), py::arg("file_size"))
+        .def_property_readonly("header", &GgufFile::header)
+        .def(
+            "header_bytes",
+            [](const GgufFile& file, size_t begin, size_t end) {
+                const std::vector<uint8_t>& bytes = file.header_bytes();
+                end = std::min(end, bytes.size());
+                begin = std::min(begin, end);
+                return py::bytes(reinterpret_cast<const char*>(bytes.data()) + begin, end - begin);
+            },
+            py::arg("begin"), py::arg("end"));
 
     module.def("type_name", [](uint32_t type) -> std::string {
         return type < GGML_TYPE_COUNT ? ggml_type_name(static_cast<ggml_type>(type)) : "?";

@@ -1,15 +1,12 @@
-#include "bindings.h"
-#include "crash.h"
-#include "live_profiler.h"
+#include "bindings/bindings.h"
+#include "capture/live_profiler.h"
+#include "llama/crash.h"
 
 namespace py = pybind11;
 
 namespace coe::bindings {
 
 namespace {
-
-// A lock must not be waited for with the GIL: whoever holds it may need that.
-using ReleaseGil = py::call_guard<py::gil_scoped_release>;
 
 // Of each part: histograms, weight sums, what rounding left out of these, tokens of each layer.
 std::vector<py::tuple> counts(LiveProfiler& profiler) {

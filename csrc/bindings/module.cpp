@@ -1,8 +1,8 @@
 #include <string>
 
-#include "bindings.h"
+#include "base/ggml_check.h"
+#include "bindings/bindings.h"
 #include "ggml.h"
-#include "ggml_check.h"
 
 namespace {
 
@@ -24,8 +24,12 @@ PYBIND11_MODULE(_core, module) {
     module.doc() = "The compiled half of coe_native: capture, live masks and GGUF blocks.";
     refuse_other_ggml();
     module.attr("ggml_version") = ggml_version();
+    coe::bindings::register_errors(module);
     coe::bindings::register_gguf(module);
     coe::bindings::register_blocks(module);
+    coe::bindings::register_model(module);
+    coe::bindings::register_mask(module);
+    coe::bindings::register_profile(module);
     coe::bindings::register_live(module);
     coe::bindings::register_session(module);
 }

@@ -1,10 +1,11 @@
-#include "session.h"
+#include "llama/session.h"
 
-#include "bindings.h"
-#include "crash.h"
-#include "distributions.h"
-#include "parallel.h"
-#include "sampler.h"
+#include "base/parallel.h"
+#include "bindings/bindings.h"
+#include "llama/backends.h"
+#include "llama/crash.h"
+#include "llama/distributions.h"
+#include "llama/sampler.h"
 
 namespace py = pybind11;
 
@@ -13,12 +14,6 @@ namespace coe::bindings {
 namespace {
 
 using Tokens = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
-using ReleaseGil = py::call_guard<py::gil_scoped_release>;
-
-std::vector<int32_t> to_vector(const Tokens& tokens) {
-    return {tokens.data(), tokens.data() + tokens.size()};
-}
-
 const RoutingStats& stats_of(const Session& session) {
     if (session.tap() == nullptr) {
         throw std::logic_error("no router is being watched");
@@ -60,7 +55,7 @@ std::vector<const float*> logits_of(Session& session, int32_t first, size_t coun
 }
 
 py::array_t<double> log_probabilities(Session& session, int32_t first, const Tokens& targets) {
-    const std::vector<int32_t> wanted = to_vector(targets);
+    const std::vector<int32_t> wanted = to_vector<int32_t>(targets);
     std::vector<double> values(wanted.size());
     {
         const py::gil_scoped_release release;
@@ -141,7 +136,7 @@ void register_session(py::module_& module) {
     // Addresses are what ctypes, by which llama_cpp loads models, takes for pointers.
     py::class_<WeightPlacement>(module, "WeightPlacement")
         .def(py::init([](const std::vector<std::string>& devices, int32_t n_cpu_moe) {
-                 SessionOptions options;
+                 PlacementOptions options;
                  options.devices = devices;
                  options.n_cpu_moe = n_cpu_moe;
                  return std::make_unique<WeightPlacement>(options);
@@ -152,33 +147,37 @@ void register_session(py::module_& module) {
         .def_property_readonly(
             "overrides", [](const WeightPlacement& p) { return reinterpret_cast<uintptr_t>(p.overrides()); })
         .def_property_readonly("repack", &WeightPlacement::repack);
+    py::class_<SessionOptions>(module, "SessionOptions")
+        .def(py::init<>())
+        .def_readwrite("n_ctx", &SessionOptions::n_ctx)
+        .def_readwrite("n_batch", &SessionOptions::n_batch)
+        .def_readwrite("n_sequences", &SessionOptions::n_sequences)
+        .def_readwrite("n_threads", &SessionOptions::n_threads)
+        .def_readwrite("n_gpu_layers", &SessionOptions::n_gpu_layers)
+        .def_readwrite("n_cpu_moe", &SessionOptions::n_cpu_moe)
+        .def_readwrite("devices", &SessionOptions::devices)
+        .def_readwrite("rpc", &SessionOptions::rpc)
+        .def_readwrite("f32_kv", &SessionOptions::f32_kv)
+        .def_readwrite("repack", &SessionOptions::repack)
+        .def_readwrite("mtp", &SessionOptions::mtp)
+        .def_readwrite("simulate", &SessionOptions::simulate);
     py::class_<Session>(module, "Session")
-        .def(py::init([](const std::string& path, int32_t n_ctx, int32_t n_batch, int32_t n_seq_max,
-                         int32_t n_threads, int32_t n_gpu_layers, int32_t n_cpu_moe,
-                         const std::vector<std::string>& devices, const std::vector<std::string>& rpc,
-                         bool f32_kv, bool mtp, bool repack, bool simulate) {
-                 const SessionOptions options{n_ctx,   n_batch, n_seq_max, n_threads, n_gpu_layers, n_cpu_moe,
-                                              devices, rpc,     f32_kv,    mtp,       repack,       simulate};
-                 const py::gil_scoped_release release;
-                 return std::make_unique<Session>(path, options);
-             }),
-             py::arg("path"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_seq_max"),
-             py::arg("n_threads"), py::arg("n_gpu_layers"), py::arg("n_cpu_moe"), py::arg("devices"),
-             py::arg("rpc"), py::arg("f32_kv"), py::arg("mtp"), py::arg("repack"),
-             py::arg("simulate") = false)
+        .def(py::init<const std::string&, const SessionOptions&>(), py::arg("path"), py::arg("options"),
+             ReleaseGil())
         .def_property_readonly("n_batch", &Session::n_batch)
         .def_property_readonly("n_vocab", &Session::n_vocab)
-        .def_property_readonly("has_tokenizer", &Session::has_tokenizer)
-        .def_property_readonly("bos_token", &Session::bos_token)
-        .def_property_readonly("eos_token", &Session::eos_token)
-        .def_property_readonly("chat_template", [](const Session& s) { return py::bytes(s.chat_template()); })
+        .def_property_readonly("has_tokenizer", [](const Session& s) { return s.tokenizer().exists(); })
+        .def_property_readonly("bos_token", [](const Session& s) { return s.tokenizer().bos_token(); })
+        .def_property_readonly("eos_token", [](const Session& s) { return s.tokenizer().eos_token(); })
+        .def_property_readonly("chat_template",
+                               [](const Session& s) { return py::bytes(s.tokenizer().chat_template()); })
         .def(
             "tokenize",
             [](const Session& session, const std::string& text, bool parse_special) {
                 std::vector<int32_t> tokens;
                 {
                     const py::gil_scoped_release release;
-                    tokens = session.tokenize(text, parse_special);
+                    tokens = session.tokenizer().tokenize(text, parse_special);
                 }
                 return Tokens(static_cast<py::ssize_t>(tokens.size()), tokens.data());
             },
@@ -202,9 +201,9 @@ void register_session(py::module_& module) {
             "decode",
             [](Session& session, const Tokens& tokens, const Tokens& positions, const Tokens& sequences,
                size_t first_output) {
-                const std::vector<int32_t> t = to_vector(tokens);
-                const std::vector<int32_t> p = to_vector(positions);
-                const std::vector<int32_t> s = to_vector(sequences);
+                const std::vector<int32_t> t = to_vector<int32_t>(tokens);
+                const std::vector<int32_t> p = to_vector<int32_t>(positions);
+                const std::vector<int32_t> s = to_vector<int32_t>(sequences);
                 const py::gil_scoped_release release;
                 session.decode(t, p, s, first_output);
             },
@@ -229,8 +228,11 @@ void register_session(py::module_& module) {
         .def("normalisers", &normalisers, py::arg("first"), py::arg("count"))
         .def("divergences", &divergences, py::arg("first"), py::arg("reference"), py::arg("normalisers"))
         .def("memory", &memory)
-        .def("token_text", [](const Session& s, int32_t token) { return py::bytes(s.token_text(token)); })
-        .def("ends", &Session::ends, py::arg("token"));
+        .def("token_text",
+             [](const Session& s, int32_t token) { return py::bytes(s.tokenizer().token_text(token)); })
+        .def(
+            "ends", [](const Session& s, int32_t token) { return s.tokenizer().ends(token); },
+            py::arg("token"));
     py::class_<Sampler>(module, "Sampler")
         .def(py::init([](int32_t n_vocab, float temperature, int32_t top_k, float top_p, float min_p,
                          float repeat_penalty, int32_t repeat_last_n, uint32_t seed) {
@@ -240,7 +242,8 @@ void register_session(py::module_& module) {
              }),
              py::arg("n_vocab"), py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
              py::arg("min_p"), py::arg("repeat_penalty"), py::arg("repeat_last_n"), py::arg("seed"))
-        .def("accept", [](Sampler& sampler, const Tokens& tokens) { sampler.accept(to_vector(tokens)); })
+        .def("accept",
+             [](Sampler& sampler, const Tokens& tokens) { sampler.accept(to_vector<int32_t>(tokens)); })
         .def("next", &Sampler::next, py::arg("session"), ReleaseGil());
 }
 

@@ -50,7 +50,7 @@
 
 /* What this header describes; coe_native_abi_version tells what the library does. Raised by one whenever a
  * function or a type of this header changes. */
-#define COE_NATIVE_ABI_VERSION 3
+#define COE_NATIVE_ABI_VERSION 4
 
 #ifdef __cplusplus
 extern "C" {
@@ -146,11 +146,15 @@ COE_API const uint64_t* coe_profile_tokens(const coe_profile* profile);
 COE_API const int64_t* coe_profile_histograms(const coe_profile* profile);
 COE_API const double* coe_profile_weight_sum(const coe_profile* profile);
 
+/* Reads a profile's file; to be freed with coe_profile_free. One that was imported from another tool's counts
+ * has no weights (all weight_sum are 0), or no ranks (top_k is 1: all choices are counted at rank 0). */
+COE_API coe_profile* coe_profile_load(const char* path);
+
 /* Adds the counts of another profile of the same model, of another context for example. */
 COE_API int32_t coe_profile_merge(coe_profile* profile, const coe_profile* other);
 
 /* Writes the profile's file, whole or not at all; one that exists is replaced. source: what the text was, in
- * a few words; it is written into the file. */
+ * a few words; it is written into the file, beside the corpora of profiles that were loaded. */
 COE_API int32_t coe_profile_save(const coe_profile* profile, const char* path, const char* source);
 
 #ifdef __cplusplus

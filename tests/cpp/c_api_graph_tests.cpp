@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "allocation_watch.h"
+#include "capture/live_profiler.h"
 #include "check.h"
 #include "coe_native.h"
-#include "live_profiler.h"
 #include "router_graph.h"
 
 namespace {

@@ -4,9 +4,9 @@
 #include <random>
 #include <vector>
 
+#include "base/parallel.h"
 #include "check.h"
-#include "distributions.h"
-#include "parallel.h"
+#include "llama/distributions.h"
 
 namespace {
 

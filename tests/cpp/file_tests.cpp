@@ -6,11 +6,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/sha256.h"
 #include "check.h"
-#include "mask_file.h"
-#include "profile_file.h"
-#include "router_layout.h"
-#include "sha256.h"
+#include "formats/atomic_file.h"
+#include "formats/mask_file.h"
+#include "formats/profile_file.h"
+#include "model/router_layout.h"
 
 namespace {
 
@@ -41,7 +42,7 @@ RouterLayout layout() {
     made.fingerprint = "f00d";
     made.blocks = {0, 2, 10};
     made.top_k = {2, 1, 2};
-    made.n_experts = 8;
+    made.shape = {8, 2, 1, 1};
     return made;
 }
 
@@ -62,12 +63,18 @@ TEST(sha256_of_the_standards_examples) {
 }
 
 TEST(mask_files_are_read) {
-    const Mask mask = parse_mask(mask_text);
+    const coe::MaskFile file = parse_mask(mask_text);
+    const Mask& mask = file.mask;
     CHECK_EQUAL(mask.architecture, "olmoe");
     CHECK_EQUAL(mask.fingerprint, "f00d");
     CHECK_EQUAL(mask.keep, size_t{2});
     CHECK(mask.kept == (std::map<int, std::vector<int>>{{0, {1, 7}}, {2, {4, 5}}, {10, {0, 3}}}));
-    coe::check_mask(mask, layout());
+    mask.check_cut(layout());
+    CHECK_EQUAL(file.swaps.size(), size_t{1});
+    CHECK_EQUAL(file.swaps[0].incoming, int64_t{7});
+    CHECK_EQUAL(file.swaps[0].outgoing_score, 0.5);
+    CHECK(file.unplaced == (std::vector<std::pair<int64_t, int64_t>>{{2, 6}}));
+    CHECK_EQUAL(file.provenance, "{\"model\":\"x\"}");
 }
 
 TEST(damaged_masks_are_refused) {
@@ -76,75 +83,74 @@ TEST(damaged_masks_are_refused) {
         const char* by;
         const char* why;
     } cases[] = {
-        {"expert-mask", "other", "is no mask"},
+        {"expert-mask", "other", "not a mask"},
         {"\"version\": 1", "\"version\": 2", "mask version 2"},
-        {"\"version\": 1", "\"version\": 1.5", "version is no number"},
-        {"\"version\": 1", "\"version\": \"1\"", "version is no number"},
+        {"\"version\": 1", "\"version\": 1.5", "version"},
+        {"\"version\": 1", "\"version\": \"1\"", "version"},
         {"\"version\": 1, ", "", "damaged"},
         {"\"olmoe\"", "3", "damaged"},
-        {"\"keep\": 2", "\"keep\": 9", "keep is no count"},
-        {"\"keep\": 2", "\"keep\": 0", "keep is no count"},
+        {"\"keep\": 2", "\"keep\": 9", "keep is not"},
+        {"\"keep\": 2", "\"keep\": 0", "keep is not"},
         {"\"keep\": 2", "\"keep\": 3", "must keep 3"},
-        {"\"expert_count\": 8", "\"expert_count\": 1e99", "expert_count is no count"},
-        {"\"expert_count\": 8", "\"expert_count\": 18446744073709551616", "expert_count is no count"},
-        {"[1, 7]", "[1, 8]", "outside 0 to 7 in block 0"},
-        {"[1, 7]", "[-1, 7]", "outside 0 to 7 in block 0"},
+        {"\"expert_count\": 8", "\"expert_count\": 1e99", "expert_count is not"},
+        {"\"expert_count\": 8", "\"expert_count\": 18446744073709551616", "expert_count is not"},
+        {"[1, 7]", "[1, 8]", "from 0 to 7"},
+        {"[1, 7]", "[-1, 7]", "from 0 to 7"},
         {"[1, 7]", "[7, 1]", "ascending"},
         {"[1, 7]", "[7, 7]", "ascending"},
         {"[1, 7]", "7", "damaged"},
-        {"[1, 7]", "[1, 7", "damaged"},
+        {"[1, 7]", "[1, 7", "not a mask"},
         {"\"incoming\": 7, ", "", "damaged"},
-        {"\"stage\": 3", "\"stage\": 4", "second pass or the third"},
-        {"[[2, 6]]", "[[2]]", "pairs of block and expert"},
+        {"\"stage\": 3", "\"stage\": 4", "stage"},
+        {"[[2, 6]]", "[[2]]", "pairs"},
         {"{\"model\": \"x\"}", "[]", "provenance is not an object"},
-        {"\"10\"", "\"4096\"", "no block index"},
-        {"\"10\"", "\"-10\"", "no block index"},
-        {"\"10\"", "\"010\"", "no block index"},
-        {"\"10\"", "\"99999999999999999999\"", "no block index"},
+        {"\"10\"", "\"4096\"", "block index"},
+        {"\"10\"", "\"-10\"", "block index"},
+        {"\"10\"", "\"010\"", "block index"},
+        {"\"10\"", "\"99999999999999999999\"", "block index"},
     };
     for (const auto& wrong : cases) {
         CHECK_THROWS(std::invalid_argument, wrong.why, parse_mask(replaced(mask_text, wrong.part, wrong.by)));
     }
-    CHECK_THROWS(std::invalid_argument, "is no mask", parse_mask("[]"));
-    CHECK_THROWS(std::invalid_argument, "is no mask", parse_mask(""));
-    CHECK_THROWS(std::invalid_argument, "is no mask", parse_mask(mask_text + std::string(1, '\0')));
+    CHECK_THROWS(std::invalid_argument, "not a mask", parse_mask("[]"));
+    CHECK_THROWS(std::invalid_argument, "not a mask", parse_mask(""));
+    CHECK_THROWS(std::invalid_argument, "not a mask", parse_mask(mask_text + std::string(1, '\0')));
     CHECK_THROWS(std::invalid_argument, "damaged", parse_mask(std::string(1 << 20, '[')));
 }
 
-TEST(masks_are_held_against_the_model) {
-    const Mask mask = parse_mask(mask_text);
+TEST(masks_are_checked_against_a_model) {
+    const Mask mask = parse_mask(mask_text).mask;
+    const auto refused = [&](const char* why, void (*change)(RouterLayout&)) {
+        RouterLayout other = layout();
+        change(other);
+        CHECK_THROWS(std::invalid_argument, why, (mask.check_cut(other), 0));
+    };
+    refused("other weights", [](RouterLayout& other) { other.fingerprint = "beef"; });
+    refused("architecture", [](RouterLayout& other) { other.architecture = "llama"; });
+    refused("MoE layers", [](RouterLayout& other) { other.blocks = {0, 2, 9}; });
+    refused("number of experts", [](RouterLayout& other) { other.shape.n_experts = 9; });
+    refused("a token needs 3", [](RouterLayout& other) { other.top_k = {2, 3, 2}; });
+    refused("because", [](RouterLayout& other) { other.obstacle = "because"; });
+    refused("another number", [](RouterLayout& other) { other.variant_n_experts = 2; });
+    refused("more experts than groups", [](RouterLayout& other) { other.least_keep = 3; });
+    refused("a group needs 2", [](RouterLayout& other) { other.shape.n_groups = 2; });
     RouterLayout other = layout();
     other.fingerprint = "beef";
-    CHECK_THROWS(std::invalid_argument, "another model", (check_mask(mask, other), 0));
+    other.old_fingerprint = "f00d";  // as version 0.1.0 computed it
+    mask.check_cut(other);
+    const Mask uneven =
+        parse_mask(
+            R"({"format": "coe-native.expert-mask", "version": 1, "architecture": "olmoe", "fingerprint": "f00d",
+            "expert_count": 8, "keep": 4, "layers": {"0": [0, 1, 4, 5], "2": [0, 1, 2, 7], "10": [2, 3, 6, 7]}})")
+            .mask;
+    uneven.check_cut(layout());
     other = layout();
-    other.blocks = {0, 2, 9};
-    CHECK_THROWS(std::invalid_argument, "another model", (check_mask(mask, other), 0));
+    other.shape.n_groups = 2;
+    CHECK_THROWS(std::invalid_argument, "blocks [2]", (uneven.check_cut(other), 0));
+    uneven.check_model(other);
     other = layout();
-    other.n_experts = 9;
-    CHECK_THROWS(std::invalid_argument, "another model", (check_mask(mask, other), 0));
-    other = layout();
-    other.top_k = {2, 3, 2};
-    CHECK_THROWS(std::invalid_argument, "a token needs 3", (check_mask(mask, other), 0));
-    other = layout();
-    other.obstacle = "because";
-    CHECK_THROWS(std::invalid_argument, "cannot be used: because", (check_mask(mask, other), 0));
-    other = layout();
-    other.variant_n_experts = 2;
-    CHECK_THROWS(std::invalid_argument, "a variant of its own", (check_mask(mask, other), 0));
-    other = layout();
-    other.least_keep = 3;
-    CHECK_THROWS(std::invalid_argument, "more than groups of them", (check_mask(mask, other), 0));
-    other = layout();
-    other.n_groups = 2;
-    CHECK_THROWS(std::invalid_argument, "each of the 2 groups needs 2", (check_mask(mask, other), 0));
-    const Mask uneven = parse_mask(
-        R"({"format": "coe-native.expert-mask", "version": 1, "architecture": "olmoe", "fingerprint": "f00d",
-            "expert_count": 8, "keep": 4, "layers": {"0": [0, 1, 4, 5], "2": [0, 1, 2, 7], "10": [2, 3, 6, 7]}})");
-    check_mask(uneven, layout());
-    CHECK_THROWS(std::invalid_argument, "groups of experts in block 2", (check_mask(uneven, other), 0));
-    other = layout();
-    other.architecture = other.fingerprint = "unknown";  // given sizes fit any model of them
-    check_mask(mask, other);
+    other.architecture = other.fingerprint = "unknown";  // given sizes, which fit any model of them
+    mask.check_cut(other);
 }
 
 TEST(files_are_written_whole_or_not_at_all) {
@@ -163,7 +169,7 @@ TEST(files_are_written_whole_or_not_at_all) {
     CHECK_EQUAL(n_files(), 1);
     CHECK_THROWS(std::runtime_error, "cannot be written",
                  (coe::write_file((directory / "no" / "profile.gguf").string(), {1}), 0));
-    CHECK_THROWS(std::runtime_error, "no regular file", (coe::write_file(directory.string(), {1}), 0));
+    CHECK_THROWS(std::runtime_error, "regular file", (coe::write_file(directory.string(), {1}), 0));
     CHECK_EQUAL(n_files(), 1);
 #ifndef _WIN32
     const fs::path link = directory / "link.gguf";
@@ -191,4 +197,107 @@ TEST(layouts_of_what_is_no_model_are_refused) {
     std::ofstream(path, std::ios::binary) << std::string("GGUF\3\0\0\0", 8) << std::string(16, '\0');
     CHECK_THROWS(std::invalid_argument, "names no architecture", coe::read_router_layout(path.string()));
     fs::remove(path);
+}
+
+namespace {
+
+coe::Profile small_profile() {
+    coe::Profile profile;
+    profile.architecture = "olmoe";
+    profile.model_name = "a model";
+    profile.fingerprint = "f00d";
+    profile.blocks = {0, 3};
+    profile.n_experts = 3;
+    profile.n_ranks = 2;
+    profile.n_tokens = 4;
+    profile.layer_tokens = {4, 4};
+    profile.histograms = {4, 0, 0, 3, 0, 1, 1, 1, 1, 2, 2, 1};
+    profile.weight_sum = coe::ExactSums(std::vector<double>(12, 0.25), std::vector<double>(12, 0.0));
+    profile.corpora = {{"text", 1, 4, "abc", {1}, 1, ""}};
+    return profile;
+}
+
+coe::Profile read_back(const coe::Profile& profile) {
+    const std::vector<uint8_t> bytes = coe::encode_profile(profile);
+    const std::filesystem::path path =
+        std::filesystem::temp_directory_path() / ("coe-profile-" + std::to_string(std::rand()) + ".gguf");
+    coe::write_file(path.string(), bytes);
+    const coe::Profile found = coe::decode_profile(coe::GgufFile(path.string()));
+    std::filesystem::remove(path);
+    return found;
+}
+
+}  // namespace
+
+TEST(profiles_are_read_back) {
+    coe::Profile profile = small_profile();
+    profile.check();
+    coe::Profile found = read_back(profile);
+    CHECK(found.histograms == profile.histograms);
+    CHECK(found.weight_sum.sums() == profile.weight_sum.sums());
+    CHECK(found.blocks == profile.blocks);
+    CHECK_EQUAL(found.model_name, "a model");
+    CHECK_EQUAL(found.corpora.at(0).tokens, uint64_t{4});
+    CHECK(!found.outputs);
+
+    profile.outputs = coe::OutputSums{coe::ExactSums(6), coe::ExactSums(6)};
+    profile.layer_tokens = {4, 0};
+    std::fill(profile.histograms.begin() + 6, profile.histograms.end(), 0);
+    profile.check();
+    found = read_back(profile);
+    CHECK(found.outputs.has_value());
+    CHECK(found.layer_tokens == profile.layer_tokens);
+    CHECK((found.layer_top_k() == std::vector<int64_t>{2, 0}));
+}
+
+TEST(profiles_that_no_run_can_have_are_refused) {
+    const auto refused = [](const char* why, void (*change)(coe::Profile&)) {
+        coe::Profile profile = small_profile();
+        change(profile);
+        CHECK_THROWS(std::invalid_argument, why, (profile.check(), 0));
+    };
+    refused("choices", [](coe::Profile& p) { p.histograms[0] = 3; });
+    refused("chosen -1 times", [](coe::Profile& p) { p.histograms[0] = -1; });
+    refused("ascending", [](coe::Profile& p) { p.blocks = {3, 0}; });
+    refused("different blocks", [](coe::Profile& p) { p.blocks = {0, 5000}; });
+    refused("one shape", [](coe::Profile& p) { p.n_experts = 4; });
+    refused("groups", [](coe::Profile& p) { p.n_groups = 3, p.n_groups_used = 3; });
+    refused("sum of them", [](coe::Profile& p) { p.has_weights = false; });
+    refused("tokens", [](coe::Profile& p) { p.layer_tokens = {5, 4}; });
+    refused("shard", [](coe::Profile& p) { p.corpora[0].shards = {2}; });
+    refused("finite", [](coe::Profile& p) {
+        p.weight_sum = coe::ExactSums(std::vector<double>(12, 1e60), std::vector<double>(12, 0.0));
+    });
+    refused("last digit", [](coe::Profile& p) {
+        p.weight_sum = coe::ExactSums(std::vector<double>(12, 0.25), std::vector<double>(12, 1.0));
+    });
+}
+
+TEST(profiles_of_one_model_are_added) {
+    coe::Profile sum = small_profile();
+    sum.add(small_profile());
+    sum.check();
+    CHECK_EQUAL(sum.n_tokens, uint64_t{8});
+    CHECK_EQUAL(sum.histograms[0], int64_t{8});
+    CHECK_EQUAL(sum.weight_sum.sums()[0], 0.5);
+    CHECK_EQUAL(sum.corpora.size(), size_t{2});
+    coe::Profile other = small_profile();
+    other.fingerprint = "beef";
+    CHECK_THROWS(std::invalid_argument, "router weights", (sum.add(other), 0));
+    other = small_profile();
+    other.outputs = coe::OutputSums{coe::ExactSums(6), coe::ExactSums(6)};
+    CHECK_THROWS(std::invalid_argument, "activation norms", (sum.add(other), 0));
+}
+
+TEST(shards_become_one_record) {
+    const coe::CorpusRecord first = {"text", 1, 4, "abc", {1}, 3, "run"};
+    coe::CorpusRecord second = first;
+    second.shards = {2, 3};
+    std::vector<coe::CorpusRecord> joined = coe::join_corpora({first}, {second});
+    CHECK_EQUAL(joined.size(), size_t{1});
+    CHECK_EQUAL(joined[0].n_shards, uint64_t{1});
+    CHECK_EQUAL(joined[0].tokens, uint64_t{8});
+    CHECK_THROWS(std::invalid_argument, "each once", coe::join_corpora({first}, {first}));
+    second.run = "another";
+    CHECK_THROWS(std::invalid_argument, "each once", coe::join_corpora({first}, {second}));
 }

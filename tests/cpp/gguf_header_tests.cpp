@@ -8,7 +8,7 @@
 #include "allocation_watch.h"
 #include "check.h"
 #include "ggml.h"
-#include "gguf_header.h"
+#include "gguf/gguf_header.h"
 
 namespace {
 

@@ -5,11 +5,11 @@
 #include <stdexcept>
 #include <vector>
 
+#include "capture/live_mask.h"
+#include "capture/router_hooks.h"
 #include "check.h"
 #include "ggml.h"
-#include "live_mask.h"
 #include "router_graph.h"
-#include "router_hooks.h"
 
 namespace {
 

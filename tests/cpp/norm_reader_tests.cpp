@@ -5,10 +5,10 @@
 #include <random>
 #include <vector>
 
+#include "capture/norm_reader.h"
 #include "check.h"
 #include "ggml-backend.h"
 #include "ggml.h"
-#include "norm_reader.h"
 
 namespace {
 

@@ -17,14 +17,14 @@
 #include <utility>
 #include <vector>
 
+#include "capture/live_profiler.h"
+#include "capture/router_hooks.h"
+#include "formats/mask_file.h"
 #include "ggml-backend.h"
 #include "graph_replay.h"
-#include "live_profiler.h"
 #include "llama.h"
-#include "mask_file.h"
+#include "model/router_layout.h"
 #include "node_orders.h"
-#include "router_hooks.h"
-#include "router_layout.h"
 
 namespace {
 
@@ -140,16 +140,16 @@ class Checker {
         coe::Mask mask;
         mask.fingerprint = layout_.fingerprint;
         mask.architecture = layout_.architecture;
-        mask.n_experts = layout_.n_experts;
-        mask.keep = layout_.n_experts / 2;
+        mask.n_experts = layout_.shape.n_experts;
+        mask.keep = layout_.shape.n_experts / 2;
         for (const int block : layout_.blocks) {
-            for (size_t expert = 1; expert < layout_.n_experts; expert += 2) {
+            for (size_t expert = 1; expert < layout_.shape.n_experts; expert += 2) {
                 mask.kept[block].push_back(static_cast<int>(expert));
             }
             kept_.push_back(mask.kept[block]);
         }
         try {
-            coe::check_mask(mask, layout_);
+            mask.check_cut(layout_);
             can_be_masked_ = true;
         } catch (const std::invalid_argument&) {
             can_be_masked_ = false;
@@ -161,7 +161,7 @@ class Checker {
     size_t n_layers() const { return layout_.blocks.size(); }
 
     Found run(const Watching& watching, const Scheduler& schedule) const {
-        coe::RouterTap tap(layout_.blocks, layout_.n_experts, layout_.top_k);
+        coe::RouterTap tap(layout_.blocks, layout_.shape.n_experts, layout_.top_k);
         if (watching.outputs) {
             tap.watch_outputs(n_threads);
         }
@@ -170,7 +170,7 @@ class Checker {
         coe::RouterHooks hooks;
         hooks.tap = &tap;
         if (watching.masked) {
-            hooks.mask.set(layout_.blocks, kept_, layout_.n_experts);
+            hooks.mask.set(layout_.blocks, kept_, layout_.shape.n_experts);
         }
         Found found;
         for (size_t i = 0; i < graphs_.size(); ++i) {
@@ -196,7 +196,7 @@ class Checker {
     // The same in a host's own context. `announced`: it tells of its decodes; else the counts are looked at
     // between them.
     Found run_live(bool announced, const Scheduler& schedule) const {
-        coe::LiveProfiler live(layout_.blocks, layout_.n_experts, layout_.top_k);
+        coe::LiveProfiler live(layout_.blocks, layout_.shape.n_experts, layout_.top_k);
         for (const RecordedGraph& graph : graphs_) {
             if (announced) {
                 live.begin_decode();

@@ -2,9 +2,9 @@
 #include <string>
 #include <vector>
 
+#include "base/ggml_check.h"
+#include "capture/router_nodes.h"
 #include "check.h"
-#include "ggml_check.h"
-#include "router_nodes.h"
 
 namespace {
 

@@ -6,10 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include "capture/router_hooks.h"
+#include "capture/router_tap.h"
 #include "check.h"
 #include "router_graph.h"
-#include "router_hooks.h"
-#include "router_tap.h"
 
 namespace {
 

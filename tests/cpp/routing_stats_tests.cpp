@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "capture/routing_stats.h"
 #include "check.h"
-#include "routing_stats.h"
 
 namespace {
 

@@ -7,7 +7,7 @@
 
 #include "check.h"
 #include "ggml.h"
-#include "tensor_blocks.h"
+#include "gguf/tensor_blocks.h"
 
 namespace {
 

@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "session.h"
+#include "llama/session.h"
 
 namespace {
 

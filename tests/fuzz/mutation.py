@@ -149,7 +149,7 @@ class Mutator:
     def _gguf(self, data: bytes) -> bytes:
         """One field of the header, as long as it is still one."""
         try:
-            header = core.read_gguf_header(data, 2**50)
+            header = core.GgufFile(b"", data, 2**50).header
         except core.GgufError:
             return data
         fields = list(self._gguf_fields(data, header))

@@ -76,7 +76,6 @@ def model(data: bytes) -> None:
     try:
         moe = coe.MoeModel(path)
         json.dumps(facts_of(moe))
-        moe.context_bytes(4096)
         for keep in {moe.top_k, moe.n_experts // 2, moe.n_experts} - {0}:
             if keep <= 512:
                 kept = {block: tuple(range(keep)) for block in moe.blocks}

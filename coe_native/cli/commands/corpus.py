@@ -43,7 +43,7 @@ def stats_command(
     import contextlib
 
     from coe_native.corpus.read import read_corpus
-    from coe_native.llama.loaded_model import Model
+    from coe_native.llama.loaded_model import LoadedModel
 
     with needs_extra("corpus"):
         import datasketch  # noqa: F401
@@ -53,9 +53,11 @@ def stats_command(
     say_skipped(read)
     with contextlib.ExitStack() as stack:
         loaded = (
-            None if model is None else stack.enter_context(Model(model, n_ctx=32, n_batch=32, tokenizer_only=True))
+            None
+            if model is None
+            else stack.enter_context(LoadedModel(model, n_ctx=32, n_batch=32, tokenizer_only=True))
         )
-        found = stats(read, loaded, threshold=near)
+        found = stats(read, None if loaded is None else loaded.text, threshold=near)
     if as_json:
         print_json({"sources": [asdict(source) for source in found]})
         return

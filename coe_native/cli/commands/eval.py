@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.options import field_option, json_option, model_options, open_model
+from coe_native.cli.options import field_option, json_option, model_options
 from coe_native.cli.output import print_json, print_table, say_skipped
 from coe_native.cli.types import FILE
+
+if TYPE_CHECKING:
+    from coe_native.llama.options import ModelOptions
 
 
 @click.command(name="eval", cls=Command)
@@ -22,7 +25,7 @@ from coe_native.cli.types import FILE
 @click.option("--mask", "mask_path", type=FILE, help="Mask MODEL live, and so judge a specialist unwritten.")
 @click.option("--reference", type=FILE, help="Model to measure the KL divergence and top-1 agreement to.")
 @field_option
-@model_options
+@model_options()
 @json_option
 def command(
     model: Path,
@@ -30,27 +33,28 @@ def command(
     mask_path: Path | None,
     reference: Path | None,
     field: str | None,
+    options: ModelOptions,
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Measure MODEL's perplexity on held-out text, by llama-perplexity's protocol."""
     import contextlib
 
     from coe_native.corpus.read import read_corpus
     from coe_native.evaluation.perplexity import evaluate, evaluate_masks
+    from coe_native.llama.loaded_model import LoadedModel
     from coe_native.masks.expert_mask import ExpertMask
 
     read = [read_corpus(path, field) for path in texts]
     say_skipped(read)
     mask = None if mask_path is None else ExpertMask.load(mask_path)
     with contextlib.ExitStack() as stack:
-        loaded = stack.enter_context(open_model(model, **options))
+        loaded = stack.enter_context(LoadedModel(model, options))
         if mask is not None and reference is not None and _same_file(reference, model):
             results = [evaluate_masks(loaded, text, [mask])[1][0] for text in read]  # one load is enough
         else:
             if mask is not None:
                 loaded.apply(mask)
-            other = None if reference is None else stack.enter_context(open_model(reference, **options))
+            other = None if reference is None else stack.enter_context(LoadedModel(reference, options))
             results = [evaluate(loaded, text, reference=other) for text in read]
     if as_json:
         mask_name = None if mask_path is None else str(mask_path)

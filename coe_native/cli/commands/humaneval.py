@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.options import force_option, json_option, model_options_with, open_model
+from coe_native.cli.options import force_option, json_option, model_options
 from coe_native.cli.output import print_json, say
 from coe_native.cli.progress import problem_progress
 from coe_native.cli.types import COUNT, FILE
@@ -17,6 +17,7 @@ from coe_native.units import counted
 
 if TYPE_CHECKING:
     from coe_native.evaluation.sandbox import Outcome
+    from coe_native.llama.options import ModelOptions
 
 
 @click.command(name="humaneval", cls=Command)
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 @click.option("--max-tokens", type=COUNT, default=16384, show_default=True, help="Maximum tokens of an answer.")
 @click.option("--stop", multiple=True, help="End an answer before this text (repeatable); \\n for a new line.")
 @click.option("--resume", is_flag=True, help="Go on with OUTPUT, if it is there.")
-@model_options_with(ctx=8192)
+@model_options(ctx=8192)
 @force_option
 @json_option
 def command(
@@ -65,9 +66,9 @@ def command(
     max_tokens: int,
     stop: tuple[str, ...],
     resume: bool,
+    options: ModelOptions,
     force: bool,
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Let MODEL solve programming problems with thinking off, and count those that it solves at once (pass@1).
 
@@ -78,8 +79,9 @@ def command(
     """
     from coe_native.evaluation.humaneval import RAW_STOPS, Results, Solver, read_problems, solve
     from coe_native.llama.generation import Sampling
+    from coe_native.llama.loaded_model import LoadedModel
     from coe_native.masks.expert_mask import ExpertMask
-    from coe_native.model.header import MoeModel
+    from coe_native.model.header import ModelHeader
 
     judge = _judge(allow_unisolated) if allow_code_execution else None
     given = tuple(path for path in (problems, mask_path) if path is not None)
@@ -88,8 +90,8 @@ def command(
     sampling = Sampling(temperature, top_k, top_p, repeat_penalty=repeat_penalty, seed=seed)
     stops = tuple(text.replace("\\n", "\n") for text in stop) or (RAW_STOPS if raw else ())
     mask = None if mask_path is None else ExpertMask.load(mask_path)
-    inputs = (*MoeModel(model).paths, *given)
-    with open_model(model, **options) as loaded, problem_progress(len(read)) as progress:
+    inputs = (*ModelHeader(model).paths, *given)
+    with LoadedModel(model, options) as loaded, problem_progress(len(read)) as progress:
         if mask is not None:
             loaded.apply(mask)
         solver = Solver(loaded, sampling, max_tokens, stops, raw)

@@ -29,10 +29,10 @@ def command(file: Path, output: Path, model: Path | None, experts: int | None, f
     from coe_native.files.atomic import check_target
     from coe_native.importers.import_file import import_file
     from coe_native.masks.expert_mask import ExpertMask
-    from coe_native.model.header import MoeModel
+    from coe_native.model.header import ModelHeader
 
     check_target(output, force=force, inputs=(file,) if model is None else (file, model))
-    moe = None if model is None else MoeModel(model)
+    moe = None if model is None else ModelHeader(model)
     found = import_file(file, model=moe, n_experts=experts)
     found.save(output, force=force)
     if isinstance(found, ExpertMask):

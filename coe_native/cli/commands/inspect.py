@@ -11,56 +11,56 @@ import click
 import msgspec
 
 from coe_native.cli.command import Command
-from coe_native.cli.keeping import fit_option, fitting, has_fused_topk, placement, slower_on_cuda
-from coe_native.cli.options import json_option, placement_options
+from coe_native.cli.mask_options import fit_option, has_fused_topk, slower_on_cuda
+from coe_native.cli.options import CTX_IN_USE, for_use, json_option, placement_options
 from coe_native.cli.output import print_json, print_table
 from coe_native.cli.types import COUNT, FILE
 from coe_native.errors import InputError, printable
 from coe_native.units import gibibytes, gigabytes
 
 if TYPE_CHECKING:
-    from coe_native.model.header import MoeModel
+    from coe_native.llama.options import ModelOptions
+    from coe_native.model.header import ModelHeader
 
 
 @click.command(name="inspect", cls=Command)
 @click.argument("model", type=FILE)
-@click.option("--keep", type=int, help="Also show the size of a specialist with so many experts a layer.")
+@click.option("--keep", type=int, help="Also show the size of a specialist with this many experts a layer.")
 @fit_option
-@click.option("--ctx", type=COUNT, help="Also show what is needed to run it with a context of so many tokens.")
-@placement_options
+@click.option("--ctx", "n_ctx", type=COUNT, help="Also show the memory needed with a context of this many tokens.")
+@placement_options(with_ctx=False)
 @json_option
 def command(
-    model: Path, keep: int | None, fit_bytes: int | None, ctx: int | None, as_json: bool, **options: Any
+    model: Path, keep: int | None, fit_bytes: int | None, n_ctx: int | None, options: ModelOptions, as_json: bool
 ) -> None:
-    """Show what MODEL's header says of its experts, and what it and specialists of it need. No weight is loaded.
+    """Show what MODEL's header says about its experts, and what it and its specialists need. Loads no weights.
 
-    Memory is by llama.cpp's own accounts: of the GPUs where there are any, else of the machine.
+    Memory is what llama.cpp would allocate: on the GPUs if there are any, else all of it.
     """
-    from coe_native.model.header import MoeModel
-    from coe_native.surgery.fit import memory_of
+    from coe_native.model.header import ModelHeader
+    from coe_native.surgery.fit import largest_keep_that_fits, memory_of
 
     if keep is not None and fit_bytes is not None:
         raise InputError("--keep says how many experts stay, and --fit asks for it: give one of them")
-    moe = MoeModel(model)
+    moe = ModelHeader(model)
     facts = facts_of(moe)
-    n_ctx = 8192 if ctx is None else ctx
+    use = for_use(options, n_ctx or CTX_IN_USE)
     if fit_bytes is not None:
-        keep = fitting({"fit_bytes": fit_bytes, **options}, moe, n_ctx).keep
+        keep = largest_keep_that_fits(moe, fit_bytes, use).keep
     if keep is not None:
         moe.check_cut(keep)
         facts["specialist"] = {"keep": keep, "bytes": moe.specialist_bytes(keep)}
-    if ctx is not None or fit_bytes is not None:
-        place = placement(options, n_ctx)
-        facts["memory"] = {"ctx": n_ctx, **asdict(memory_of(moe, moe.n_experts, place))}
+    if n_ctx is not None or fit_bytes is not None:
+        facts["memory"] = {"ctx": use.n_ctx, **asdict(memory_of(moe, moe.n_experts, use))}
         if keep is not None:
-            facts["specialist"]["memory"] = asdict(memory_of(moe, keep, place))
+            facts["specialist"]["memory"] = asdict(memory_of(moe, keep, use))
     if as_json:
         print_json(facts)
     else:
         _print(facts)
 
 
-def facts_of(moe: MoeModel) -> dict[str, Any]:
+def facts_of(moe: ModelHeader) -> dict[str, Any]:
     """All that a model's header says, as JSON has it."""
     kinds: dict[tuple[str, str], list[Any]] = {}
     for layer in moe.layers:
@@ -76,7 +76,7 @@ def facts_of(moe: MoeModel) -> dict[str, Any]:
         "files": len(moe.files),
         "blocks": moe.n_blocks,
         "moe_layers": moe.blocks,
-        "mtp_layers": [layer.block for layer in moe.layers if layer.block in moe.mtp_blocks],
+        "mtp_layers": [layer.block for layer in moe.mtp_layers],
         "experts": moe.n_experts,
         "top_k": moe.top_k,
         "layer_top_k": [layer.top_k for layer in moe.routed_layers],
@@ -100,7 +100,7 @@ def facts_of(moe: MoeModel) -> dict[str, Any]:
     }
 
 
-def _mask(moe: MoeModel) -> dict[str, Any]:
+def _mask(moe: ModelHeader) -> dict[str, Any]:
     """What was done to the model."""
     if moe.surgery is None:
         return {}

@@ -25,12 +25,12 @@ def command(model: Path, domain: str, system: str | None, output: Path | None, f
     The prefill is how the model's own chat template begins an answer with the thinking block closed.
     """
     from coe_native.files.atomic import check_target, replacing
-    from coe_native.llama.loaded_model import Model
+    from coe_native.llama.loaded_model import LoadedModel
     from coe_native.recipes.modelfile import usage
 
     if output is not None:
         check_target(output, force=force, inputs=(model,))
-    with Model(model, n_ctx=32, n_batch=32, tokenizer_only=True) as loaded:
+    with LoadedModel(model, n_ctx=32, n_batch=32, tokenizer_only=True) as loaded:
         how = usage(loaded, domain=domain, system=system)
     if output is not None:
         with replacing(output) as file:

@@ -17,16 +17,16 @@ from coe_native.cli.options import (
     json_option,
     method_option,
     model_options,
-    open_model,
 )
 from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.progress import token_progress
 from coe_native.cli.types import FILE
 from coe_native.errors import InputError
-from coe_native.routing.stats import STATS
+from coe_native.routing.stats import STATS, Stats, parse_stats
 
 if TYPE_CHECKING:
     from coe_native.corpus.bundles import Shard
+    from coe_native.llama.options import ModelOptions
     from coe_native.masks.stability import Stability
     from coe_native.model.router_shape import RouterShape
 
@@ -53,7 +53,7 @@ class _Shard(click.ParamType["Shard"]):
 @click.option(
     "--stats",
     type=click.Choice(STATS),
-    default="routing",
+    default=Stats.ROUTING.value,
     show_default=True,
     help="What to count: which experts are chosen, or also how much they contribute (see --method of mask).",
 )
@@ -82,7 +82,7 @@ class _Shard(click.ParamType["Shard"]):
 )
 @click.option("--keep", type=int, help="Experts that the mask for --until-stable keeps; half if not given.")
 @method_option
-@model_options
+@model_options()
 @force_option
 @json_option
 def command(
@@ -98,24 +98,25 @@ def command(
     until_stable: float | None,
     keep: int | None,
     method: str,
+    options: ModelOptions,
     force: bool,
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Run text through MODEL and write which experts its routers chose."""
     from coe_native.corpus.bundles import WHOLE
     from coe_native.corpus.read import read_corpus
     from coe_native.files.atomic import check_target
-    from coe_native.model.header import MoeModel
+    from coe_native.llama.loaded_model import LoadedModel
+    from coe_native.model.header import ModelHeader
     from coe_native.profiling.checkpoint import Checkpoint
     from coe_native.profiling.run import DOCUMENTS_AT_ONCE, Progress, check_options, profile_corpora
 
-    moe = MoeModel(model)
+    moe = ModelHeader(model)
     inputs = (*moe.paths, *corpora)
     check_target(output, force=force, inputs=inputs)
     checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
     until = _until(until_stable, keep, method, moe.router_shape)
-    check_options(shard or WHOLE, stats, until)
+    check_options(shard or WHOLE, parse_stats(stats), until)
     read = [read_corpus(path, field, skip_bad=skip_bad) for path in corpora]
     say_skipped(read)
     bad: list[str] = []
@@ -129,7 +130,7 @@ def command(
             leave_out(reason)
     last = Progress(0, 0, 0.0)
     with (
-        open_model(model, n_sequences=DOCUMENTS_AT_ONCE, **options) as loaded,
+        LoadedModel(model, options, n_sequences=DOCUMENTS_AT_ONCE) as loaded,
         token_progress("profiling") as show,
     ):
 
@@ -187,6 +188,7 @@ def command(
 
 def _until(threshold: float | None, keep: int | None, method: str, shape: RouterShape) -> Stability | None:
     """What ends a run before its text does, if anything."""
+    from coe_native.masks.options import MaskOptions
     from coe_native.masks.stability import Stability
 
     if threshold is None:
@@ -195,7 +197,7 @@ def _until(threshold: float | None, keep: int | None, method: str, shape: Router
         return None
     keep = shape.half if keep is None else keep
     shape.check_keep(keep)
-    return Stability(threshold, {"keep": keep, "method": method})
+    return Stability(threshold, MaskOptions(keep=keep, method=method))
 
 
 def _say_stable(until: Stability) -> None:

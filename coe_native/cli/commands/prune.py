@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.keeping import ctx_option, mask_arguments, mask_options
+from coe_native.cli.mask_options import MaskChoice, mask_options
 from coe_native.cli.options import force_option, json_option, load_profile, placement_options, split_option
 from coe_native.cli.output import print_json, say, size_of
 from coe_native.cli.progress import byte_progress
@@ -16,8 +16,9 @@ from coe_native.cli.types import FILE
 from coe_native.errors import InputError
 
 if TYPE_CHECKING:
+    from coe_native.llama.options import ModelOptions
     from coe_native.masks.expert_mask import ExpertMask
-    from coe_native.model.header import MoeModel
+    from coe_native.model.header import ModelHeader
 
 
 @click.command(name="prune", cls=Command)
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 @click.option("--mask", "mask_path", type=FILE, help="Mask file.")
 @click.option("--profile", type=FILE, help="Profile to make a mask from, with --keep or --fit: instead of --mask.")
 @mask_options
-@ctx_option
-@placement_options
+@placement_options()
 @click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")
 @click.option("--drop-mtp", is_flag=True, help="Leave out the layers that predict further tokens (MTP).")
 @split_option
@@ -36,22 +36,22 @@ def command(
     model: Path,
     mask_path: Path | None,
     profile: Path | None,
-    ctx: int,
     output: Path,
+    choice: MaskChoice,
+    options: ModelOptions,
     drop_mtp: bool,
     split_max_bytes: int | None,
     force: bool,
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Write MODEL with the kept experts only: smaller, and otherwise the same byte for byte."""
-    from coe_native.model.header import MoeModel
+    from coe_native.model.header import ModelHeader
     from coe_native.surgery.plan import safety_notice
     from coe_native.surgery.write import prune
 
-    mask = _mask(MoeModel(model), mask_path, profile, ctx, options)
+    mask = _mask(ModelHeader(model), mask_path, profile, choice, options)
     with byte_progress("pruning") as progress:
-        written = MoeModel(
+        written = ModelHeader(
             prune(
                 model,
                 mask,
@@ -59,7 +59,7 @@ def command(
                 drop_mtp=drop_mtp,
                 split_max_bytes=split_max_bytes,
                 force=force,
-                inputs=tuple(path for path in (mask_path, profile, options["reasoning"]) if path is not None),
+                inputs=tuple(path for path in (mask_path, profile, *choice.passes.inputs) if path is not None),
                 progress=progress,
             )
         )
@@ -73,17 +73,17 @@ def command(
 
 
 def _mask(
-    moe: MoeModel, mask_path: Path | None, profile: Path | None, ctx: int, options: dict[str, Any]
+    moe: ModelHeader, mask_path: Path | None, profile: Path | None, choice: MaskChoice, options: ModelOptions
 ) -> ExpertMask:
-    """The mask of a file, or one made on the spot."""
-    from coe_native.masks.build import build_mask
+    """Return the mask of a file, or one built from a profile."""
+    from coe_native.masks.build import build
     from coe_native.masks.expert_mask import ExpertMask
 
     if (mask_path is None) == (profile is None):
         raise InputError("prune needs --mask MASK, or --profile PROFILE with --keep or --fit, and not both")
     if profile is not None:
-        return build_mask(load_profile(profile), **mask_arguments(options, moe, ctx))
-    if options["keep"] is not None or options["fit_bytes"] is not None:
+        return build(load_profile(profile), choice.load(moe, options))
+    if choice.is_given:
         raise InputError(f"{mask_path}: says how many experts stay; --keep and --fit go with --profile")
     assert mask_path is not None
     return ExpertMask.load(mask_path)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.keeping import placement
-from coe_native.cli.options import force_option, json_option, needs_extra, placement_options
+from coe_native.cli.options import force_option, json_option, model_options, needs_extra
 from coe_native.cli.output import print_json, say
-from coe_native.cli.types import COUNT, FILE, THREADS
+from coe_native.cli.types import FILE
 from coe_native.errors import InputError
-from coe_native.routing.scores import METHODS, needs_outputs
+from coe_native.routing.scores import DEFAULT_METHOD, METHODS, needs_outputs
+
+if TYPE_CHECKING:
+    from coe_native.llama.options import ModelOptions
 
 
 @click.command(name="serve", cls=Command)
@@ -56,7 +58,7 @@ from coe_native.routing.scores import METHODS, needs_outputs
 @click.option(
     "--method",
     type=click.Choice([method for method in METHODS if not needs_outputs(method)]),
-    default="utility",
+    default=DEFAULT_METHOD,
     show_default=True,
     help="How its experts are scored: by which were chosen, which is all that is counted here.",
 )
@@ -74,10 +76,7 @@ from coe_native.routing.scores import METHODS, needs_outputs
     help="Compute logits of every prompt token: for clients that ask for logprobs, and to have all prompt tokens "
     "in the last layer's counts. Slower, and takes memory for context times vocabulary.",
 )
-@click.option("--ctx", type=COUNT, default=4096, show_default=True, help="Tokens of the longest conversation.")
-@click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once.")
-@click.option("--threads", type=THREADS, help="CPU threads; all cores if not given.")
-@placement_options
+@model_options(ctx=4096, rpc=False)
 @force_option
 @json_option
 def command(
@@ -94,23 +93,19 @@ def command(
     method: str,
     stable: float,
     logits_all: bool,
-    ctx: int,
-    batch: int,
-    threads: int | None,
+    options: ModelOptions,
     force: bool,
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Serve MODEL through an OpenAI-compatible API, and count which experts your prompts and its answers need.
 
     GET /routing shows the counts, POST /routing/save writes the profiles, POST /routing/mask applies the mask in
     its body, or with an empty one takes the mask away. No text is stored.
     """
-    from dataclasses import replace
-
     from coe_native.files.atomic import check_target
     from coe_native.masks.expert_mask import ExpertMask
-    from coe_native.model.header import MoeModel
+    from coe_native.masks.options import MaskOptions
+    from coe_native.model.header import ModelHeader
 
     with needs_extra("serve"):
         from coe_native.live.access import Address, new_key
@@ -118,7 +113,7 @@ def command(
         from coe_native.live.routing_state import LiveRouting
     from coe_native.masks.stability import Stability
 
-    moe = MoeModel(model)
+    moe = ModelHeader(model)
     if resume and force:
         raise InputError("--resume goes on from the files that are there; --force would begin anew: choose one")
     for path in LiveRouting.paths(output):
@@ -132,10 +127,9 @@ def command(
         model,
         output,
         address=Address(host, port, api_key, uds),
-        placement=replace(placement(options, ctx), n_batch=batch),
-        stability=Stability(stable, {"keep": keep, "method": method}),
+        options=options,
+        stability=Stability(stable, MaskOptions(keep=keep, method=method)),
         mask=None if mask_path is None else ExpertMask.load(mask_path),
-        n_threads=threads,
         logits_all=logits_all,
         save_every=save_every,
         resume=resume,

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.keeping import MASK_NAMES, mask_arguments, mask_options
+from coe_native.cli.mask_options import MaskChoice, mask_options
 from coe_native.cli.options import (
     corpus_option,
     field_option,
+    for_use,
     force_option,
     json_option,
     model_options,
-    open_model,
 )
 from coe_native.cli.output import print_table, say, say_skipped
 from coe_native.cli.progress import step_progress
 from coe_native.cli.types import COUNT, FILE
 from coe_native.units import gigabytes
+
+if TYPE_CHECKING:
+    from coe_native.llama.options import ModelOptions
 
 
 @click.command(name="specialise", cls=Command)
@@ -38,7 +41,7 @@ from coe_native.units import gigabytes
     help="Tokens of the context that is to fit too, with --fit.",
 )
 @field_option
-@model_options
+@model_options()
 @force_option
 @json_option
 def command(
@@ -48,30 +51,29 @@ def command(
     texts: tuple[Path, ...],
     fit_ctx: int,
     field: str | None,
+    choice: MaskChoice,
+    options: ModelOptions,
     force: bool,
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Profile, mask, prune, verify and evaluate MODEL for one kind of text, with a report beside the output."""
     from coe_native.corpus.read import read_corpus
-    from coe_native.model.header import MoeModel
+    from coe_native.llama.loaded_model import LoadedModel
+    from coe_native.model.header import ModelHeader
     from coe_native.profiling.run import DOCUMENTS_AT_ONCE
     from coe_native.recipes.specialise import check_outputs, specialise
     from coe_native.surgery.plan import safety_notice
 
-    reasoning = () if options["reasoning"] is None else (options["reasoning"],)
-    inputs = (*corpora, *texts, *reasoning)
-    moe = MoeModel(model)
+    inputs = (*corpora, *texts, *choice.passes.inputs)
+    moe = ModelHeader(model)
     check_outputs(output, force=force, inputs=(*moe.paths, *inputs))
-    arguments = mask_arguments(options, moe, fit_ctx)
-    for name in MASK_NAMES:
-        del options[name]
-    moe.check_cut(arguments["keep"])
+    chosen = choice.load(moe, for_use(options, fit_ctx))
+    moe.check_cut(chosen.keep)
     read = [read_corpus(path, field) for path in corpora]
     say_skipped(read)
     held_out = [read_corpus(path, field) for path in texts] or read
     with (
-        open_model(model, n_sequences=DOCUMENTS_AT_ONCE, **options) as parent,
+        LoadedModel(model, options, n_sequences=DOCUMENTS_AT_ONCE) as parent,
         step_progress() as watchers,
     ):
         made = specialise(
@@ -79,7 +81,7 @@ def command(
             read,
             output,
             texts=held_out,
-            mask_arguments=arguments,
+            mask_options=chosen,
             force=force,
             inputs=inputs,
             watchers=watchers,

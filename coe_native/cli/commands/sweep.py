@@ -10,31 +10,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.keeping import (
-    PASS_NAMES,
-    pass_arguments,
-    pass_options,
-    placement,
-    slower_on_cuda,
-)
+from coe_native.cli.mask_options import PassChoice, pass_options, slower_on_cuda
 from coe_native.cli.options import (
     field_option,
+    for_use,
     force_option,
     json_option,
     load_profile,
     model_options,
     needs_extra,
-    open_model,
 )
 from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.progress import token_progress
 from coe_native.cli.types import COUNT, FILE, Size
 from coe_native.errors import InputError
-from coe_native.routing.scores import METHODS, check_method
+from coe_native.routing.scores import DEFAULT_METHOD, METHODS, check_method
 from coe_native.units import gibibytes, gigabytes
 
 if TYPE_CHECKING:
     from coe_native.evaluation.sweep import Sweep, SweepPoint
+    from coe_native.llama.options import ModelOptions
 
 
 class _Text(click.ParamType[tuple[str, Path]]):
@@ -94,7 +89,7 @@ class _Share(click.ParamType[float]):
     "methods",
     type=click.Choice(METHODS),
     multiple=True,
-    default=("utility",),
+    default=(DEFAULT_METHOD,),
     show_default=True,
     help="How experts are scored (repeatable).",
 )
@@ -120,7 +115,7 @@ class _Share(click.ParamType[float]):
 @click.option("--plot", type=FILE, help="HTML page with a plot to write.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print everything as CSV.")
 @field_option
-@model_options
+@model_options()
 @force_option
 @json_option
 def command(
@@ -136,9 +131,10 @@ def command(
     plot: Path | None,
     as_csv: bool,
     field: str | None,
+    passes: PassChoice,
+    options: ModelOptions,
     force: bool,
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Judge MODEL under masks of many sizes, and show how small a specialist can be. No model is written.
 
@@ -147,11 +143,12 @@ def command(
     from coe_native.corpus.read import read_corpus
     from coe_native.evaluation.sweep import default_keeps, sweep
     from coe_native.files.atomic import check_target
-    from coe_native.model.header import MoeModel
+    from coe_native.llama.loaded_model import LoadedModel
+    from coe_native.model.header import ModelHeader
     from coe_native.surgery.fit import memory_of
 
     _check(texts, output, plot, as_csv=as_csv, as_json=as_json)
-    moe = MoeModel(model)
+    moe = ModelHeader(model)
     inputs = (*moe.paths, profile, *(path for _, path in texts))
     for path in (output, plot):
         if path is not None:
@@ -159,7 +156,7 @@ def command(
     if plot is not None:
         with needs_extra("report"):
             from coe_native.report.page import sweep_page
-    mask_options = pass_arguments({name: options.pop(name) for name in PASS_NAMES})
+    mask_passes = passes.load()
     routing = load_profile(profile)
     for method in methods:
         check_method(routing, method)
@@ -168,9 +165,9 @@ def command(
     tried = default_keeps(moe) if keeps is None else sorted(set(keeps))
     needed = {}
     if fit_bytes is not None:
-        place = placement(options, fit_ctx)
-        needed = {keep: memory_of(moe, keep, place).total for keep in (*tried, moe.n_experts)}
-    with open_model(model, **options) as parent, token_progress("judging") as progress:
+        use = for_use(options, fit_ctx)
+        needed = {keep: memory_of(moe, keep, use).total for keep in (*tried, moe.n_experts)}
+    with LoadedModel(model, options) as parent, token_progress("judging") as progress:
         found = sweep(
             parent,
             routing,
@@ -178,7 +175,7 @@ def command(
             keeps=tried,
             methods=methods,
             progress=progress,
-            **mask_options,
+            passes=mask_passes,
         )
     if output is not None:
         found.save(output, force=force)

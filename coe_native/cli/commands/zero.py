@@ -32,7 +32,7 @@ def command(
     """Write MODEL with the dropped experts' weights zeroed, as a copy or in place."""
     from coe_native.masks.check import check_mask
     from coe_native.masks.expert_mask import ExpertMask
-    from coe_native.model.header import MoeModel
+    from coe_native.model.header import ModelHeader
     from coe_native.surgery.in_place import zero_in_place
     from coe_native.surgery.write import zero
 
@@ -45,7 +45,7 @@ def command(
         result = {"output": str(output), "bytes": output.stat().st_size}
         message = f"{output}: {gigabytes(output.stat().st_size)}"
     else:
-        check_mask(mask, MoeModel(model, surgery_goes_on=True))
+        check_mask(mask, ModelHeader(model, surgery_goes_on=True))
         _confirm(model, yes)
         with byte_progress("zeroing") as progress:
             zeroed = zero_in_place(model, mask, progress=progress)

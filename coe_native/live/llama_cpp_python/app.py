@@ -38,8 +38,8 @@ from coe_native.live.llama_cpp_python.requests import (
 )
 from coe_native.llama.deep_stack import with_stack_for
 from coe_native.llama.memory import check_context
-from coe_native.model.header import MoeModel
-from coe_native.surgery.fit import Placement
+from coe_native.llama.options import ModelOptions
+from coe_native.model.header import ModelHeader
 
 _ERROR = 4
 """ggml.h's GGML_LOG_LEVEL_ERROR; llama-cpp-python goes by older numbers, shows warnings and hides errors."""
@@ -90,25 +90,25 @@ class _ServerSettings(_ArgumentsAlone, ServerSettings):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def llama_app(
-    model: Path, placement: Placement, *, n_threads: int | None, logits_all: bool
+    model: Path, options: ModelOptions, *, logits_all: bool
 ) -> Iterator[tuple[FastAPI, llama_cpp.Llama]]:
     """Load a model, and yield llama-cpp-python's application with the Llama that it uses.
 
     Raises:
         CoeError: llama.cpp cannot load the model.
     """
-    moe = MoeModel(model)
-    if moe.is_causal and not (placement.n_gpu_layers and core.free_gpu_memory()):
-        check_context(moe, placement.n_ctx, placement.n_batch, bytes_of_value=2)
+    moe = ModelHeader(model)
+    if moe.is_causal and not (options.n_gpu_layers and core.free_gpu_memory()):
+        check_context(moe, options)
     settings = _ModelSettings(
         model=str(model),
         model_alias=moe.path.stem,
-        n_gpu_layers=placement.n_gpu_layers,
-        n_ctx=placement.n_ctx,
-        n_batch=placement.n_batch,
-        n_ubatch=placement.n_batch,
-        n_threads=n_threads or available_cores(),
-        n_threads_batch=n_threads or available_cores(),
+        n_gpu_layers=options.n_gpu_layers,
+        n_ctx=options.n_ctx,
+        n_batch=options.n_batch,
+        n_ubatch=options.n_batch,
+        n_threads=options.n_threads or available_cores(),
+        n_threads_batch=options.n_threads or available_cores(),
         logits_all=logits_all,
         use_mlock=False,
         cache=False,  # its states would outlive a change of masks
@@ -134,7 +134,7 @@ def llama_app(
         isolated_grammars(model),
     ):
         try:
-            with placed(placement), without_variable("CONFIG_FILE"):
+            with placed(options), without_variable("CONFIG_FILE"):
                 app: FastAPI = llama_server.create_app(server_settings=server_settings, model_settings=[settings])
         except (ValueError, RuntimeError) as error:
             reason = printable(_errors[0] if _errors else str(error))
@@ -163,10 +163,12 @@ async def between_answers() -> AsyncIterator[None]:
 
 
 @contextlib.contextmanager
-def placed(placement: Placement) -> Iterator[None]:
-    """Models that llama-cpp-python loads in the block go where `placement` says; it has no options for devices
-    and for experts in host memory."""
-    where = core.WeightPlacement(devices=list(placement.devices), n_cpu_moe=placement.n_cpu_moe)
+def placed(options: ModelOptions) -> Iterator[None]:
+    """Put models that llama-cpp-python loads in the block where the options say.
+
+    It has no options of its own for devices and for experts in host memory.
+    """
+    where = core.WeightPlacement(devices=list(options.devices), n_cpu_moe=options.n_cpu_moe)
     defaults = llama_api.llama_model_default_params
 
     def placed() -> Any:

@@ -14,7 +14,7 @@ from llama_cpp._internals import LlamaContext
 
 from coe_native._native import core
 from coe_native.errors import CoeError
-from coe_native.live.parts import GENERATED, MASKED, PROMPT
+from coe_native.live.parts import Part
 
 
 class Original:
@@ -64,7 +64,7 @@ class WatchedLlama(Llama):  # type: ignore[misc]
     def generate(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         in_use = _using(self)  # also once the Llama has been detached
         with in_use:
-            steps = WatchedLlama._unwatched(self, "generate", PROMPT)(*args, **kwargs)
+            steps = WatchedLlama._unwatched(self, "generate", Part.PROMPT)(*args, **kwargs)
         sent = None
         try:
             while True:
@@ -82,15 +82,15 @@ class WatchedLlama(Llama):  # type: ignore[misc]
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         with _using(self):
-            return WatchedLlama._unwatched(self, "embed", PROMPT)(*args, **kwargs)
+            return WatchedLlama._unwatched(self, "embed", Part.PROMPT)(*args, **kwargs)
 
     def reset(self) -> None:
         with _using(self):
-            WatchedLlama._unwatched(self, "reset", PROMPT)()
+            WatchedLlama._unwatched(self, "reset", Part.PROMPT)()
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
         with _using(self):
-            return WatchedLlama._unwatched(self, "sample", GENERATED)(*args, **kwargs)
+            return WatchedLlama._unwatched(self, "sample", Part.GENERATED)(*args, **kwargs)
 
     def save_state(self) -> Any:
         with _using(self):
@@ -108,7 +108,7 @@ class WatchedLlama(Llama):  # type: ignore[misc]
         with _using(self):
             return WatchedLlama._unwatched(self, "pooling_type")()
 
-    def _unwatched(self, name: str, part: int | None = None) -> Callable[..., Any]:
+    def _unwatched(self, name: str, part: Part | None = None) -> Callable[..., Any]:
         """Return the method of the Llama's own class, and count its tokens for `part`, unless another thread has
         just detached the Llama."""
         if not isinstance(self, WatchedLlama):
@@ -116,7 +116,7 @@ class WatchedLlama(Llama):  # type: ignore[misc]
         if part is not None:
             # Reading the counts raises the error; the answer goes on.
             with contextlib.suppress(RuntimeError):
-                self.coe_native_live.select(MASKED if self.coe_native_masked else part)
+                self.coe_native_live.select(Part.MASKED if self.coe_native_masked else part)
         return getattr(super(), name)  # type: ignore[no-any-return]
 
 

@@ -5,7 +5,7 @@
 
 #include "fuzz.h"
 #include "ggml.h"
-#include "gguf_header.h"
+#include "gguf/gguf_header.h"
 
 namespace {
 

@@ -5,13 +5,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "formats/mask_file.h"
 #include "fuzz.h"
-#include "mask_file.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     coe::Mask mask;
     try {
-        mask = coe::parse_mask(std::string(reinterpret_cast<const char*>(data), size));
+        mask = coe::parse_mask(std::string(reinterpret_cast<const char*>(data), size)).mask;
     } catch (const std::invalid_argument& refused) {
         REQUIRE(std::string(refused.what()).find('\n') == std::string::npos);
         return 0;

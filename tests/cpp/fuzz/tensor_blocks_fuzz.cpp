@@ -7,7 +7,7 @@
 
 #include "fuzz.h"
 #include "ggml.h"
-#include "tensor_blocks.h"
+#include "gguf/tensor_blocks.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (size < 3) {

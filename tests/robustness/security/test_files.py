@@ -121,12 +121,13 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
 def test_a_link_that_is_planted_between_two_saves(shared: Path, victim: Path, profile_of: ProfileOf) -> None:
     """As by a server, which saves again and again."""
     from coe_native.live.routing_state import LiveRouting
+    from coe_native.masks.options import MaskOptions
     from coe_native.masks.stability import Stability
 
     profile = profile_of("llama", "F32")
     capture = object.__new__(Capture)
     object.__setattr__(capture, "_profiles", lambda: [profile, profile, profile])
-    routing = LiveRouting(capture, shared / "live.gguf", Stability(0.99, {"keep": 8}), resume=False)
+    routing = LiveRouting(capture, shared / "live.gguf", Stability(0.99, MaskOptions(keep=8)), resume=False)
     os.environ["XDG_STATE_HOME"], before = str(victim.parent / "state"), os.environ.get("XDG_STATE_HOME")
     try:
         assert routing.save()[0] == shared / "live.gguf"

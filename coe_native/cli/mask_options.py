@@ -1,0 +1,202 @@
+"""Options that choose how many experts to keep, and which."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from coe_native.cli.options import Function, combine_options, load_profile, method_option
+from coe_native.cli.output import say
+from coe_native.cli.types import FILE, Size
+from coe_native.errors import InputError
+from coe_native.units import gibibytes
+
+if TYPE_CHECKING:
+    from coe_native.llama.memory import Memory
+    from coe_native.llama.options import ModelOptions
+    from coe_native.masks.options import MaskOptions, PassOptions
+    from coe_native.model.header import ModelHeader
+
+keep_option = click.option("--keep", type=int, help="Experts to keep in each layer.")
+fit_option = click.option(
+    "--fit",
+    "fit_bytes",
+    type=Size(),
+    metavar="SIZE",
+    help="Keep as many experts as fit into this much memory (12GiB), with context and compute buffers.",
+)
+
+_PASS_OPTIONS = (
+    click.option(
+        "--structural-rank",
+        default=2.0,
+        show_default=True,
+        help="Structural experts have a mean rank below this (0: always first).",
+    ),
+    click.option(
+        "--structural-min",
+        type=click.IntRange(0),
+        default=10,
+        show_default=True,
+        help="Structural experts were chosen at least this often.",
+    ),
+    click.option("--no-structural", is_flag=True, help="Leave out the structural pass."),
+    click.option("--reasoning", type=FILE, help="Profile of reasoning text, for the third pass."),
+    click.option(
+        "--reasoning-swaps",
+        type=click.IntRange(0),
+        default=3,
+        show_default=True,
+        help="Largest number of swaps in a layer in that pass.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class PassChoice:
+    """The options of the passes, as they were given.
+
+    Attributes:
+        structural_rank: See PassOptions.
+        structural_min: The same.
+        structural: The same.
+        reasoning_path: The file of the reasoning profile.
+        reasoning_swaps: See PassOptions.
+    """
+
+    structural_rank: float
+    structural_min: int
+    structural: bool
+    reasoning_path: Path | None
+    reasoning_swaps: int
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Return the files that it names."""
+        return () if self.reasoning_path is None else (self.reasoning_path,)
+
+    def load(self, combine: str | None = None) -> PassOptions:
+        """Read the reasoning profile, and return the options of `build_mask`."""
+        from coe_native.masks.options import PassOptions
+
+        return PassOptions(
+            combine=combine or "sum",
+            structural=self.structural,
+            structural_rank=self.structural_rank,
+            structural_min=self.structural_min,
+            reasoning=None if self.reasoning_path is None else load_profile(self.reasoning_path),
+            reasoning_swaps=self.reasoning_swaps,
+        )
+
+
+@dataclass(frozen=True)
+class MaskChoice:
+    """Everything that says which mask to build, as it was given.
+
+    Attributes:
+        keep: Experts to keep, or None.
+        fit_bytes: Memory that they must fit into, or None.
+        method: How experts are scored.
+        passes: The options of the passes.
+    """
+
+    keep: int | None
+    fit_bytes: int | None
+    method: str
+    passes: PassChoice
+
+    @property
+    def is_given(self) -> bool:
+        """Return whether it says how many experts to keep."""
+        return self.keep is not None or self.fit_bytes is not None
+
+    def load(self, header: ModelHeader | None, use: ModelOptions, combine: str | None = None) -> MaskOptions:
+        """Return the options of `build_mask`, and say what fits into the memory where that was asked.
+
+        Args:
+            header: The model, which `--fit` needs.
+            use: How the specialist will be used, for `--fit`.
+            combine: How several domains are combined.
+
+        Raises:
+            InputError: Neither `--keep` nor `--fit` was given, or both.
+        """
+        from coe_native.masks.options import MaskOptions
+
+        if (self.keep is None) == (self.fit_bytes is None):
+            raise InputError("say how many experts to keep: --keep NUMBER or --fit SIZE, and not both")
+        keep = self.keep if self.fit_bytes is None else self._fitting(header, self.fit_bytes, use)
+        assert keep is not None
+        return MaskOptions(keep=keep, method=self.method, **vars(self.passes.load(combine)))
+
+    def _fitting(self, header: ModelHeader | None, n_bytes: int, use: ModelOptions) -> int:
+        from coe_native.surgery.fit import largest_keep_that_fits
+
+        if header is None:
+            raise InputError("--fit needs the model whose experts must fit: --model MODEL")
+        found = largest_keep_that_fits(header, n_bytes, use)
+        say(
+            f"{found.keep} of {header.n_experts} experts a layer fit into {gibibytes(n_bytes)}: "
+            f"{format_memory(found.memory, use.n_ctx)}"
+        )
+        if slower := slower_on_cuda(header.n_experts, found.keep):
+            say(slower)
+        return found.keep
+
+
+def pass_options(command: Function) -> Function:
+    """Add the options of the passes, and pass them as one PassChoice, `passes`."""
+
+    @functools.wraps(command)
+    def with_passes(
+        *,
+        structural_rank: float,
+        structural_min: int,
+        no_structural: bool,
+        reasoning: Path | None,
+        reasoning_swaps: int,
+        **others: Any,
+    ) -> Any:
+        passes = PassChoice(structural_rank, structural_min, not no_structural, reasoning, reasoning_swaps)
+        return command(passes=passes, **others)
+
+    return cast("Function", combine_options(_PASS_OPTIONS)(with_passes))
+
+
+def mask_options(command: Function) -> Function:
+    """Add all options that choose a mask, and pass them as one MaskChoice, `choice`."""
+
+    @functools.wraps(command)
+    def with_choice(
+        *, keep: int | None, fit_bytes: int | None, method: str, passes: PassChoice, **others: Any
+    ) -> Any:
+        return command(choice=MaskChoice(keep, fit_bytes, method, passes), **others)
+
+    options = (keep_option, fit_option, method_option, pass_options)
+    return cast("Function", combine_options(options)(with_choice))
+
+
+def format_memory(memory: Memory, n_ctx: int) -> str:
+    """Return what a model takes, as text."""
+    where = "of GPU memory" if memory.on_gpu else "of memory"
+    return (
+        f"{gibibytes(memory.total)} {where} ({gibibytes(memory.weights)} weights, {gibibytes(memory.context)} "
+        f"context of {n_ctx} tokens, {gibibytes(memory.compute)} to compute in)"
+    )
+
+
+def has_fused_topk(n_experts: int) -> bool:
+    """Return whether llama.cpp's CUDA backend has its fused top-k kernel for this number of experts."""
+    return n_experts in (288, 576) or (n_experts <= 512 and n_experts & (n_experts - 1) == 0)
+
+
+def slower_on_cuda(n_experts: int, keep: int) -> str:
+    """Return a hint where the specialist lacks a kernel that its parent has; else nothing."""
+    if not has_fused_topk(n_experts) or has_fused_topk(keep):
+        return ""
+    lower = 1 << (keep.bit_length() - 1)
+    return f"{keep} experts have no fused top-k kernel on CUDA, which costs some speed; {lower} would have it"

@@ -1,0 +1,125 @@
+"""The text side of a loaded model: its tokenizer and its chat template."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from coe_native._native import core
+from coe_native.corpus.batching import Tokens
+from coe_native.corpus.documents import Message
+from coe_native.errors import InputError
+from coe_native.llama.chat import ChatTemplate
+from coe_native.llama.deep_stack import with_stack_for
+from coe_native.llama.errors import naming
+from coe_native.model.header import ModelHeader
+
+_MOST_TOKENS = 1 << 22
+"""Size of the largest vocabulary that is read; the largest known have about 2**18 tokens."""
+
+
+class ModelText:
+    """Tokenizes and renders conversations for one loaded model. `close` ends the chat template's process."""
+
+    def __init__(self, header: ModelHeader, session: Callable[[], core.Session]) -> None:
+        self._header = header
+        self._session_of = session
+        self.n_vocab = session().n_vocab
+
+    @property
+    def _session(self) -> core.Session:
+        return self._session_of()
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> Tokens:
+        """Return the tokens of a text, int32 [n_tokens], with BOS and EOS if the model expects them.
+
+        Args:
+            text: The text.
+            parse_special: Whether special tokens are parsed out of the text.
+
+        Raises:
+            InputError: The model has no tokenizer, or its tokenizer refuses the text.
+        """
+        session = self._session
+        if not session.has_tokenizer:
+            raise InputError(
+                f"{self._header.path}: has no tokenizer; give token ids (.npy, or .jsonl with tokens)"
+            )
+        data = text.encode("utf-8")
+        with naming(self._header.path):
+            tokens = with_stack_for(data, lambda: session.tokenize(data, parse_special))
+        bos, eos = session.bos_token, session.eos_token
+        # A chat template may have written BOS already.
+        head = [bos] if bos >= 0 and (len(tokens) == 0 or tokens[0] != bos) else []
+        tail = [eos] if eos >= 0 else []
+        return np.concatenate([np.array(head, np.int32), tokens, np.array(tail, np.int32)])
+
+    @property
+    def bos_token(self) -> int | None:
+        """Return the token that the model expects at the start of a text, or None."""
+        bos = self._session.bos_token
+        return bos if bos >= 0 else None
+
+    def token_text(self, token: int) -> bytes:
+        """Return the bytes of a token, which may be part of a character. A control token has none."""
+        with naming(self._header.path):
+            return self._session.token_text(token)
+
+    def is_end(self, token: int) -> bool:
+        """Return whether a token ends a text or a turn."""
+        return self._session.ends(token)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Return whether the model's file has a chat template."""
+        return bool(self._session.chat_template)
+
+    def render_chat(self, messages: tuple[Message, ...], *, reply: bool = False) -> str:
+        """Return a conversation as text, by the model's own chat template.
+
+        Args:
+            messages: The conversation.
+            reply: End with the beginning of the model's answer, its thinking block closed.
+
+        Raises:
+            InputError: The model has no template, or the template refuses the conversation.
+        """
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        template = self._chat_template
+        try:
+            return template.render(turns, reply=reply)
+        except InputError as error:
+            raise InputError(f"{self._header.path}: its chat template refused a conversation ({error})") from error
+
+    @property
+    def reply_prefill(self) -> str:
+        """Return what a prompt for a raw API must end with so that the model answers without thinking.
+
+        Raises:
+            InputError: The model has no template.
+        """
+        question = (Message("user", "Hello"),)
+        asked, answered = (self.render_chat(question, reply=reply) for reply in (False, True))
+        return answered[len(asked) :] if answered.startswith(asked) else answered.rpartition("Hello")[2]
+
+    @cached_property
+    def _chat_template(self) -> ChatTemplate:
+        # Kept, because making it reads the whole vocabulary.
+        template = self._session.chat_template.decode(errors="replace")
+        if not template:
+            raise InputError(f"{self._header.path}: has no chat template; give texts instead of messages")
+        tokens = self._header.files[0].get("tokenizer.ggml.tokens", [], most=_MOST_TOKENS)
+
+        def token_text(key: str) -> str:
+            index = self._header.metadata(f"tokenizer.ggml.{key}_token_id")
+            return str(tokens[index]) if isinstance(index, int) and index < len(tokens) else ""
+
+        return ChatTemplate(template, bos=token_text("bos"), eos=token_text("eos"))
+
+    def close(self) -> None:
+        """End the chat template's process, if it was started."""
+        with contextlib.suppress(KeyError):
+            self.__dict__.pop("_chat_template").close()

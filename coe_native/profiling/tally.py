@@ -1,0 +1,127 @@
+"""What a run has counted so far, and where it stands."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from coe_native.corpus.bundles import Shard
+from coe_native.corpus.documents import Corpus
+from coe_native.llama.loaded_model import LoadedModel, RouterCounts
+from coe_native.masks.stability import Stability
+from coe_native.profiling.checkpoint import Checkpoint, Position, Run
+from coe_native.profiling.cutter import Window
+from coe_native.routing.corpus_record import CorpusRecord
+from coe_native.routing.profile import RoutingProfile
+from coe_native.routing.stats import Stats
+
+
+class Tally:
+    """The counts of a run as of its last `note`, which belong to one position whatever happens after it."""
+
+    def __init__(
+        self, model: LoadedModel, corpora: Sequence[Corpus], shard: Shard, stats: Stats, n_bundles: int
+    ) -> None:
+        self._model = model
+        self._corpora = corpora
+        self._shard = shard
+        self._stats = stats
+        self._n_bundles = n_bundles
+        digests = [corpus.sha256 for corpus in corpora]
+        self._digest = _digest_of(digests)
+        self._records = [
+            CorpusRecord(
+                # A file's name need not be UTF-8.
+                name=corpus.name.encode("utf-8", "replace").decode(),
+                documents=0,
+                tokens=0,
+                sha256=digest,
+                shards=(shard.index,),
+                n_shards=shard.count,
+                run="" if shard.count == 1 else self._digest,
+            )
+            for corpus, digest in zip(corpora, digests, strict=True)
+        ]
+        self._before: RoutingProfile | None = None
+        self._noted: tuple[Position, RouterCounts, tuple[CorpusRecord, ...]]
+
+    def resume(self, checkpoint: Checkpoint, until: Stability | None) -> Position:
+        """Take over what a checkpoint has counted, and return where to begin.
+
+        Raises:
+            InputError: The checkpoint belongs to another run, or is damaged.
+        """
+        position, self._before = checkpoint.begin(
+            self._run(until, self._digest),
+            lambda: self._run(until, _digest_of([corpus.old_sha256 for corpus in self._corpora])),
+            until,
+        )
+        if self._before is not None:
+            is_past_the_end = position > Position(self._n_bundles)
+            if is_past_the_end or len(self._before.corpora) != len(self._records):
+                raise checkpoint.past_the_end()
+            self._records = list(self._before.corpora)
+        return position
+
+    def _run(self, until: Stability | None, digest: str) -> Run:
+        model = self._model
+        return {
+            "model": model.moe.header_digest,
+            "mask": model.mask.digest if model.mask is not None else "none",
+            "corpus": digest,
+            "shard": f"{self._shard.index}/{self._shard.count}",
+            "stats": self._stats.value,
+            "ctx": model.n_ctx,
+            "batch": model.n_batch,
+            "sequences": model.n_sequences,
+            "until-stable": "no" if until is None else until.recorded,
+        }
+
+    def add(self, begun: Sequence[Window]) -> None:
+        """Count windows that have been run, or whose first part has."""
+        for window in begun:
+            record = self._records[window.corpus]
+            self._records[window.corpus] = replace(
+                record, documents=record.documents + window.begins, tokens=record.tokens + len(window.tokens)
+            )
+
+    def note(self, position: Position) -> None:
+        """Take the counts of now, which belong to this position."""
+        self._noted = position, self._model.router_counts(), tuple(self._records)
+
+    @property
+    def position(self) -> Position:
+        """Return the position of the last note."""
+        return self._noted[0]
+
+    @property
+    def n_tokens(self) -> int:
+        """Return the number of tokens at the last note."""
+        return sum(record.tokens for record in self._noted[2])
+
+    def profile(self) -> RoutingProfile:
+        """Return the profile of everything that was run before the last note."""
+        _, counts, records = self._noted
+        header = self._model.moe
+        before = 0 if self._before is None else self._before.n_tokens
+        now = RoutingProfile(
+            architecture=header.architecture,
+            model_name=header.name,
+            fingerprint=header.fingerprint if self._before is None else self._before.fingerprint,
+            layers=tuple(header.blocks),
+            n_tokens=sum(record.tokens for record in records) - before,
+            histograms=counts.histograms,
+            weight_sum=counts.weight_sum,
+            n_groups=header.router_shape.n_groups,
+            n_groups_used=header.router_shape.n_groups_used,
+            weight_sum_rest=counts.weight_sum_rest,
+            outputs=counts.outputs,
+        )
+        total = now if self._before is None else self._before + now
+        return replace(total, corpora=records, fingerprint=header.fingerprint)
+
+
+def _digest_of(digests: Sequence[str]) -> str:
+    """Return the digest of all corpora of a run: see docs/formats.md."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

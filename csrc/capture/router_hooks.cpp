@@ -1,0 +1,59 @@
+#include "capture/router_hooks.h"
+
+#include <utility>
+
+namespace coe {
+
+bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcept {
+    auto& hooks = *static_cast<RouterHooks*>(user_data);
+    if (ask) {
+        hooks.logits_seen = hooks.logits_seen || is_model_logits(node->name);
+        if (hooks.records) {
+            try {
+                hooks.graph.push_back(std::string(node->name) + " " + ggml_op_desc(node));
+            } catch (...) {
+                hooks.keep_error();
+            }
+        }
+    }
+    const RouterNodeName name = find_router_node(node);
+    return name.node == RouterNode::none ? !ask : hooks.handle(node, name, ask);
+}
+
+bool RouterHooks::handle(ggml_tensor* node, RouterNodeName name, bool ask) noexcept {
+    bool answer = !ask;
+    try {
+        // Whatever has gone wrong, the mask stays in force, and the graph runs out: ending one of its splits
+        // would leave the next with inputs never computed.
+        const bool for_mask = mask.wants(node, name);
+        const bool for_tap = tap != nullptr && !error;
+        if (ask) {
+            answer = for_mask;  // also where the tap throws
+            answer = (for_tap && tap->wants(node, name)) || for_mask;
+        } else if (for_mask) {
+            mask.apply(node, name);
+        } else if (for_tap) {
+            answer = tap->read(node, name);
+            ended_early = ended_early || !answer;
+            const RouterTap::Choices choices = tap->last_choices(name.block);
+            mask.check(name.block, choices.begin, choices.end);
+        }
+    } catch (...) {
+        keep_error();
+    }
+    return answer;
+}
+
+void RouterHooks::keep_error() noexcept {
+    if (!error) {
+        error = std::current_exception();
+    }
+}
+
+void RouterHooks::rethrow() {
+    if (error) {
+        std::rethrow_exception(std::exchange(error, nullptr));
+    }
+}
+
+}  // namespace coe

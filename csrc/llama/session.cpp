@@ -1,0 +1,286 @@
+#include "llama/session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+#include "llama/backends.h"
+#include "llama/crash.h"
+
+namespace coe {
+
+namespace {
+
+// The options that give the longest context that can be made after all, by halving; "" where there is none.
+// What is free is known to the backends alone: trying is the one way that is right for all of them.
+std::string possible_context(llama_model* model, llama_context_params params) {
+    const uint32_t n_batch = params.n_batch;
+    for (params.n_ctx /= 2; params.n_ctx >= 32; params.n_ctx /= 2) {
+        params.n_batch = params.n_ubatch = std::min(n_batch, params.n_ctx);
+        params.n_seq_max = std::min(params.n_seq_max, params.n_batch);
+        if (llama_context* context = llama_init_from_model(model, params)) {
+            llama_free(context);
+            const std::string batch =
+                params.n_batch < n_batch ? " --batch " + std::to_string(params.n_batch) : "";
+            return "--ctx " + std::to_string(params.n_ctx) + batch;
+        }
+    }
+    return "";
+}
+
+}  // namespace
+
+Session::Session(const std::string& path, const SessionOptions& options)
+    : n_batch_(options.n_batch), simulated_(options.simulate) {
+    const LogCapture log;
+    start_backends();
+    set_crash_subject(path);
+
+    llama_model_params model_params = llama_model_default_params();
+    model_params.n_gpu_layers = options.n_gpu_layers;
+    WeightPlacement placement(options);
+    model_params.devices = placement.devices();
+    model_params.tensor_buft_overrides = placement.overrides();
+    model_params.use_extra_bufts = placement.repack();
+    model_params.load_mtp = options.mtp;
+    if (options.simulate) {
+        model_params.no_alloc = true;
+        model_params.load_mode = LLAMA_LOAD_MODE_NONE;
+    }
+    model_ = llama_model_load_from_file(path.c_str(), model_params);
+    if (model_ == nullptr) {
+        throw std::runtime_error("llama.cpp cannot load it: " + log.reason());
+    }
+    tokenizer_ = Tokenizer(model_);
+
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx = static_cast<uint32_t>(options.n_ctx);
+    params.n_batch = static_cast<uint32_t>(options.n_batch);
+    params.n_ubatch = static_cast<uint32_t>(options.n_batch);
+    params.n_seq_max = static_cast<uint32_t>(options.n_sequences);
+    params.n_threads = options.n_threads;
+    params.n_threads_batch = options.n_threads;
+    params.kv_unified = true;
+    params.swa_full = false;  // layers with a sliding window keep no more than that: nothing here goes back
+    if (options.f32_kv) {
+        params.type_k = params.type_v = GGML_TYPE_F32;
+        // Flash attention would round keys and values to F16 all the same.
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    }
+    params.pooling_type = LLAMA_POOLING_TYPE_NONE;  // embeddings are of tokens
+    params.no_perf = true;
+    params.cb_eval = &RouterHooks::callback;
+    params.cb_eval_user_data = &hooks_;
+    context_ = llama_init_from_model(model_, params);
+    if (context_ != nullptr && !has_memory() && options.n_batch < options.n_ctx) {
+        llama_free(context_);
+        n_batch_ = options.n_ctx;
+        params.n_batch = params.n_ubatch = params.n_ctx;
+        context_ = llama_init_from_model(model_, params);
+    }
+    if (context_ == nullptr) {
+        const std::string reason = log.reason();
+        const std::string possible = possible_context(model_, params);
+        llama_model_free(model_);
+        throw std::runtime_error("llama.cpp cannot make a context of " + std::to_string(params.n_ctx) +
+                                 " tokens: " + reason +
+                                 (possible.empty() ? "" : "; " + possible + " would do"));
+    }
+}
+
+Session::~Session() {
+    const LogCapture log;  // llama.cpp reports buffer sizes even here
+    llama_free(context_);
+    llama_model_free(model_);
+}
+
+void Session::watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k,
+                    bool outputs) {
+    tap_ = std::make_unique<RouterTap>(blocks, n_experts, top_k);
+    if (outputs) {
+        tap_->watch_outputs(n_threads());
+    }
+    tap_->set_early_end(true);
+    tap_->set_complete(true);
+    hooks_.tap = tap_.get();
+    try {
+        find_what_routers_see();
+    } catch (...) {
+        unwatch();
+        throw;
+    }
+}
+
+// On most architectures the last layer runs for those rows only whose output is asked for. Where it does not,
+// asking for one saves setting aside logits of every token: half a gigabyte at 262,144 tokens and a batch of
+// 512. Two tokens tell.
+void Session::find_what_routers_see() {
+    router_sees_all_ = false;
+    if (!has_memory() || n_batch_ < 2) {
+        return;
+    }
+    reset();
+    run({0, 0}, {0, 1}, {0, 0}, 1);
+    tap_->collect();
+    const std::vector<uint64_t> seen = tap_->tokens_seen();
+    router_sees_all_ = std::all_of(seen.begin(), seen.end(), [](uint64_t tokens) { return tokens == 2; });
+    tap_->discard();
+    reset();
+}
+
+void Session::unwatch() {
+    if (was_ended_early_ && has_memory()) {
+        // The data too: a NaN left there would spread to later sequences, though its weight is zero.
+        llama_memory_clear(llama_get_memory(context_), true);
+    }
+    was_ended_early_ = false;
+    tap_.reset();
+    hooks_.tap = nullptr;
+}
+
+void Session::mask(const std::vector<int>& blocks, const std::vector<std::vector<int>>& kept,
+                   size_t n_experts) {
+    hooks_.mask.set(blocks, kept, n_experts);
+    masked_blocks_ = blocks;
+}
+
+void Session::reset() {
+    if (has_memory()) {
+        llama_memory_clear(llama_get_memory(context_), false);
+    }
+}
+
+void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
+                     const std::vector<int32_t>& sequences, size_t first_output) {
+    const size_t n_tokens = tokens.size();
+    if (simulated_) {
+        throw std::logic_error("a simulated model has no weights to compute with");
+    }
+    if (n_tokens == 0 || n_tokens > static_cast<size_t>(n_batch_) || positions.size() != n_tokens ||
+        sequences.size() != n_tokens) {
+        throw std::invalid_argument("a batch holds 1 to " + std::to_string(n_batch_) +
+                                    " tokens, each with a position and a sequence");
+    }
+    const int32_t vocabulary = n_vocab();
+    for (const int32_t token : tokens) {
+        if (token < 0 || token >= vocabulary) {
+            throw std::invalid_argument("token " + std::to_string(token) + " is outside the vocabulary of " +
+                                        std::to_string(vocabulary));
+        }
+    }
+    if (tap_) {
+        tap_->begin_batch();
+    }
+    if (hooks_.mask.active()) {
+        hooks_.mask.take_applications(masked_blocks_);
+    }
+    run(tokens, positions, sequences, tap_ ? (router_sees_all_ ? n_tokens : 0) : first_output);
+    if (tap_) {
+        tap_->end_batch(n_tokens);
+    }
+    if (hooks_.mask.active()) {
+        const std::vector<uint64_t> applications = hooks_.mask.take_applications(masked_blocks_);
+        for (size_t i = 0; i < applications.size(); ++i) {
+            if (applications[i] == 0 && hooks_.mask.drops_in(masked_blocks_[i])) {
+                throw std::runtime_error("the router of block " + std::to_string(masked_blocks_[i]) +
+                                         " did not run, so the mask had nothing to act on");
+            }
+        }
+    }
+}
+
+std::string Session::smaller_batch() const {
+    if (n_batch_ < 2) {
+        return "";
+    }
+    const std::string half = std::to_string(n_batch_ / 2);
+    // What keeps nothing between batches sees a whole window in one.
+    return (has_memory() ? "; " : "; --ctx " + half + " ") + "--batch " + half +
+           " needs about half of the memory that it works in";
+}
+
+void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
+                  const std::vector<int32_t>& sequences, size_t first_output) {
+    const size_t n_tokens = tokens.size();
+    // llama.cpp takes mutable pointers and leaves what they point to alone.
+    std::vector<int32_t>& mutable_sequences = const_cast<std::vector<int32_t>&>(sequences);
+    sequence_pointers_.resize(n_tokens);
+    for (size_t i = 0; i < n_tokens; ++i) {
+        sequence_pointers_[i] = &mutable_sequences[i];
+    }
+    sequence_counts_.assign(n_tokens, 1);
+    outputs_.assign(n_tokens, 0);
+    std::fill(outputs_.begin() + static_cast<std::ptrdiff_t>(std::min(first_output, n_tokens - 1)),
+              outputs_.end(), int8_t{1});
+    const llama_batch batch = {
+        static_cast<int32_t>(n_tokens),
+        const_cast<int32_t*>(tokens.data()),
+        nullptr,
+        const_cast<int32_t*>(positions.data()),
+        sequence_counts_.data(),
+        sequence_pointers_.data(),
+        outputs_.data(),
+    };
+    hooks_.logits_seen = hooks_.ended_early = false;
+    hooks_.error = nullptr;
+    const LogCapture log;
+    int32_t status = 0;
+    std::string reason;
+    try {
+        status = has_memory() ? llama_decode(context_, batch) : llama_encode(context_, batch);
+        reason = log.reason();
+    } catch (const std::bad_alloc&) {  // its C functions let this through
+        status = -2;
+        reason = "out of memory";
+    }
+    was_ended_early_ = was_ended_early_ || hooks_.ended_early;
+    hooks_.rethrow();
+    if (status != 0) {
+        throw std::runtime_error("llama.cpp could not run a batch of " + std::to_string(n_tokens) +
+                                 " tokens (status " + std::to_string(status) + ": " + reason + ")" +
+                                 smaller_batch());
+    }
+}
+
+const float* Session::logits(int32_t i) {
+    if (!has_logits()) {
+        throw std::invalid_argument("gave no logits: it is an encoder, or its graph was ended early");
+    }
+    const float* row = llama_get_logits_ith(context_, i);
+    if (row == nullptr) {
+        throw std::runtime_error("llama.cpp kept no logits for row " + std::to_string(i));
+    }
+    return row;
+}
+
+int32_t Session::sample(llama_sampler* chain) {
+    logits(-1);  // says what is wrong where there are none
+    return llama_sampler_sample(chain, context_, -1);
+}
+
+void Session::want_embeddings(bool on) {
+    const LogCapture log;  // llama.cpp reports even this
+    llama_set_embeddings(context_, on);
+}
+
+const float* Session::embeddings(int32_t i) {
+    if (hooks_.ended_early) {
+        throw std::invalid_argument("gave no embeddings: its graph was ended early");
+    }
+    const float* row = llama_get_embeddings_ith(context_, i);
+    if (row == nullptr) {
+        throw std::runtime_error("llama.cpp kept no embedding for row " + std::to_string(i));
+    }
+    return row;
+}
+
+std::vector<std::string> Session::record_graph(bool on) {
+    hooks_.records = on;
+    return std::exchange(hooks_.graph, {});
+}
+
+}  // namespace coe
