@@ -15,7 +15,7 @@ import coe_native as coe
 from benchmarks.profiling import WINDOW, bare_contexts, output_of, repacking
 from benchmarks.side_by_side import Comparison, Measure, Target
 from coe_native.live.llama_cpp_python.app import placed
-from coe_native.surgery.fit import Placement
+from coe_native.llama.options import Placement
 
 N_TOKENS = 128
 """Generated in each run."""

@@ -174,7 +174,7 @@ def bare_contexts(parent: Path, threads: int) -> Iterator[tuple[int, int]]:
     profiler = core.LiveProfiler(moe.blocks, moe.n_experts, [layer.top_k for layer in moe.routed_layers], 1)
     llama_cpp.llama_log_set(_QUIET, ctypes.c_void_p())
     model_params = llama_cpp.llama_model_default_params()
-    model_params.use_extra_bufts = not core.has_amx()  # as for our own, which csrc/session.cpp explains
+    model_params.use_extra_bufts = not core.has_amx()  # as for our own, which csrc/llama/placement.cpp explains
     model = llama_cpp.llama_model_load_from_file(os.fsencode(parent), model_params)
     contexts = []
     for with_tap in (False, True):

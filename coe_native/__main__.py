@@ -1,4 +1,4 @@
-"""Where the command line begins: ``coe-native``, or ``python -m coe_native``."""
+"""Entry point of the command line: ``coe-native``, or ``python -m coe_native``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 
 
 def main() -> None:
-    """Runs it. Until it can say in one line what has happened, Ctrl-C just ends the process."""
+    """Run the command line. While it is being imported, Ctrl-C ends the process without a traceback."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from coe_native.cli import main as run

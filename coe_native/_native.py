@@ -1,7 +1,8 @@
-"""Loads the compiled module against the very libraries that ``llama_cpp`` uses.
+"""Load the compiled module against the libraries that ``llama_cpp`` uses.
 
-``llama_cpp`` decides which llama.cpp is loaded (its own, or one named in its environment variables), so it
-goes first; the module then finds those libraries in the process and refuses another version's.
+``llama_cpp`` decides which llama.cpp is loaded: its own, or one that its environment variables name. It is
+imported first, so that the module finds those libraries in the process. Libraries of another version are
+refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many threads to use where nobody says."""
+"""Default numbers of threads."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ import os
 
 
 def available_cores() -> int:
-    """Cores that this process may run on: fewer than the machine's in a container or under taskset."""
+    """Return the number of cores that this process may run on.
+
+    In a container or under taskset it may be smaller than the machine's.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 _MEMORY = 128 << 20
+"""Bytes that all checking threads may hold together."""
 
 
 def checking_threads(n_bytes: int) -> int:
-    """Threads that look at a file's bytes, each holding `n_bytes` of them: enough for a fast disk, and not so many
-    that they take much memory together."""
+    """Return the number of threads that check a file's bytes.
+
+    It is enough for a fast disk, and limited so that the threads together take little memory.
+
+    Args:
+        n_bytes: Bytes that each thread holds.
+    """
     return max(1, min(available_cores(), 8, _MEMORY // max(n_bytes, 1)))

@@ -1,4 +1,4 @@
-"""The errors that users meet: one line each, naming the file, what is wrong and what to do."""
+"""The errors that users see: one line each, with the file, what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from pathlib import Path
 
 
 class CoeError(Exception):
-    """An operation failed or a check did not hold (exit status 1 on the command line)."""
+    """A failed operation, or a check that did not pass (exit status 1 on the command line)."""
 
 
 class InputError(CoeError, ValueError):
-    """What was given cannot be used: a file, a mask for another model, an option (exit status 2)."""
+    """An input that cannot be used: a file, a mask for another model, an option (exit status 2)."""
 
 
 def printable(text: str, most: int = 1000) -> str:
-    """Text from a file as one line, of `most` characters and some more, that does nothing to a terminal."""
+    """Return text from a file as one line that cannot control a terminal.
+
+    Args:
+        text: The text.
+        most: Characters that are shown. Escapes for unprintable ones may make the line longer.
+    """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
     return shown if len(text) <= most else f"{shown}..."
 
 
 def without_directories(text: str, *paths: Path) -> str:
-    """Return a message without the directories in which some files are, for somebody who may know only their
-    names."""
+    """Return a message without the directories of some files.
+
+    For readers who may know the files' names only.
+    """
     for path in paths:
         for directory in (path.parent, path.absolute().parent, path.resolve().parent):
             if str(directory) not in (".", directory.anchor):

@@ -1,5 +1,8 @@
-"""Processes of this interpreter for work that may never end, take all memory or crash: other people's chat
-templates and grammars. They talk in lines of JSON."""
+"""Helper processes for work that may never end, take all memory or crash.
+
+Examples are chat templates and grammars that came from others. Helpers run this Python interpreter and
+exchange lines of JSON with it.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,34 @@ from collections.abc import Callable
 from typing import Any
 
 START_SECONDS = 60.0
-"""For a helper to import what it needs."""
+"""Time limit for a helper to import what it needs."""
 
 MOST_MEMORY = 1 << 29
-"""Bytes that a helper may take for its work, beside what it takes when it has started."""
+"""Bytes that a helper may allocate for its work, in addition to what it has at its start."""
 
 LONGEST_ERROR = 500
+"""Characters of an error that a helper reports."""
 
 
 class HelperError(Exception):
-    """A helper took too much time or memory, or crashed."""
+    """A helper that took too much time or memory, or crashed."""
 
 
 def python_line(code: str, *arguments: str) -> list[str]:
-    """Return the command that runs some code. Unlike ``python -c`` alone, it imports nothing from the current
-    directory, where others may have put modules."""
+    """Return the command that runs some code.
+
+    Unlike ``python -c`` alone, it imports nothing from the current directory, where others may have put
+    modules.
+    """
     return [sys.executable, "-c", f"import sys; sys.path[:] = filter(None, sys.path); {code}", *arguments]
 
 
 class HelperProcess:
-    """A process that answers questions, started with the first one. For use by several threads.
+    """A process that answers questions. It starts with the first one, and several threads may use it.
 
-    code: Python code that calls `answer_questions`.
+    Args:
+        code: Python code that calls `answer_questions`.
+        arguments: Arguments of the process, in its `sys.argv`.
     """
 
     def __init__(self, code: str, *arguments: str) -> None:
@@ -43,10 +52,14 @@ class HelperProcess:
         self._lock = threading.RLock()
 
     def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Return the answer.
+        """Return the answer to a question.
+
+        Args:
+            question: The question; JSON must be able to hold it.
+            seconds: Time limit for the answer.
 
         Raises:
-            HelperError: It did not come in time, or not at all. The next question starts a new process.
+            HelperError: No answer came in time. The next question starts a new process.
         """
         with self._lock:
             if self._process is None:
@@ -61,7 +74,7 @@ class HelperProcess:
             return answer
 
     def _exchange(self, process: subprocess.Popen[str], text: str, seconds: float) -> str:
-        """Send some text, and return the line that follows."""
+        """Send text to the process, and return the line that follows."""
         assert process.stdin is not None
         assert process.stdout is not None
         too_late = threading.Timer(seconds, process.kill)
@@ -71,7 +84,7 @@ class HelperProcess:
             process.stdin.write(text)
             process.stdin.flush()
             line = process.stdout.readline()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             pass
         finally:
             too_late.cancel()
@@ -97,51 +110,51 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
-        start_new_session=True,  # Ctrl-C is for us
-        env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # which would start a debugger
+        start_new_session=True,  # Ctrl-C must reach this process only
+        env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # a backtrace would start a debugger
     )
 
 
 def answer_questions(
     answer: Callable[[dict[str, Any]], dict[str, Any]], seconds: float, *, memory: int = MOST_MEMORY
 ) -> None:
-    """Answer questions until standard input ends. Called in the helper.
+    """Answer questions until standard input ends. Runs in the helper.
 
     Args:
         answer: Returns the answer to one question.
         seconds: Time limit of each question.
         memory: Bytes that the process may allocate from now on.
     """
-    # What libraries print must not be taken for answers.
+    # Whatever libraries print must not be mistaken for answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    quiet = os.open(os.devnull, os.O_RDWR)
-    os.dup2(quiet, 1)
+    devnull = os.open(os.devnull, os.O_RDWR)
+    os.dup2(devnull, 1)
     _limit_memory(memory)
-    print("{}", file=answers, flush=True)  # it has started
+    print("{}", file=answers, flush=True)  # says that the helper has started
     for line in sys.stdin:
         _limit_time(seconds)
         try:
-            said = answer(json.loads(line))
+            reply = answer(json.loads(line))
         except MemoryError:
-            said = {"error": f"it took more than {memory >> 20} MB"}
-        except Exception as error:  # anything may come out of somebody's program
-            said = {"error": str(error)[:LONGEST_ERROR] or type(error).__name__}
-        print(json.dumps(said), file=answers, flush=True)
+            reply = {"error": f"it took more than {memory >> 20} MB"}
+        except Exception as error:  # a foreign program may raise anything
+            reply = {"error": str(error)[:LONGEST_ERROR] or type(error).__name__}
+        print(json.dumps(reply), file=answers, flush=True)
 
 
 def _limit_memory(n_bytes: int) -> None:
     try:
         import resource
-    except ImportError:  # Windows has no such limits
+    except ImportError:  # Windows
         return
     import psutil
 
-    with contextlib.suppress(ValueError, OSError):  # macOS takes none of memory
+    with contextlib.suppress(ValueError, OSError):  # macOS does not support a memory limit
         _lower(resource.RLIMIT_AS, psutil.Process().memory_info().vms + n_bytes)
 
 
 def _limit_time(seconds: float) -> None:
-    """Limit the CPU time of the next answer, in case the parent process is killed and cannot stop this one."""
+    """Limit the CPU time of the next answer, in case the parent process is killed and cannot stop it."""
     try:
         import resource
     except ImportError:

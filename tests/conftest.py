@@ -5,23 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from architectures import ARCHITECTURES, COVERED, NOT_COVERED
-from cpp_build import build
-from random_models import FAMILIES, write_random_model
+from support.architectures import ARCHITECTURES, COVERED, NOT_COVERED
+from support.cpp_build import build
+from support.devices import RUNTIMES
+from support.random_models import FAMILIES, write_random_model
 
 import coe_native as coe
-from coe_native.surgery.plan import Plan, PlannedTensor
-
-# ggml's CPU GELU looks values up in a table of 16-bit floats, so that a difference in the last bit of a
-# router weight can grow to one in the eleventh. The others' activations are computed.
-TOLERANCE = {"gemma4": 2e-4, "nomic-bert-moe": 2e-4}
-
-RUNTIMES = ("CUDA", "HIP", "GGML_VK")
-"""Whose ``…_VISIBLE_DEVICES`` hides GPUs."""
 
 LENGTHS = (40, 130, 1, 64, 97, 33)
 """Tokens of each document: below, at and above a batch of 64, and of a window of 128."""
@@ -97,51 +89,3 @@ def sanitized_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sanitized")
     build(directory, "address,undefined", "-DCOE_BUILD_TESTS=ON", "-DCOE_BUILD_FUZZERS=ON")
     return directory
-
-
-def check_live_mask(
-    parent: Path,
-    out: Path,
-    most: float,
-    *,
-    there: dict[str, Any],
-    here: dict[str, Any],
-    near_ties: float = 0.0,
-) -> None:
-    """A parent that runs `there`, masked, is the specialist that runs `here`, to `most` of the largest logit.
-    `near_ties`: the part of the tokens that may differ by more, since a last bit can decide between experts."""
-    tokens = list(range(40))
-    mask = unused_experts(coe.profile(parent, [tokens], n_ctx=64), 8)
-    coe.prune(parent, mask, out)
-    with coe.Model(out, n_ctx=64, f32_kv=True, **here) as model:
-        expected = model.outputs(tokens)
-    with coe.Model(parent, n_ctx=64, f32_kv=True, **there) as model:
-        unmasked = model.outputs(tokens)
-        model.apply(mask)
-        masked = model.outputs(tokens)
-    largest = np.abs(expected).max()
-    differences = np.abs(masked - expected).max(axis=1)
-    assert np.quantile(differences, 1 - near_ties) <= most * largest
-    assert np.abs(masked - unmasked).max() > 0.01 * largest
-
-
-def unused_experts(profile: coe.RoutingProfile, keep: int) -> coe.ExpertMask:
-    """The mask that changes the output most: it keeps what the text uses least, as many in each group."""
-    least = [profile.router_shape.best(-counts.astype(float), keep) for counts in profile.counts]
-    return coe.ExpertMask(
-        profile.architecture,
-        profile.fingerprint,
-        profile.n_experts,
-        keep,
-        {block: tuple(kept) for block, kept in zip(profile.layers, least, strict=True)},
-    )
-
-
-def append_entry(source: Path, target: Path, entry: bytes) -> Path:
-    """A copy of a model with one more metadata entry, given as bytes: also such as gguf's writer refuses."""
-    model = coe.MoeModel(source)
-    file = model.files[0]
-    entries = (*(file.raw_entry(key) for key in file.keys), entry)
-    plan = Plan(model, entries, tuple(map(PlannedTensor.whole, model.tensors.values())))
-    target.write_bytes(plan.header() + source.read_bytes()[file.header.data_offset :])
-    return target

@@ -17,24 +17,24 @@ from coe_native.errors import CoeError, printable
 
 COMMANDS = {
     "inspect": "Show a model's experts, and the size of a specialist.",
-    "profile": "Run text through a model and count which experts it needs.",
+    "profile": "Run a calibration corpus through a model and count which experts it needs.",
     "merge": "Add up profiles of one model.",
     "score": "Print the experts' scores.",
     "mask": "Choose the experts to keep.",
     "prune": "Write the specialist: a smaller GGUF with the kept experts only.",
     "zero": "Zero the dropped experts' weights, for study.",
     "verify": "Check a written model against its parent and mask.",
-    "eval": "Measure perplexity on held-out text, live-masked if you like.",
-    "sweep": "Judge live masks of many sizes: how small can it be?",
-    "compare": "Show how far two masks overlap, beside chance.",
-    "report": "Show profiles, masks and a sweep on a page of pictures.",
-    "corpus": "Look at text, and draw samples from it.",
-    "humaneval": "Let a model solve programming problems.",
-    "modelfile": "Print how to use a model: Modelfile and prefill.",
-    "serve": "Serve a model, and count what its users need.",
-    "import": "Take over counts and masks of other tools.",
-    "specialise": "Profile, mask, prune, verify and evaluate in one go.",
-    "demo": "Specialise the model that comes with the package.",
+    "eval": "Measure perplexity on held-out text, with or without a live mask.",
+    "sweep": "Evaluate live masks of many sizes, to find the smallest good one.",
+    "compare": "Show how far two masks overlap, compared with chance.",
+    "report": "Write an HTML page with charts of profiles, masks and a sweep.",
+    "corpus": "Show statistics of text, and draw samples from it.",
+    "humaneval": "Evaluate a model on programming problems (pass@1).",
+    "modelfile": "Print an Ollama Modelfile and the prefill for raw APIs.",
+    "serve": "Serve a model, and count which experts its requests need.",
+    "import": "Import counts and masks of other tools.",
+    "specialise": "Profile, mask, prune, verify and evaluate in one step.",
+    "demo": "Make specialists of the model that comes with the package.",
 }
 
 
@@ -56,15 +56,15 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-def _directory(name: str, use: str) -> dict[str, Any]:
-    """An option that prints where a part of the C library is installed, for `use` to be set to."""
+def _directory(name: str, variable: str) -> dict[str, Any]:
+    """Return the settings of an option that prints where a part of the C library is installed."""
 
     def show(context: click.Context, _: click.Parameter, wanted: bool) -> None:
         if wanted:
-            # The compiled module stands in the same place, wherever Python's files are.
+            # Beside the compiled module, which may be elsewhere than Python's files.
             spec = importlib.util.find_spec("coe_native._core")
             if spec is None or spec.origin is None:
-                raise CoeError("the compiled module is not there; build the package: pip install .")
+                raise CoeError("the compiled module coe_native._core is missing; build the package: pip install .")
             click.echo(Path(spec.origin).parent / "lib" / name)
             context.exit()
 
@@ -73,7 +73,7 @@ def _directory(name: str, use: str) -> dict[str, Any]:
         "is_eager": True,
         "expose_value": False,
         "callback": show,
-        "help": f"Print what {use} is to be, for programs that use the C library.",
+        "help": f"Print the directory for {variable}, for programs that use the C library.",
     }
 
 
@@ -81,29 +81,29 @@ def _directory(name: str, use: str) -> dict[str, Any]:
 @click.version_option(__version__, prog_name="coe-native")
 @click.option("--cmake-dir", **_directory("cmake/coe_native", "CMake's coe_native_DIR"))
 @click.option("--pkg-config-dir", **_directory("pkgconfig", "PKG_CONFIG_PATH"))
-@click.option("--debug", is_flag=True, help="Show a traceback where an error is reported.")
+@click.option("--debug", is_flag=True, help="Show a traceback with each error.")
 def group(debug: bool) -> None:
-    """Domain specialists from quantised mixture-of-experts GGUFs.
+    """Make domain specialists from quantised mixture-of-experts GGUFs.
 
-    Results go to standard output, progress and messages to standard error. Exit status: 0 done, 1 an
-    operation failed or a check did not hold, 2 bad usage or bad input.
+    Results go to standard output, progress and messages to standard error. Exit status: 0 success, 1 an
+    operation or a check failed, 2 bad usage or bad input.
     """
 
 
 def main() -> None:
-    """Runs the command line; every error ends here, as one line."""
+    """Run the command line, and report every error in one line."""
     import os
     import signal
     import sys
 
     from coe_native.errors import InputError
 
-    # Ends like an error, so that nothing half-written is left behind; 128 and the signal's number is custom.
+    # Exit as after an error, so that half-written files are removed. The status is the customary one.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on, it is reported
-        # Not click's own main(): that one swallows the status of a command that exits by itself.
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # reported from here on
+        # click's own main() would lose the status of a command that exits by itself.
         with group.make_context("coe-native", sys.argv[1:]) as context:
             group.invoke(context)
         sys.stdout.flush()
@@ -117,26 +117,26 @@ def main() -> None:
         _report("interrupted")
         status = 1
     except BrokenPipeError:
-        # The reader has gone, as `| head` does: nothing is wrong, and nobody is left to tell.
+        # The reader has closed the pipe, as `| head` does: this is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except CoeError as error:
         _report(str(error))
         status = 2 if isinstance(error, InputError) else 1
     except MemoryError:
-        _report("there is not enough memory for this; close something else, or take a smaller input")
+        _report("out of memory; close other programs, or use a smaller input")
         status = 1
     except (ImportError, OSError) as error:
         _report(str(error) or type(error).__name__)
         status = 1
-    except Exception as error:  # a defect of ours: one line for the user, and --debug for the report about it
+    except Exception as error:  # our own defect: one line for the user; --debug shows the rest
         _report(f"internal error ({type(error).__name__}: {error}); please report it with the output of --debug")
         status = 1
     sys.exit(status)
 
 
 def _report(message: str) -> None:
-    """An error as one line, whatever is in the names that it quotes; with --debug, how it came about."""
+    """Print an error in one line; with --debug, print its traceback first."""
     import sys
     import traceback
 

@@ -8,9 +8,10 @@ import click
 
 
 class Command(click.Command):
-    """A command whose end is one line, even where llama.cpp crashes."""
+    """A command that reports a crash of llama.cpp in one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; crashes are reported unless --debug is given."""
         from coe_native.llama.crashes import report_crashes
 
         if not ctx.find_root().params.get("debug"):

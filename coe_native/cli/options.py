@@ -81,7 +81,7 @@ def combine_options(options: Sequence[Callable[[Function], Function]]) -> Callab
 
 
 def model_options(*, ctx: int = 512, rpc: bool = True) -> Callable[[Function], Function]:
-    """Return a decorator that adds the options of loading a model, and passes them as one ModelOptions, `options`.
+    """Return a decorator that adds the options of loading a model, passed on as one `options`.
 
     Args:
         ctx: Default tokens of the context.
@@ -98,7 +98,7 @@ def model_options(*, ctx: int = 512, rpc: bool = True) -> Callable[[Function], F
 
 
 def placement_options(*, with_ctx: bool = True) -> Callable[[Function], Function]:
-    """Return a decorator that adds the options of how a specialist will be used, and passes them as `options`.
+    """Return a decorator that adds the options of how a specialist will be used, passed on as `options`.
 
     Args:
         with_ctx: Whether there is an option for the context.
@@ -147,7 +147,7 @@ def _passing_options(options: Sequence[Callable[..., Any]]) -> Callable[[Functio
 
 
 def for_use(options: ModelOptions, n_ctx: int) -> ModelOptions:
-    """Return the options by which a specialist will be used with another context than that of this command."""
+    """Return the options of using a specialist, with another context than that of this command."""
     from dataclasses import replace
 
     return replace(options, n_ctx=n_ctx, n_batch=512, rpc=())

@@ -21,47 +21,56 @@ if TYPE_CHECKING:
 
 
 def say(message: str) -> None:
-    """A message to standard error."""
+    """Print a message to standard error."""
     click.echo(printable(message), err=True)
 
 
 def say_skipped(corpora: Sequence[Corpus]) -> None:
-    """Says how many files of directories were passed by."""
+    """Print how many files of directories were skipped."""
     for corpus in corpora:
         if corpus.n_skipped:
             skipped = counted(corpus.n_skipped, "file")
-            say(f"{corpus.name}: skipped {skipped}: hidden, not UTF-8 text, or links out of it")
+            say(f"{corpus.name}: skipped {skipped}: hidden, not UTF-8 text, or links that lead out of it")
 
 
 def print_json(value: Any) -> None:
-    """One JSON object to standard output."""
+    """Print a value to standard output, as one JSON object."""
     click.echo(json.dumps(value, indent=1))
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Rich ends the process here; how it ends is for the command line's own main to say."""
+        """Raise BrokenPipeError, which `main` handles; rich would end the process here."""
         raise BrokenPipeError
 
 
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, to_stderr: bool = False
 ) -> None:
-    """An aligned table to standard output: the first column to the left, the others to the right."""
+    """Print a table with the first column aligned left and the others right.
+
+    Args:
+        title: The line above the table; empty: none.
+        columns: Names of the columns.
+        rows: Texts of the cells, row by row.
+        to_stderr: Print to standard error instead of standard output.
+    """
     table = Table(pad_edge=False, box=None)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
     for row in rows:
-        table.add_row(*(Text(printable(text)) for text in row))  # as it is: a file's name may look like markup
+        table.add_row(
+            *(Text(printable(text)) for text in row)
+        )  # not markup, though a file's name may look like it
     if title:
         click.echo(title, err=to_stderr)
-    # A pipe has no width to fold for.
+    # Rows are not folded in a pipe.
     terminal = (sys.stderr if to_stderr else sys.stdout).isatty()
     console = _Console(stderr=to_stderr, width=None if terminal else 10_000)
     console.print(table)
 
 
 def size_of(model: ModelHeader) -> str:
-    """A model's name and size, and in how many files."""
+    """Return a model's path, size and number of files, as text."""
     files = f" in {len(model.paths)} files" if len(model.paths) > 1 else ""
     return f"{model.path}: {gigabytes(model.n_bytes)}{files}"

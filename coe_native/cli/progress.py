@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _Bar:
-    """One line of progress with rate and time left on standard error; nothing where that is no terminal."""
+    """A progress bar on standard error; hidden unless that is a terminal."""
 
     def __init__(self, description: str) -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -64,28 +64,47 @@ class _Bar:
 
 @contextlib.contextmanager
 def byte_progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work on files: called with bytes done and bytes in all."""
+    """Show a progress bar for work on files.
+
+    Yields:
+        A function to call with the bytes done and the bytes in all.
+    """
     with _Bar(description) as bar:
         yield bar.n_bytes
 
 
 @contextlib.contextmanager
 def token_progress(description: str) -> Iterator[Callable[[Progress], None]]:
-    """A bar for work on tokens."""
+    """Show a progress bar for work on tokens.
+
+    Yields:
+        A function to call with the progress.
+    """
     with _Bar(description) as bar:
         yield bar.tokens
 
 
 @contextlib.contextmanager
 def problem_progress(total: int) -> Iterator[Callable[[Mapping[str, Attempt]], None]]:
-    """A bar for problems that are solved."""
+    """Show a progress bar for programming problems.
+
+    Args:
+        total: Number of problems.
+
+    Yields:
+        A function to call with the attempts so far.
+    """
     with _Bar("solving") as bar:
         yield lambda attempts: bar.attempts(attempts, total)
 
 
 @contextlib.contextmanager
 def step_progress() -> Iterator[Watchers]:
-    """A bar that is begun anew with each step of a specialist."""
+    """Show a progress bar that restarts with each step of making a specialist.
+
+    Yields:
+        The functions to call in those steps.
+    """
     from coe_native.recipes.specialise import Watchers
 
     with _Bar("loading") as bar:

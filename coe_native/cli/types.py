@@ -4,47 +4,45 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import click
 
 from coe_native.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
 
 class _File(click.Path):
-    """A file's path. Python's Path forgets a slash at the end, which says that a directory is meant."""
+    """A file's path. A slash at the end is checked here, because Python's Path drops it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if param is not None and param.name == "output" and str(value).endswith("/"):
-            raise InputError(f"{value}: is a directory's name; name a file in it")
+            raise InputError(f"{value}: is the name of a directory; name a file in it")
         return super().convert(value, param, ctx)
 
 
 FILE = _File(path_type=Path)
-
 
 INT32 = 2**31 - 1
 
 
 COUNT = click.IntRange(1, INT32)
 
-
 THREADS = click.IntRange(1, 1024)
 
 
 class Size(click.ParamType[int]):
-    """A number of bytes: 300M and 2GB are in powers of ten, 12GiB and 700MiB of two. A megabyte is the least: a
-    forgotten unit would mean next to nothing."""
+    """A number of bytes, such as 300M or 2GB (powers of ten), 700MiB or 12GiB (powers of two).
+
+    Less than a megabyte is refused, because the unit was probably forgotten.
+    """
 
     name = "size"
     units: ClassVar = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes that a text stands for."""
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMGT]?)(i?)B?", str(value), re.ASCII)
         size = int(float(match[1]) * (1024 if match[3] else 1000) ** self.units[match[2]]) if match else 0
         if size < 10**6:
-            self.fail(f"{value!r} is no size of at least 1M; write it like 300M, 2G or 12GiB", param, ctx)
+            self.fail(f"{value!r} is not a size of at least 1M; write it like 300M, 2G or 12GiB", param, ctx)
         return size

@@ -1,4 +1,4 @@
-"""Documents to tokens, tokens to windows, windows to the batches that a decode runs."""
+"""Turn documents into tokens, tokens into windows, and windows into batches."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ Tokens = NDArray[np.int32]
 
 
 class Tokenizer(Protocol):
-    """What turning documents into tokens needs of a model."""
+    """The part of a model that turns documents into tokens."""
 
     n_vocab: int
 
-    def tokenize(self, text: str, *, parse_special: bool = False) -> Tokens: ...
-    def render_chat(self, messages: tuple[Message, ...], *, reply: bool = False) -> str: ...
+    def tokenize(self, text: str, *, parse_special: bool = False) -> Tokens:
+        """Return the tokens of a text."""
+        ...
+
+    def render_chat(self, messages: tuple[Message, ...], *, reply: bool = False) -> str:
+        """Return a conversation as text."""
+        ...
 
 
 def tokenize(document: Document, model: Tokenizer) -> Tokens:
-    """A document's tokens, BOS and EOS as the model's habit is; ready token ids are taken as they are.
+    """Return a document's tokens, int32 [n_tokens], with BOS and EOS if the model expects them.
 
-    Raises InputError, naming the document, for ids outside the vocabulary and for what the model can't tokenise.
+    Token ids are returned unchanged.
+
+    Raises:
+        InputError: The model cannot tokenise the document, or an id is outside the vocabulary.
     """
     content = document.content
     try:
@@ -36,7 +44,7 @@ def tokenize(document: Document, model: Tokenizer) -> Tokens:
         if content and isinstance(content[0], Message):
             return model.tokenize(model.render_chat(content), parse_special=True)
     except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
-        raise InputError(f"{document.place}: holds half of a character, which is no text") from error
+        raise InputError(f"{document.place}: holds half of a surrogate pair, which is not valid text") from error
     except InputError as error:
         raise InputError(f"{document.place}: {error}") from error
     # Compared as Python numbers: an id of 2**40 must not wrap around to a valid one.
@@ -46,8 +54,16 @@ def tokenize(document: Document, model: Tokenizer) -> Tokens:
 
 
 def windows(tokens: Tokens, n_ctx: int, bos: int | None = None) -> Iterator[Tokens]:
-    """A document cut into windows of at most `n_ctx` tokens; each starts at position 0, and with `bos` where
-    the document does."""
+    """Cut a document into windows. Each starts at position 0, and with BOS if the document does.
+
+    Args:
+        tokens: The document's tokens.
+        n_ctx: Tokens of the longest window.
+        bos: The BOS token, or None if the model does not expect one.
+
+    Yields:
+        Each window, int32 [n_tokens].
+    """
     if bos is None or n_ctx < 2 or len(tokens) == 0 or tokens[0] != bos:
         for start in range(0, len(tokens), n_ctx):
             yield tokens[start : start + n_ctx]
@@ -59,8 +75,14 @@ def windows(tokens: Tokens, n_ctx: int, bos: int | None = None) -> Iterator[Toke
 
 @dataclass(frozen=True)
 class Batch:
-    """What one decode runs: three int32 arrays of one length. `n_begun`: windows that begin in it; 0 where
-    one goes on from the batch before."""
+    """The tokens that one decode runs.
+
+    Attributes:
+        tokens: The tokens, int32 [n_tokens].
+        positions: Their positions in their windows, the same shape.
+        sequences: Their sequences, the same shape.
+        n_begun: Windows that begin in it; 0 if it continues the window of the batch before.
+    """
 
     tokens: Tokens
     positions: Tokens
@@ -69,9 +91,17 @@ class Batch:
 
 
 def batches(parts: Iterable[Tokens], n_batch: int, n_sequences: int) -> Iterator[Batch]:
-    """Packs windows, in order, into batches of at most `n_batch` tokens and `n_sequences` sequences.
+    """Pack windows into batches, in order.
 
-    A window longer than a batch runs alone, in several batches that go on from each other.
+    A window longer than a batch is run alone, in several consecutive batches.
+
+    Args:
+        parts: The windows.
+        n_batch: Most tokens in a batch.
+        n_sequences: Most windows in a batch.
+
+    Yields:
+        The batches.
     """
     waiting: list[Tokens] = []
     for window in parts:
@@ -87,8 +117,16 @@ def batches(parts: Iterable[Tokens], n_batch: int, n_sequences: int) -> Iterator
 
 
 def packing_order(lengths: Sequence[int], n_batch: int, n_sequences: int) -> list[int]:
-    """The order of windows of these lengths in which `batches` fills its batches well: the longest first, each
-    into the first batch that has room for it (first-fit decreasing: Johnson, 1973)."""
+    """Return an order of windows in which `batches` fills its batches well, as indices.
+
+    The longest come first, each in the first batch that has room for it (first-fit decreasing: Johnson,
+    1973).
+
+    Args:
+        lengths: Tokens of each window.
+        n_batch: Most tokens in a batch.
+        n_sequences: Most windows in a batch.
+    """
     packed: list[list[int]] = []
     room = np.zeros(len(lengths), np.int64)
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -107,11 +145,16 @@ def _pack(parts: list[Tokens]) -> Batch:
     lengths = [len(part) for part in parts]
     positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
     sequences = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
-    return Batch(np.concatenate(parts), positions, sequences, len(parts))
+    return Batch(tokens=np.concatenate(parts), positions=positions, sequences=sequences, n_begun=len(parts))
 
 
 def _chunks(window: Tokens, n_batch: int) -> Iterator[Batch]:
     for start in range(0, len(window), n_batch):
         part = window[start : start + n_batch]
         positions = np.arange(start, start + len(part), dtype=np.int32)
-        yield Batch(part, positions, np.zeros(len(part), np.int32), int(start == 0))
+        yield Batch(
+            tokens=part,
+            positions=positions,
+            sequences=np.zeros(len(part), np.int32),
+            n_begun=int(start == 0),
+        )

@@ -95,8 +95,7 @@ def _read_directory(path: Path, columns: Columns, skipped: list[Path]) -> Iterat
 
 
 def _files_in(path: Path) -> Iterator[Path]:
-    """Yield everything in a directory and its subdirectories that is not a directory. Symlinks are not
-    followed."""
+    """Yield everything in a directory and below it that is not a directory. Symlinks are not followed."""
     waiting = [path]
     while waiting:
         with contextlib.suppress(OSError), os.scandir(waiting.pop()) as found:

@@ -1,4 +1,4 @@
-"""What a corpus is made of, and smaller ones from it: by strata, without what is there twice."""
+"""Count what a corpus contains, and draw smaller ones from it: by strata, without duplicates."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from coe_native.corpus.documents import Corpus, Document, Message
 from coe_native.errors import InputError
 
 SHINGLE = 5
-"""Words of a shingle: short enough for a changed word to leave most as they are, long enough to be rare."""
+"""Words of a shingle: so few that one changed word leaves most shingles equal, so many that each is rare."""
 
 Shingles = frozenset[str]
 
 
 def text_of(document: Document) -> str:
-    """A document as text; token ids as numbers."""
+    """Return a document as text. Messages and token ids have a line each."""
     content = document.content
     if isinstance(content, str):
         return content
@@ -29,30 +29,43 @@ def text_of(document: Document) -> str:
 
 
 def shingles(text: str) -> Shingles:
-    """All runs of SHINGLE words, of letters and digits in lower case, or of signs where there are few words; a
-    shorter text is one."""
+    """Return all runs of SHINGLE words of a text, in lower case; a shorter text is one run.
+
+    In a text with few words, each character counts as a word.
+    """
     words = re.findall(r"\w+", text.lower())
-    if len(text) > 12 * len(words):  # signs, or a language that does not part its words
-        words = [sign for sign in text.lower() if not sign.isspace()]
+    if len(text) > 12 * len(words):  # symbols, or a language without spaces between words
+        words = [character for character in text.lower() if not character.isspace()]
     return frozenset(" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1)))
 
 
 def jaccard(first: Shingles, second: Shingles) -> float:
+    """Return the Jaccard index of two texts: the shingles that they share, by the shingles of either."""
     return len(first & second) / len(first | second)
 
 
 def near_duplicates(documents: Sequence[Document], threshold: float) -> list[int | None]:
-    """For each document the index of an earlier one, itself no duplicate, whose shingles agree with its own by a
-    Jaccard index of `threshold` or more; None for those without.
+    """Find near duplicates.
 
-    Candidates are found by MinHash (Broder, 1997), which misses few, and checked exactly. A threshold of 1 finds
-    documents of the same words alone.
+    Candidates are found by MinHash (Broder, 1997), which misses few, and are then checked exactly.
+
+    Args:
+        documents: The documents.
+        threshold: The Jaccard index of their shingles from which documents count as near duplicates. With 1,
+            only documents with the same words do.
+
+    Returns:
+        For each document the index of an earlier one that it duplicates, and that is not a duplicate itself;
+        None if there is none.
+
+    Raises:
+        InputError: The threshold is out of range.
     """
     import datasketch
 
     if not 0 < threshold <= 1:
-        raise InputError(f"documents are alike by a share above 0 and up to 1, not {threshold}")
-    # A little below, for the candidates' own estimate is not exact.
+        raise InputError(f"the threshold of near duplicates must be above 0 and at most 1, not {threshold}")
+    # A little lower, because the index only estimates how similar documents are.
     index = datasketch.MinHashLSH(threshold=min(max(threshold - 0.1, 0.05), 0.95), num_perm=128)
     kept: dict[int, Shingles] = {}
     found: list[int | None] = []
@@ -70,8 +83,16 @@ def near_duplicates(documents: Sequence[Document], threshold: float) -> list[int
 
 @dataclass(frozen=True)
 class Stats:
-    """One source, or one stratum: its documents, characters, tokens (None without a tokenizer), and how many of
-    its documents are there before, word for word or nearly."""
+    """What one corpus, or one stratum of it, contains.
+
+    Attributes:
+        name: Its name.
+        documents: Number of documents.
+        characters: Number of characters.
+        tokens: Number of tokens; None without a tokenizer.
+        duplicates: Documents that equal an earlier one.
+        near_duplicates: Other documents that nearly equal an earlier one.
+    """
 
     name: str
     documents: int
@@ -82,8 +103,16 @@ class Stats:
 
 
 def stats(corpora: Sequence[Corpus], model: Tokenizer | None = None, *, threshold: float = 0.8) -> list[Stats]:
-    """What each corpus, or each stratum where documents have labels, is made of. Duplicates are looked for among
-    all documents."""
+    """Count what each corpus contains, or each stratum if documents have labels.
+
+    Args:
+        corpora: The corpora. Duplicates are found across all of them.
+        model: A tokenizer; None: tokens are not counted.
+        threshold: The Jaccard index from which documents count as near duplicates.
+
+    Raises:
+        InputError: The threshold is out of range, or a document cannot be tokenised.
+    """
     named = [(document.label or corpus.name, document) for corpus in corpora for document in corpus.documents]
     twins = near_duplicates([document for _, document in named], threshold)
     seen: set[str] = set()
@@ -99,12 +128,12 @@ def stats(corpora: Sequence[Corpus], model: Tokenizer | None = None, *, threshol
         seen.add(text)
     return [
         Stats(
-            name,
-            of_source["documents"],
-            of_source["characters"],
-            None if model is None else of_source["tokens"],
-            of_source["duplicates"],
-            of_source["near_duplicates"],
+            name=name,
+            documents=of_source["documents"],
+            characters=of_source["characters"],
+            tokens=None if model is None else of_source["tokens"],
+            duplicates=of_source["duplicates"],
+            near_duplicates=of_source["near_duplicates"],
         )
         for name, of_source in counts.items()
     ]
@@ -118,14 +147,24 @@ def sample(
     seed: int = 0,
     threshold: float | None = 0.8,
 ) -> list[Document]:
-    """Documents drawn at random from each stratum (documents of one label; without labels, of one corpus), the
-    same with the same `seed`: at most `cap` of each, and `size` in all, shared out in proportion to what the
-    strata have. With `threshold`, no two are near duplicates. In the order of strata, and in each of the corpora.
+    """Draw documents at random from each stratum: those with one label or, without labels, of one corpus.
 
-    Raises InputError where neither `size` nor `cap` says how many.
+    Args:
+        corpora: The corpora.
+        size: Documents in all, in proportion to the sizes of the strata; None: as many as `cap` allows.
+        cap: Most documents of a stratum; None: no limit.
+        seed: Seed of the generator. The same seed draws the same documents.
+        threshold: The Jaccard index from which documents count as near duplicates, which are left out; None:
+            duplicates stay.
+
+    Returns:
+        The documents, by strata, and in each in the order of the corpora.
+
+    Raises:
+        InputError: Neither `size` nor `cap` is given, or the threshold is out of range.
     """
     if size is None and cap is None:
-        raise InputError("say how many documents: --size in all, or --cap of each stratum")
+        raise InputError("give the number of documents: --size in all, or --cap for each stratum")
     strata: dict[str, list[tuple[int, Document]]] = {}
     number = 0
     for corpus in corpora:
@@ -137,9 +176,9 @@ def sample(
         generator.shuffle(documents)
     if threshold is not None:
         strata = _without_twins(strata, threshold)
-    there = {name: len(documents) for name, documents in strata.items()}
-    most = there if cap is None else {name: min(n, cap) for name, n in there.items()}
-    wanted = most if size is None else _shared_out(size, there, most)
+    available = {name: len(documents) for name, documents in strata.items()}
+    most = available if cap is None else {name: min(n, cap) for name, n in available.items()}
+    wanted = most if size is None else _shared_out(size, available, most)
     return [document for name, of_name in strata.items() for _, document in sorted(of_name[: wanted[name]])]
 
 
@@ -152,13 +191,16 @@ def _without_twins(
 
 
 def _shared_out(size: int, sizes: dict[str, int], most: dict[str, int]) -> dict[str, int]:
-    """`size` in proportion to `sizes`, nobody more than `most`: what is left over goes to the others, and
-    fractions to the largest remainders (Hamilton's method)."""
+    """Return how many documents each stratum gives, `size` in all, in proportion to `sizes`.
+
+    None gives more than `most`; the others then give more. Fractions are rounded by the largest remainders
+    (Hamilton's method).
+    """
     shares = dict.fromkeys(sizes, 0)
     while (left := min(size, sum(most.values())) - sum(shares.values())) > 0:
-        open_ = {name: n for name, n in sizes.items() if shares[name] < most[name]}
-        total = sum(open_.values())
-        exact = {name: left * n / total for name, n in open_.items()}
+        unfilled = {name: n for name, n in sizes.items() if shares[name] < most[name]}
+        total = sum(unfilled.values())
+        exact = {name: left * n / total for name, n in unfilled.items()}
         given = {name: int(part) for name, part in exact.items()}
         rest = left - sum(given.values())
         for name in sorted(exact, key=lambda name: given[name] - exact[name])[:rest]:
@@ -169,7 +211,15 @@ def _shared_out(size: int, sizes: dict[str, int], most: dict[str, int]) -> dict[
 
 
 def lines(documents: Sequence[Document], column: str | None) -> Iterator[bytes]:
-    """Documents as the lines of a .jsonl file, that is read as the same corpus, with where each came from."""
+    """Write documents as lines of a .jsonl file, which is read as the same corpus.
+
+    Args:
+        documents: The documents.
+        column: The column for their labels; None: none.
+
+    Yields:
+        Each line. Its ``source`` says where the document came from.
+    """
     for document in documents:
         content = document.content
         record: dict[str, Any]

@@ -1,1 +1,1 @@
-"""What a model does: perplexity, sweeps of masks, programming problems."""
+"""Evaluate models: perplexity, sweeps of masks, programming problems."""

@@ -1,4 +1,4 @@
-"""Evaluation on held-out text: perplexity, and the distance to a reference model or to the unmasked parent."""
+"""Evaluate models on held-out text: perplexity, and divergence from a reference or the unmasked parent."""
 
 from __future__ import annotations
 
@@ -17,19 +17,29 @@ from coe_native.llama.predictions import Comparison, compare, distributions, log
 from coe_native.masks.expert_mask import ExpertMask
 
 _SHORTEST = 5
-"""Tokens of the shortest window whose second half has two tokens to predict, so that they have a spread."""
+"""Tokens of the shortest window. Its second half has two tokens to predict, which a standard error needs."""
 
 
 _LARGEST_EXPONENT = 700.0
-"""Beyond it, exp has no finite value."""
+"""Beyond this, exp overflows."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a text. `n_scored` tokens were predicted; `perplexity` is exp of their mean
-    negative log-probability and `error` the standard error of that exponent times the perplexity.
-    With a reference: `kl_divergence`, the mean over positions of KL(reference || model) in nats, `kl_error`, its
-    standard error, and `top1_agreement`, the share of positions where both find the same token likeliest."""
+    """The evaluation of a model on a text.
+
+    Attributes:
+        text: The text's name.
+        n_scored: Number of tokens that were predicted.
+        perplexity: exp of their mean negative log-probability.
+        error: Its standard error: the standard error of that mean times the perplexity.
+        kl_divergence: With a reference, the mean over positions of KL(reference || model) in nats.
+        top1_agreement: With a reference, the share of positions where both have the same likeliest token.
+        kl_error: Standard error of `kl_divergence`.
+
+    Raises:
+        InputError: The perplexity is not a finite number above 0.
+    """
 
     text: str
     n_scored: int
@@ -41,21 +51,29 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if not 0 < self.perplexity < math.inf:
-            raise InputError(f"a perplexity is a number above 0, not {self.perplexity}")
+            raise InputError(f"a perplexity must be a finite number above 0, not {self.perplexity}")
 
     def loss(self, parent: Evaluation) -> float:
-        """How much higher the perplexity is than the parent's, as a share of that."""
+        """Return the increase of the perplexity over the parent's, as a share of the parent's."""
         return self.perplexity / parent.perplexity - 1
 
 
 def evaluate(model: LoadedModel, text: Corpus, *, reference: LoadedModel | None = None) -> Evaluation:
-    """Perplexity of a loaded model on a text, live mask and all; with `reference`, the distance to it too.
+    """Return the perplexity of a loaded model on a text, and its divergence from a reference.
 
-    The protocol is llama-perplexity's: all documents' tokens in one stream, cut into windows of `n_ctx`; a
-    window's first token gives way to BOS where the model has that habit; the second half of each window is
-    scored. A stream shorter than one window is scored as a shorter one. The distance is what its
-    ``--kl-divergence`` gives, but for its rounding of the reference to 16 bits.
-    Raises InputError for a text too short to score, or a reference with another vocabulary.
+    The protocol is llama-perplexity's: all documents' tokens are one stream, which is cut into windows of
+    `n_ctx`. BOS replaces the first token of a window if the model expects it. The second half of each window
+    is scored. A stream shorter than one window is one shorter window. The divergence is that of
+    ``--kl-divergence``, except that the reference is not rounded to 16 bits. A live mask stays in force.
+
+    Args:
+        model: The model.
+        text: The text.
+        reference: The reference; None: no divergence.
+
+    Raises:
+        InputError: The text is too short, the model cannot predict, or the reference has another vocabulary.
+        CoeError: The perplexity or the divergence is not finite.
     """
     if reference is not None and not _same_vocabulary(model, reference):
         raise InputError(f"{reference.moe.path}: has another vocabulary than {model.moe.path}")
@@ -75,11 +93,20 @@ def evaluate_masks(
     *,
     progress: Callable[[int], None] = lambda n: None,
 ) -> tuple[Evaluation, tuple[Evaluation, ...]]:
-    """The evaluation of a loaded parent, and with each of the masks live, with their distances to the unmasked
-    one; by `evaluate`'s protocol. No more than one window's distributions are held, however many masks there are.
+    """Return the evaluation of a loaded parent without a mask, and under each of several live masks.
 
-    No mask is live when it ends. `progress` is told of tokens that have been run. Raises what `evaluate` and
-    `Model.apply` do.
+    The protocol is that of `evaluate`; the reference of each mask is the unmasked parent. The distributions
+    of one window are in memory at a time. Afterwards no mask is live.
+
+    Args:
+        model: The parent.
+        text: The text.
+        masks: The masks.
+        progress: Called with the number of tokens after each run of a window.
+
+    Raises:
+        InputError: The text is too short, the model cannot predict, or a mask does not fit it.
+        CoeError: A perplexity or a divergence is not finite.
     """
     parent = _Tally(model, text)
     tallies = [_Tally(model, text) for _ in masks]
@@ -99,17 +126,21 @@ def evaluate_masks(
 
 
 def check_text(model: LoadedModel, text: Corpus) -> None:
-    """Raises InputError unless `model` can score `text`."""
+    """Check that a model can be evaluated on a text.
+
+    Raises:
+        InputError: It cannot.
+    """
     next(_scored_windows(model, text))
 
 
 def count_tokens(model: LoadedModel, text: Corpus) -> int:
-    """Tokens that one evaluation of a text runs."""
+    """Return the number of tokens that one evaluation of a text runs."""
     return sum(len(window) for window, _ in _scored_windows(model, text))
 
 
 class _Tally:
-    """What has been found at the scored positions of one text."""
+    """The results at the scored positions of one text."""
 
     def __init__(self, model: LoadedModel, text: Corpus) -> None:
         self._model = model
@@ -119,30 +150,41 @@ class _Tally:
         self._agreements: list[NDArray[np.bool_]] = []
 
     def add(self, log_probabilities: NDArray[np.float64]) -> None:
+        """Add the log-probabilities of a window's scored tokens, [position]."""
         self._log_probabilities.append(log_probabilities)
 
     def compare(self, found: Comparison) -> None:
+        """Add a window with its comparison to the reference."""
         self.add(found.log_probabilities)
         self._divergences.append(found.divergences)
         self._agreements.append(found.same_top)
 
     def result(self) -> Evaluation:
+        """Return the evaluation of all windows."""
         values = np.concatenate(self._log_probabilities)
         if not np.isfinite(values).all() or -values.mean() > _LARGEST_EXPONENT:
-            raise CoeError(f"{self._model.moe.path}: gives {self._text.name} no finite perplexity; it is damaged")
+            raise CoeError(f"{self._model.moe.path}: has no finite perplexity on {self._text.name}; it is damaged")
         perplexity = math.exp(-values.mean())
         error = perplexity * _error_of_mean(values)
         if not self._divergences:
-            return Evaluation(self._text.name, len(values), perplexity, error)
+            return Evaluation(text=self._text.name, n_scored=len(values), perplexity=perplexity, error=error)
         divergences = np.concatenate(self._divergences)
         if not np.isfinite(divergences).all():
             raise CoeError(
-                f"{self._model.moe.path}: finds impossible what the reference expects of {self._text.name}, so "
-                "there is no divergence"
+                f"{self._model.moe.path}: gives probability 0 to tokens of {self._text.name} that the reference "
+                "expects, so there is no finite divergence"
             )
         agreement = float(np.concatenate(self._agreements).mean())
         kl, kl_error = float(divergences.mean()), _error_of_mean(divergences)
-        return Evaluation(self._text.name, len(values), perplexity, error, kl, agreement, kl_error)
+        return Evaluation(
+            text=self._text.name,
+            n_scored=len(values),
+            perplexity=perplexity,
+            error=error,
+            kl_divergence=kl,
+            top1_agreement=agreement,
+            kl_error=kl_error,
+        )
 
 
 def _error_of_mean(values: NDArray[np.float64]) -> float:
@@ -150,7 +192,7 @@ def _error_of_mean(values: NDArray[np.float64]) -> float:
 
 
 def _same_vocabulary(model: LoadedModel, reference: LoadedModel) -> bool:
-    """Whether their tokens mean the same: as many, with the same texts where both say."""
+    """Return whether two models have equally many tokens, with the same texts if both have them."""
     if model.n_vocab != reference.n_vocab:
         return False
     texts = [loaded.moe.vocabulary_bytes for loaded in (model, reference)]
@@ -158,7 +200,7 @@ def _same_vocabulary(model: LoadedModel, reference: LoadedModel) -> bool:
 
 
 def _scored_windows(model: LoadedModel, text: Corpus) -> Iterator[tuple[Tokens, int]]:
-    """Windows of a text, each with the index of its first scored token."""
+    """Yield the windows of a text, each with the index of its first scored token."""
     if not model.predicts:
         raise InputError(
             f"{model.moe.path}: is an encoder or a diffusion model, which sees the tokens that it would have to "

@@ -1,5 +1,7 @@
-"""Run one program under the system's own limits. ``sandbox.py`` starts this file as a script, with nothing but
-Python's standard library around it."""
+"""Run one program under the system's limits.
+
+``sandbox.py`` starts this file as a script, with only Python's standard library available.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +12,28 @@ import sys
 import types
 from typing import Any
 
-_MOST_SAID = 2000
+_LONGEST_REASON = 2000
 
 
 def main() -> None:
-    """Say ``ready`` on standard output, read a task from standard input, run it, and say whether it passed."""
+    """Print ``ready``, read a task from standard input, run it, and print whether it passed."""
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
     print("ready", file=answer, flush=True)
     task = json.loads(sys.stdin.buffer.read())
-    quiet = os.open(os.devnull, os.O_RDWR)
+    devnull = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
-        os.dup2(quiet, descriptor)
+        os.dup2(devnull, descriptor)
 
     def finish(what: str) -> None:
         print(what, file=answer, flush=True)
         os._exit(0)
 
     def fail(reason: str) -> None:
-        finish(f"failed-{task['proof']} {' '.join(reason.split())[:_MOST_SAID]}")
+        finish(f"failed-{task['proof']} {' '.join(reason.split())[:_LONGEST_REASON]}")
 
     try:
         _limit(task["limits"])
-        # As if it was started by itself: pickle, for one, looks for its classes there.
+        # The program runs as the main module, where pickle, for example, looks for its classes.
         module = types.ModuleType("__main__")
         sys.modules["__main__"] = module
         exec(compile(task["program"], "<program>", "exec", dont_inherit=True), module.__dict__)
@@ -45,13 +47,13 @@ def main() -> None:
 
 
 def _limit(limits: dict[str, Any]) -> None:
-    """Set the limits of this process and of each that it starts. Windows has none of them."""
+    """Set the limits of this process and of all that it starts. Windows has no such limits."""
     try:
         import resource
         import signal
     except ImportError:
         return
-    # Whatever a program does, the process that watches it must get its turn.
+    # The process that watches the program must get CPU time, whatever the program does.
     os.nice(5)
     for what, most in (
         (resource.RLIMIT_AS, limits["memory"]),
@@ -59,7 +61,7 @@ def _limit(limits: dict[str, Any]) -> None:
         (resource.RLIMIT_FSIZE, limits["file_bytes"]),
         (resource.RLIMIT_NOFILE, limits["open_files"]),
         (resource.RLIMIT_NPROC, limits["processes"]),
-        # With 0 the kernel would still hand the memory to the program that /proc/sys/kernel/core_pattern names.
+        # With 0, the kernel would still send the memory to the program in /proc/sys/kernel/core_pattern.
         (resource.RLIMIT_CORE, 1),
     ):
         if most is None:
@@ -69,9 +71,9 @@ def _limit(limits: dict[str, Any]) -> None:
         try:
             resource.setrlimit(what, (least, least))
         except ValueError:
-            if sys.platform == "linux":  # macOS takes no limit of memory
+            if sys.platform == "linux":  # macOS does not support a memory limit
                 raise
-    # For a program whose watcher was killed.
+    # Ends the program if the process that watches it was killed.
     signal.alarm(math.ceil(limits["seconds"]) + 5)
 
 

@@ -1,4 +1,4 @@
-"""How small a specialist can be: one loaded parent, judged under many live masks."""
+"""Find how small a specialist can be: judge one loaded parent under many live masks."""
 
 from __future__ import annotations
 
@@ -28,13 +28,26 @@ from coe_native.routing.scores import DEFAULT_METHOD
 FORMAT = "coe-native.sweep"
 VERSION = 1
 
-_KIND = typed_json.Kind(FORMAT, VERSION, 16 << 20, "sweep", "make one with `coe-native sweep -o NAME.json`")
+_KIND = typed_json.Kind(
+    name=FORMAT,
+    version=VERSION,
+    most_bytes=16 << 20,
+    what="sweep",
+    advice="make one with `coe-native sweep -o NAME.json`",
+)
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One mask: how experts were scored, how many it keeps, its digest, about how many bytes a file with only
-    those has, and what the live-masked parent makes of each text."""
+    """One mask and its evaluations.
+
+    Attributes:
+        method: How experts were scored.
+        keep: Experts that it keeps in each layer.
+        mask: Its digest.
+        n_bytes: Approximate size of a file with these experts only.
+        evaluations: The evaluation of the live-masked parent on each text.
+    """
 
     method: str
     keep: int
@@ -45,7 +58,16 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A parent's evaluation on each text, and all masks' that were tried, by method and ascending `keep`."""
+    """The evaluations of a parent under many masks.
+
+    Attributes:
+        model: The parent's name.
+        fingerprint: Its fingerprint.
+        n_experts: Its experts in each layer.
+        n_bytes: Size of its file.
+        parent: Its evaluation on each text, without a mask.
+        points: The masks, by method and ascending `keep`.
+    """
 
     model: str
     fingerprint: str
@@ -56,20 +78,32 @@ class Sweep:
 
     @property
     def unmasked(self) -> SweepPoint:
-        """The parent, as if it were a mask that keeps all."""
-        return SweepPoint("parent", self.n_experts, "", self.n_bytes, self.parent)
+        """Return the parent as if it were a mask that keeps all experts."""
+        return SweepPoint(
+            method="parent", keep=self.n_experts, mask="", n_bytes=self.n_bytes, evaluations=self.parent
+        )
 
     @property
     def methods(self) -> list[str]:
+        """Return the methods of all masks."""
         return list(dict.fromkeys(point.method for point in self.points))
 
     def losses(self, point: SweepPoint) -> list[float]:
-        """How much higher the perplexity on each text is than the parent's, as a share of that."""
+        """Return the increase of each text's perplexity over the parent's, as a share of the parent's."""
         return [found.loss(parent) for found, parent in zip(point.evaluations, self.parent, strict=True)]
 
     def smallest(self, method: str, max_loss: float) -> SweepPoint | None:
-        """The mask of the smallest `keep` with which the first text's perplexity rises by no more than the share
-        `max_loss`, with it and with all larger ones; None where already the largest costs more."""
+        """Return the smallest mask whose loss on the first text is small enough.
+
+        The losses of all larger masks must be small enough too.
+
+        Args:
+            method: How experts were scored.
+            max_loss: The largest increase of the perplexity, as a share of the parent's.
+
+        Returns:
+            The mask, or None if even the largest one loses more.
+        """
         best = None
         for point in sorted((p for p in self.points if p.method == method), key=lambda p: -p.keep):
             if self.losses(point)[0] > max_loss:
@@ -78,11 +112,11 @@ class Sweep:
         return best
 
     def as_json(self) -> dict[str, Any]:
-        """What a file says of it."""
+        """Return the sweep as a JSON object, as `save` writes it."""
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
     def as_csv(self) -> str:
-        """One line for each text of each mask, and of the parent, whose method is ``parent``."""
+        """Return CSV with a line for each text of each mask, and of the parent (method ``parent``)."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["method", "keep", "bytes", "loss", *_EVALUATION_FIELDS])
@@ -92,7 +126,16 @@ class Sweep:
         return out.getvalue()
 
     def save(self, path: str | Path, *, force: bool = True) -> None:
-        """Writes the sweep as JSON, whole or not at all."""
+        """Write the sweep as JSON, whole or not at all.
+
+        Args:
+            path: The file.
+            force: Replace an existing file.
+
+        Raises:
+            InputError: The file exists (without `force`), or the path cannot be used.
+            CoeError: It cannot be written.
+        """
         path = Path(path)
         check_target(path, force=force)
         with replacing(path) as file:
@@ -100,7 +143,11 @@ class Sweep:
 
     @classmethod
     def load(cls, path: str | Path) -> Sweep:
-        """Reads a sweep's JSON back. Raises InputError for another kind of file, a newer version, or damage."""
+        """Read a sweep from JSON.
+
+        Raises:
+            InputError: The file is not a sweep, has a newer version, or is damaged.
+        """
         path = Path(path)
         data = _KIND.read(path)
         try:
@@ -108,7 +155,7 @@ class Sweep:
         except InputError as error:
             raise InputError(f"{path}: is a damaged sweep ({error}); make it again") from error
         if not all(len(point.evaluations) == len(sweep.parent) for point in sweep.points):
-            raise InputError(f"{path}: is a damaged sweep (it has not all texts of all masks); make it again")
+            raise InputError(f"{path}: is a damaged sweep (some masks lack texts); make it again")
         return sweep
 
 
@@ -116,7 +163,7 @@ _EVALUATION_FIELDS = tuple(Evaluation.__dataclass_fields__)
 
 
 def default_keeps(moe: ModelHeader) -> list[int]:
-    """Up to fifteen numbers of experts, in steps of a sixteenth, of those that the model can be cut to."""
+    """Return up to fifteen numbers of experts that the model can be cut to, in steps of a sixteenth."""
     step = max(1, moe.n_experts // 16)
     return [keep for keep in moe.possible_keeps if keep % step == 0 and keep < moe.n_experts]
 
@@ -131,12 +178,21 @@ def sweep(
     passes: PassOptions | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Sweep:
-    """Judges a loaded parent on named texts, under the masks that keep each of `keeps` experts by each of
-    `methods`. The first text is the one that the specialist is for. `passes`: how the masks are
-    built beyond that. Nothing is written.
+    """Judge a loaded parent on texts, under a live mask for each number of experts and method.
 
-    Raises InputError for a profile of another model, a number that it can't be cut to, and what `evaluate` does
-    not take.
+    Args:
+        parent: The loaded parent.
+        profile: Its profile.
+        texts: The held-out texts, by name. The first is the one that the specialist is for.
+        keeps: Numbers of experts to keep.
+        methods: How experts are scored: some of METHODS.
+        passes: The other options of the masks; None: the defaults.
+        progress: Called after each run of a window.
+
+    Raises:
+        InputError: There is no mask to try, the profile is of another model, the parent cannot be cut to a
+            number, or a text cannot be used (`evaluate`).
+        CoeError: A perplexity or a divergence is not finite.
     """
     of_passes = vars(passes or PassOptions())
     masks = [
@@ -145,9 +201,9 @@ def sweep(
         for keep in sorted(set(keeps))
     ]
     if not masks:
-        raise InputError(f"{parent.moe.path}: say which numbers of experts to try; there are few to choose from")
+        raise InputError(f"{parent.moe.path}: there are no numbers of experts to try; give some")
     for _, mask in masks:
-        parent.apply(mask)  # whatever is wrong with one is said at the start
+        parent.apply(mask)  # so that an unusable mask is an error at the start
     parent.clear_mask()
     total = sum(count_tokens(parent, text) for text in texts.values()) * (1 + len(masks))
     started, done = time.monotonic(), 0
@@ -163,14 +219,20 @@ def sweep(
         judged.append([replace(found, text=name) for found in (of_parent, *of_masks)])
     of_each_mask = list(zip(*judged, strict=True))
     points = [
-        SweepPoint(method, mask.keep, mask.digest, parent.moe.specialist_bytes(mask.keep), evaluations)
+        SweepPoint(
+            method=method,
+            keep=mask.keep,
+            mask=mask.digest,
+            n_bytes=parent.moe.specialist_bytes(mask.keep),
+            evaluations=evaluations,
+        )
         for (method, mask), evaluations in zip(masks, of_each_mask[1:], strict=True)
     ]
     return Sweep(
-        parent.moe.name,
-        parent.moe.fingerprint,
-        parent.moe.n_experts,
-        parent.moe.n_bytes,
-        of_each_mask[0],
-        tuple(points),
+        model=parent.moe.name,
+        fingerprint=parent.moe.fingerprint,
+        n_experts=parent.moe.n_experts,
+        n_bytes=parent.moe.n_bytes,
+        parent=of_each_mask[0],
+        points=tuple(points),
     )

@@ -1,1 +1,4 @@
-"""Read and write files: whole or not at all, and never somebody else's."""
+"""Read and write files.
+
+Outputs appear whole or not at all, and do not follow other users' symlinks in shared directories.
+"""

@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all: write beside, sync, rename."""
+"""Outputs that appear whole or not at all: written beside the target, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,23 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".coe-tmp"
+"""End of the names of temporary files."""
+
 _MOST_LINKS = 40
 
 
 def check_target(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Raises InputError where `path` can't become an output: it exists (without `force`), is one of the
-    inputs or in a directory of them under any name, is no regular file, or has no directory to stand in."""
+    """Check that a path can become an output.
+
+    Args:
+        path: The output.
+        force: Whether it may replace a file.
+        inputs: Files and directories that must not be written to, `force` or not. Symlinks are resolved.
+
+    Raises:
+        InputError: The path exists (without `force`), is an input or in a directory of inputs, is not a
+            regular file, or its directory is missing or not writable.
+    """
     if path.exists():
         for source in inputs:
             if not source.exists():
@@ -37,35 +48,45 @@ def check_target(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> N
     if path.is_dir():
         raise InputError(f"{path}: is a directory; name a file in it")
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is no regular file; name one to write")
+        raise InputError(f"{path}: is not a regular file; choose another output")
     if path.exists() and not force:
         raise InputError(f"{path}: exists; choose another name or pass --force")
     directory = resolved(path).parent
     if not directory.is_dir():
-        raise InputError(f"{path}: its directory does not exist; make it first")
+        raise InputError(f"{path}: its directory does not exist; create it first")
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: its directory is not yours to write in; choose another")
+        raise InputError(f"{path}: its directory is not writable; choose another")
 
 
 def check_space(path: Path, n_bytes: int) -> None:
-    """Raises CoeError where the disk has not that many bytes free for an output `path`: nobody should wait for a
-    long write that can't end well. What it would replace still takes its own space until then."""
+    """Check that the disk has room for an output, so that a long write does not fail at its end.
+
+    A file that the output will replace takes its space until then.
+
+    Args:
+        path: The output.
+        n_bytes: Its size.
+
+    Raises:
+        CoeError: The disk has fewer bytes free.
+    """
     directory = resolved(path).parent
     free = shutil.disk_usage(directory).free
     if free < n_bytes:
         raise CoeError(
-            f"{path}: needs {n_bytes / 1e9:.2f} GB, and {directory} has {free / 1e9:.2f} GB free; make room, or "
-            "choose a place on another disk"
+            f"{path}: needs {n_bytes / 1e9:.2f} GB, but {directory} has {free / 1e9:.2f} GB free; make room, or "
+            "choose a path on another disk"
         )
 
 
 def resolved(path: Path) -> Path:
-    """Return a path with its symlinks followed, as Linux follows them with protected_symlinks set: in a directory
-    where everybody may write and each may remove only his own files, such as /tmp, a link of another user is not
-    followed. It could lead an output to any file of ours.
+    """Return a path with its symlinks resolved, by the rules of Linux with protected_symlinks set.
+
+    In a sticky directory where all users may write, such as /tmp, another user's symlink is not followed: it
+    could lead an output to any file of this user.
 
     Raises:
-        InputError: There is such a link, or too many of them.
+        InputError: There is such a symlink, or there are too many symlinks.
     """
     found = Path(os.path.abspath(path.anchor or "."))  # noqa: PTH100 - resolve() would follow links
     waiting = list(reversed(path.parts[1:] if path.anchor else path.parts))
@@ -81,7 +102,7 @@ def resolved(path: Path) -> Path:
             continue
         links += 1
         if links > _MOST_LINKS:
-            raise InputError(f"{path}: has too many symlinks")
+            raise InputError(f"{path}: has too many symlinks; name the file itself")
         _check_link(path, step)
         target = step.readlink()
         if target.anchor:
@@ -97,17 +118,23 @@ def _check_link(path: Path, link: Path) -> None:
     shared = directory.st_mode & stat.S_ISVTX and directory.st_mode & stat.S_IWOTH
     if shared and owner not in (os.geteuid(), directory.st_uid):
         raise InputError(
-            f"{path}: {'' if link == path else f'{link} '}is a symlink that another user has put into a shared "
-            "directory; name another place"
+            f"{path}: {'' if link == path else f'{link} '}is a symlink that another user made in a shared "
+            "directory; choose another path"
         )
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes `path`'s place when the block ends without an error, else vanishes. A symlink stays
-    and leads to it.
+    """Open a temporary binary file that replaces `path` when the block ends without an error.
 
-    The bytes are on the disk before the name is. Raises CoeError for what the system refuses.
+    After an error it is removed. Its bytes are on the disk before it is renamed. If `path` is a symlink, its
+    target is replaced.
+
+    Yields:
+        The file, open for writing.
+
+    Raises:
+        CoeError: The system cannot write the file.
     """
     given = path
     try:
@@ -130,20 +157,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _set_mode(file: BinaryIO, path: Path) -> None:
-    """Give a finished file the mode of the one that it replaces, or the mode of any new file. Until then only its
-    owner could read it."""
+    """Give a finished file the mode of the one that it replaces, or the usual mode of a new file.
+
+    Until then, only its owner can read it.
+    """
     if not hasattr(os, "fchmod"):  # Windows
         return
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
         mode = 0o666 & ~_umask()
-    with contextlib.suppress(OSError):  # some file systems refuse it; the file stays private then
+    with contextlib.suppress(OSError):  # some file systems refuse it; the file then stays private
         os.fchmod(file.fileno(), mode)
 
 
 def _umask() -> int:
-    """Return the bits that new files do not get. Only Linux can tell without changing it for a moment."""
+    """Return the process's umask. Only Linux reports it; elsewhere it is changed for a moment."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
@@ -153,14 +182,14 @@ def _umask() -> int:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, if it is there, for good: before anything that is written later."""
+    """Remove a file if it exists. This is on the disk before anything that is written later."""
     path = resolved(path)
     path.unlink(missing_ok=True)
     _sync_directory(path.parent)
 
 
 def _create_beside(path: Path) -> BinaryIO:
-    """A new file, locked, of a name that says that it is on its way to `path`."""
+    """Create a temporary file beside `path`, and lock it."""
     while True:
         name = path.with_name(f"{_prefix(path)}{secrets.token_hex(6)}{SUFFIX}")
         file = open(name, "xb", opener=_for_us_only)  # noqa: SIM115
@@ -168,7 +197,7 @@ def _create_beside(path: Path) -> BinaryIO:
             lock(file)
             if os.fstat(file.fileno()).st_nlink:
                 return file
-        file.close()  # another has taken it for a leftover, in the moment before it was locked
+        file.close()  # another process removed it as a leftover before it was locked
 
 
 def _for_us_only(path: str, flags: int) -> int:
@@ -176,14 +205,14 @@ def _for_us_only(path: str, flags: int) -> int:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Removes what writers of `path` that were killed have left beside it: files that nobody holds locked."""
+    """Remove temporary files of `path` that killed processes left behind: those without a lock."""
     for beside in path.parent.iterdir():
         if beside.name.startswith(_prefix(path)) and beside.name.endswith(SUFFIX):
             with contextlib.suppress(OSError):
                 if fcntl is None:
-                    beside.unlink()  # Windows does not let open files be removed
+                    beside.unlink()  # Windows does not remove open files
                     continue
-                # Others may have put links and pipes there.
+                # Other users may have made symlinks and pipes of such names.
                 with open(beside, "r+b", opener=_without_links) as leftover:
                     if stat.S_ISREG(os.fstat(leftover.fileno()).st_mode) and lock(leftover):
                         beside.unlink()
@@ -194,13 +223,19 @@ def _without_links(path: str, flags: int) -> int:
 
 
 def _prefix(path: Path) -> str:
-    """How temporary files for `path` begin; a system's names have some 255 bytes."""
+    """Return how the names of temporary files for `path` begin. File names have at most 255 bytes."""
     return f".{path.name.encode()[:200].decode(errors='ignore')}."
 
 
 def lock(file: BinaryIO | FileIO) -> bool:
-    """Until it is closed. Raises BlockingIOError where another has locked it; False where the system, or the file
-    system, has no such locks."""
+    """Lock a file until it is closed.
+
+    Returns:
+        Whether it is locked: False if the system or the file system does not support locks.
+
+    Raises:
+        BlockingIOError: Another process has locked it.
+    """
     if fcntl is None:
         return False
     try:
@@ -213,7 +248,7 @@ def lock(file: BinaryIO | FileIO) -> bool:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Makes a rename last. Windows has no such call and needs none; some file systems refuse it."""
+    """Sync a directory, so that a rename lasts. Windows needs no such call; some file systems refuse it."""
     if os.name == "posix":
         descriptor = os.open(directory, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Bytes from one file into another, by the system itself where it can: no copy through this process."""
+"""Copy bytes from one file to another, inside the kernel if possible."""
 
 from __future__ import annotations
 
@@ -9,16 +9,29 @@ from coe_native.files.reading import CHUNK, read_exactly
 
 
 def copy_range(source: BinaryIO, offset: int, n_bytes: int, target: BinaryIO) -> None:
-    """Appends `n_bytes` bytes from `offset` on to `target`. Raises InputError where `source` ends before."""
-    done = _by_the_system(source, offset, n_bytes, target)
+    """Copy bytes of a file to the current position of another one.
+
+    Args:
+        source: The file to read.
+        offset: The first byte.
+        n_bytes: Number of bytes.
+        target: The file to write.
+
+    Raises:
+        InputError: `source` ends before that, or cannot be read.
+    """
+    done = _copy_in_kernel(source, offset, n_bytes, target)
     while done < n_bytes:
         data = read_exactly(source, offset + done, min(CHUNK, n_bytes - done))
         target.write(data)
         done += len(data)
 
 
-def _by_the_system(source: BinaryIO, offset: int, n_bytes: int, target: BinaryIO) -> int:
-    """Bytes copied so: all, or fewer where the system or one of the file systems can't, or the source ends."""
+def _copy_in_kernel(source: BinaryIO, offset: int, n_bytes: int, target: BinaryIO) -> int:
+    """Copy bytes inside the kernel, and return how many.
+
+    These are fewer than `n_bytes` if the system or a file system does not support it, or the source ends.
+    """
     if not hasattr(os, "copy_file_range"):
         return 0
     target.flush()
@@ -28,7 +41,7 @@ def _by_the_system(source: BinaryIO, offset: int, n_bytes: int, target: BinaryIO
             copied = os.copy_file_range(
                 source.fileno(), target.fileno(), n_bytes - done, offset + done, end + done
             )
-        except OSError:  # whatever it was, reading and writing will say so
+        except OSError:  # reading and writing will report what is wrong
             break
         if copied == 0:
             break

@@ -1,4 +1,4 @@
-"""Holes in files: zeros that take no space, and no time to write."""
+"""Holes in files: zeros that take neither space nor time to write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
 
 def write_zeros(file: BinaryIO, offset: int, n_bytes: int) -> None:
-    """Zeros in a part of an open file: a hole where system and file system have holes, else written."""
+    """Overwrite a part of an open file with zeros, as a hole if the file system supports holes.
+
+    Args:
+        file: The file, open for writing.
+        offset: The first byte.
+        n_bytes: Number of bytes.
+    """
     file.flush()
     if not _punch(file.fileno(), offset, n_bytes):
         file.seek(offset)
@@ -20,7 +26,7 @@ def write_zeros(file: BinaryIO, offset: int, n_bytes: int) -> None:
 
 
 def bytes_on_disk(path: Path) -> int:
-    """The space that a file takes, holes not counted; its size where the system doesn't say."""
+    """Return the bytes that a file takes on the disk, without holes; its size if the system does not tell."""
     status = path.stat()
     return 512 * status.st_blocks if hasattr(status, "st_blocks") else status.st_size
 

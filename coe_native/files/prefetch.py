@@ -1,4 +1,4 @@
-"""Telling the system what will be read, so that it is in memory by then."""
+"""Tell the system what will be read next, so that it reads ahead."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ from collections.abc import Iterable
 from typing import BinaryIO
 
 _AHEAD = 64 << 20
+"""Bytes that are requested before they are read."""
+
 _STEP = 512 << 10
-"""Bytes that Linux takes of one such wish, on devices of small requests."""
+"""Bytes that Linux reads ahead for one request, on devices with small requests."""
 
 Range = tuple[BinaryIO, int, int]
 """A file, an offset in it, and a number of bytes."""
 
 
 class Prefetch:
-    """Ranges of files that will be read in this order. The gaps between kept experts end the system's own reading
-    ahead at each of them; on a disk that answers many wishes at once, this is several times as fast."""
+    """Ranges of files that will be read in this order.
+
+    The system's own read-ahead stops at each gap between kept experts. On a disk that serves many requests at
+    once, prefetching is several times as fast.
+    """
 
     def __init__(self, ranges: Iterable[Range]) -> None:
         self._ranges = iter(ranges if hasattr(os, "posix_fadvise") else ())
         self._wanted = _AHEAD
-        self._told = 0
+        self._requested = 0
 
     def reading(self, n_bytes: int) -> None:
-        """To be called when the next `n_bytes` bytes of the ranges are about to be read."""
+        """Request further ranges. Call this before the next `n_bytes` bytes of the ranges are read."""
         self._wanted += n_bytes
-        while self._told < self._wanted:
+        while self._requested < self._wanted:
             file, offset, size = next(self._ranges, (None, 0, 0))
             if file is None:
                 return
             for start in range(offset, offset + size, _STEP):
-                wish = min(_STEP, offset + size - start)
-                with contextlib.suppress(OSError):  # reading will say what is wrong
-                    os.posix_fadvise(file.fileno(), start, wish, os.POSIX_FADV_WILLNEED)
-            self._told += size
+                length = min(_STEP, offset + size - start)
+                with contextlib.suppress(OSError):  # reading will report what is wrong
+                    os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
+            self._requested += size

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from coe_native.errors import InputError
 
 CHUNK = 4 << 20
-"""Bytes read at once, by each thread: large enough to be fast, small enough for a processor's cache."""
+"""Bytes that a thread reads at once: large enough to be fast, small enough for the CPU's cache."""
 
 
 _seek_and_read = threading.Lock()
@@ -29,7 +29,7 @@ def _read_at(file: BinaryIO, offset: int, n_bytes: int) -> bytes:
 
 
 def read_exactly(file: BinaryIO, offset: int, n_bytes: int) -> bytes:
-    """Return `n_bytes` bytes from byte `offset` on.
+    """Return `n_bytes` bytes of a file, from byte `offset` on.
 
     Raises:
         InputError: The file ends before that, or the system cannot read it.

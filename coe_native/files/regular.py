@@ -1,4 +1,4 @@
-"""Open regular files only. Opening a pipe would block until it has a writer, and some devices never end."""
+"""Open regular files only. A pipe would block until it has a writer, and some devices never end."""
 
 from __future__ import annotations
 
@@ -30,13 +30,21 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def check_regular(path: str | Path, file: BinaryIO) -> None:
-    """Raise InputError for an opened pipe, device or socket."""
+    """Check that an opened file is a regular one.
+
+    Raises:
+        InputError: It is a pipe, a device or a socket.
+    """
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         raise InputError(f"{path}: is not a regular file; save its contents to a file first, or pipe text to -c -")
 
 
 def read_regular(path: str | Path, most_bytes: int) -> bytes:
-    """Return what a file holds.
+    """Return the contents of a file.
+
+    Args:
+        path: The file.
+        most_bytes: The largest size that is read.
 
     Raises:
         InputError: It has more bytes than that, or is not a regular file.

@@ -1,4 +1,4 @@
-"""JSON from files, checked against the types that it is read into."""
+"""JSON files that are checked against Python types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 
 class _Head(msgspec.Struct):
-    """What says whether a file is of a format and version that we can read."""
+    """The keys that give a file's format and version."""
 
     format: str = ""
     version: int = 0
@@ -23,8 +23,15 @@ class _Head(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Kind:
-    """One of our formats: its name and newest version, the most bytes that a file of it has, what to call it, and
-    how to make one."""
+    """One of the JSON formats of this package.
+
+    Attributes:
+        name: The format's name, as files give it.
+        version: Its newest version.
+        most_bytes: The largest size of a file.
+        what: What messages call such a file.
+        advice: How to make one, for messages.
+    """
 
     name: str
     version: int
@@ -33,8 +40,11 @@ class Kind:
     advice: str
 
     def read(self, path: Path) -> bytes:
-        """The bytes of a JSON file of this format. Raises InputError for one that can't be read or is none, and
-        for a newer version."""
+        """Return the bytes of a JSON file of this format.
+
+        Raises:
+            InputError: The file cannot be read, is not of this format, or has a newer version.
+        """
         try:
             with open_regular(path) as file:
                 data = file.read(self.most_bytes + 1)
@@ -44,7 +54,15 @@ class Kind:
         return data
 
     def check(self, data: bytes, place: str) -> None:
-        """Raises InputError for bytes, from a `place`, that are no document of this format and our versions."""
+        """Check that bytes are a document of this format, in a version that can be read.
+
+        Args:
+            data: The document.
+            place: Where it came from, for messages.
+
+        Raises:
+            InputError: They are not.
+        """
         try:
             head = decode(data, _Head)
         except InputError:
@@ -58,8 +76,15 @@ class Kind:
 
 
 def decode(data: bytes | str, kind: type[Value]) -> Value:
-    """A document as a value of a type that msgspec knows: a Struct, a dataclass, or a container of such. Raises
-    InputError, saying what is wrong and where."""
+    """Return a JSON document as a value of a type.
+
+    Args:
+        data: The document.
+        kind: A type that msgspec knows: a Struct, a dataclass, or a container of them.
+
+    Raises:
+        InputError: The document does not fit the type; says what is wrong and where.
+    """
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:

@@ -1,1 +1,1 @@
-"""Routing statistics and masks that other tools have written."""
+"""Import routing statistics and masks that other tools wrote."""

@@ -1,4 +1,4 @@
-"""Routing statistics and masks that other tools have made, as ours."""
+"""Import routing statistics and masks of other tools as profiles and masks."""
 
 from __future__ import annotations
 
@@ -26,79 +26,89 @@ from coe_native.routing.profile import UNKNOWN, RoutingProfile
 
 _COUNTS = re.compile(r"blk\.(0|[1-9]\d{0,5})\.ffn_(?:gate|up|down|gate_up)_exps\.weight\.counts", re.ASCII)
 _MOST_NUMBERS = 1 << 22
-"""Of a tensor of counts or flags: 100 layers with eight ranks of 512 experts have a tenth."""
+"""Most elements of a tensor of counts or flags. 100 layers with 512 experts and eight ranks have a tenth."""
 
 _EXACT = 2**24
-"""From here on, a float of 32 bits does not count every one."""
+"""From this number on, a 32-bit float cannot represent every integer."""
 
 
 @dataclass(frozen=True)
 class _Target:
-    """The model that something is of, or what is assumed of it."""
+    """The model that a file belongs to, or what is assumed about it."""
 
     path: Path
     model: ModelHeader | None
     n_experts: int | None
 
     def blocks(self, n_layers: int) -> tuple[int, ...]:
-        """The block of each layer: the model's MoE layers, or, of no model, the first ones."""
+        """Return the block of each layer: those of the model, or the first ones if there is no model."""
         if self.model is None:
             return tuple(range(n_layers))
         if len(self.model.blocks) != n_layers:
             raise InputError(
-                f"{self.path}: has {n_layers} layers, and {self.model.path} {len(self.model.blocks)} MoE layers; "
-                "it is of another model"
+                f"{self.path}: has {n_layers} layers, and {self.model.path} has {len(self.model.blocks)} MoE "
+                "layers; it is of another model"
             )
         return tuple(self.model.blocks)
 
     @property
     def architecture(self) -> str:
+        """Return the model's architecture, or UNKNOWN."""
         return UNKNOWN if self.model is None else self.model.architecture
 
     @property
     def fingerprint(self) -> str:
+        """Return the model's fingerprint, or UNKNOWN."""
         return UNKNOWN if self.model is None else self.model.fingerprint
 
     @property
     def name(self) -> str:
+        """Return the model's name; empty if there is no model."""
         return "" if self.model is None else self.model.name
 
 
 def import_file(
     path: str | Path, *, model: ModelHeader | None = None, n_experts: int | None = None
 ) -> RoutingProfile | ExpertMask:
-    """What another tool has counted, or masked, as a profile or a mask:
+    """Import a file of another tool as a profile or a mask. Nothing in the file is executed.
 
-    - a GGUF file of llama-imatrix: a profile of counts, without ranks and weights;
-    - a file of torch.save with an integer tensor [layer, expert, rank]: a profile of counts, without weights;
-    - one with a list of index tensors, one for each layer, or a boolean tensor [layer, expert]: a mask.
+    - A GGUF file of llama-imatrix becomes a profile of counts, without ranks and weights.
+    - A torch.save file with an integer tensor [layer, expert, rank] becomes a profile of counts, without
+      weights.
+    - One with a list of index tensors, one for each layer, or a boolean tensor [layer, expert] becomes a
+    mask.
 
-    With `model`, it is said to be of that model, and checked against it; else layers are numbered from 0, and a
-    mask fits any model of its shape. `n_experts`: of a layer, where the file does not say. Raises InputError for
-    anything else; nothing in a file is executed.
+    Args:
+        path: The file.
+        model: The model that it belongs to, against which it is checked. None: layers are numbered from 0,
+            and a mask fits any model of its shape.
+        n_experts: Experts of a layer, if neither the file nor a model gives them.
+
+    Raises:
+        InputError: The file is of another kind, is damaged, or does not fit the model.
     """
     path = Path(path)
     target = _Target(path, model, n_experts if model is None else model.n_experts)
     if begins_like_gguf(path):
-        return _of_imatrix(GgufFile(path), target)
+        return _profile_of_imatrix(GgufFile(path), target)
     try:
         value = _only_value(read_torch(path))
     except InputError as error:
-        told = str(error)
-        raise InputError(told if told.startswith(str(path)) else f"{path}: {told}") from error
+        message = str(error)
+        raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from error
     if isinstance(value, np.ndarray) and value.ndim == 3 and value.dtype.kind in "iu":
-        return _of_histograms(value, target)
+        return _profile_of_histograms(value, target)
     kept = _kept(value)
     if kept is None:
         raise InputError(
-            f"{path}: holds neither counts (an integer tensor [layer, expert, rank]) nor a mask (a list of one "
-            "index tensor a layer, or a boolean tensor [layer, expert])"
+            f"{path}: holds neither counts (an integer tensor [layer, expert, rank]) nor a mask (a list with an "
+            "index tensor for each layer, or a boolean tensor [layer, expert])"
         )
-    return _of_kept(kept, value, target)
+    return _mask_of_kept(kept, value, target)
 
 
 def _only_value(value: Any) -> Any:
-    """What a dict with one entry of use holds, or the list that a dict with an entry for each layer stands for."""
+    """Return the only usable entry of a dict, or a list of all entries if its keys are layers."""
     if not isinstance(value, Mapping):
         return value
     try:
@@ -106,7 +116,7 @@ def _only_value(value: Any) -> Any:
     except (TypeError, ValueError):
         pass
     if len(value) > MOST_BLOCKS:
-        raise InputError(f"holds {len(value)} entries; save the one that is meant alone")
+        raise InputError(f"has {len(value)} entries; save only the one to import")
     known: _Known = {}
     useful = {
         str(key): entry
@@ -116,16 +126,16 @@ def _only_value(value: Any) -> Any:
     }
     if len(useful) > 1:
         names = ", ".join(map(reprlib.repr, list(useful)[:10]))
-        raise InputError(f"holds several of them: {names}; save one alone")
+        raise InputError(f"has several entries that could be imported: {names}; save only one")
     return next(iter(useful.values()), None)
 
 
 _Known = dict[int, "list[int] | None"]
-"""Rows by the ids of what they were made of: a small file can show one row a million times."""
+"""Rows by the ids of the objects that they were made from. A small file can list one row a million times."""
 
 
 def _kept(value: Any, known: _Known | None = None) -> list[list[int]] | None:
-    """The kept experts of each layer, or None for what is no mask, or of no model's size."""
+    """Return the kept experts of each layer, or None if the value is not a mask or is too large."""
     known = {} if known is None else known
     if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "b":
         if value.size > _MOST_NUMBERS:
@@ -145,7 +155,7 @@ def _kept(value: Any, known: _Known | None = None) -> list[list[int]] | None:
 
 
 def _experts(entry: Any) -> list[int] | None:
-    """The experts that a row lists or flags."""
+    """Return the experts that a row lists or flags, ascending, or None if it is not such a row."""
     row = _row(entry)
     if row is None or row.ndim != 1 or not 0 < row.size <= MOST_EXPERTS or row.dtype.kind not in "iub":
         return None
@@ -153,7 +163,7 @@ def _experts(entry: Any) -> list[int] | None:
 
 
 def _row(entry: Any) -> NDArray[Any] | None:
-    """A tensor, or a list of whole numbers as one; others may hold anything, themselves included."""
+    """Return a tensor, or a list of integers as one. Other lists may hold anything, even themselves."""
     if isinstance(entry, np.ndarray):
         return entry
     if not isinstance(entry, list | tuple) or not all(type(n) is int and 0 <= n < MOST_EXPERTS for n in entry):
@@ -161,7 +171,7 @@ def _row(entry: Any) -> NDArray[Any] | None:
     return np.array(entry, np.int64)
 
 
-def _of_histograms(counts: NDArray[Any], target: _Target) -> RoutingProfile:
+def _profile_of_histograms(counts: NDArray[Any], target: _Target) -> RoutingProfile:
     if target.n_experts not in (None, counts.shape[1]):
         raise InputError(f"{target.path}: has {counts.shape[1]} experts in a layer, not {target.n_experts}")
     if (
@@ -170,7 +180,7 @@ def _of_histograms(counts: NDArray[Any], target: _Target) -> RoutingProfile:
         or counts.min() < 0
         or not 0 < counts.max() < 2**62
     ):
-        raise InputError(f"{target.path}: holds what are no counts of choices")
+        raise InputError(f"{target.path}: has numbers that cannot be counts of choices")
     histograms = np.ascontiguousarray(counts, np.int64)
     n_tokens = int(histograms[0, :, 0].sum())
     return _profile(histograms, n_tokens, target.blocks(len(histograms)), None, target)
@@ -182,28 +192,28 @@ def _profile(
     shape = None if target.model is None else target.model.router_shape
     try:
         return RoutingProfile(
-            target.architecture,
-            target.name,
-            target.fingerprint,
-            blocks,
-            n_tokens,
-            histograms,
-            np.zeros(histograms.shape),
-            (CorpusRecord(target.path.name, 0, n_tokens, ""),),
-            1 if shape is None else shape.n_groups,
-            1 if shape is None else shape.n_groups_used,
-            str(target.path),
+            architecture=target.architecture,
+            model_name=target.name,
+            fingerprint=target.fingerprint,
+            layers=blocks,
+            n_tokens=n_tokens,
+            histograms=histograms,
+            weight_sum=np.zeros(histograms.shape),
+            corpora=(CorpusRecord(name=target.path.name, documents=0, tokens=n_tokens, sha256=""),),
+            n_groups=1 if shape is None else shape.n_groups,
+            n_groups_used=1 if shape is None else shape.n_groups_used,
+            place=str(target.path),
             has_weights=False,
             n_chosen=n_chosen,
         )
     except InputError as error:
         raise InputError(
-            f"{target.path}: its counts are not of one text: all layers must have as many choices, "
-            "each rank as many as there are tokens"
+            f"{target.path}: its counts are not of one text: all layers must have equally many choices, "
+            "and each rank as many as there are tokens"
         ) from error
 
 
-def _of_kept(kept: list[list[int]], value: Any, target: _Target) -> ExpertMask:
+def _mask_of_kept(kept: list[list[int]], value: Any, target: _Target) -> ExpertMask:
     n_experts = target.n_experts
     of_flags = value if isinstance(value, np.ndarray) else value[0]
     if isinstance(of_flags, np.ndarray) and of_flags.dtype.kind == "b":
@@ -212,17 +222,19 @@ def _of_kept(kept: list[list[int]], value: Any, target: _Target) -> ExpertMask:
             raise InputError(f"{target.path}: has {n_experts} experts in a layer, not {target.n_experts}")
     if n_experts is None:
         raise InputError(
-            f"{target.path}: does not say how many experts a layer has: --experts N, or --model MODEL"
+            f"{target.path}: does not say how many experts a layer has; pass --experts N or --model MODEL"
         )
     if len({len(row) for row in kept}) != 1:
-        raise InputError(f"{target.path}: keeps unlike numbers of experts in its layers, which no file can have")
+        raise InputError(
+            f"{target.path}: keeps different numbers of experts in its layers; all must keep the same number"
+        )
     try:
         mask = ExpertMask(
-            target.architecture,
-            target.fingerprint,
-            n_experts,
-            len(kept[0]),
-            {block: tuple(row) for block, row in zip(target.blocks(len(kept)), kept, strict=True)},
+            architecture=target.architecture,
+            fingerprint=target.fingerprint,
+            n_experts=n_experts,
+            keep=len(kept[0]),
+            kept={block: tuple(row) for block, row in zip(target.blocks(len(kept)), kept, strict=True)},
             provenance={"imported": target.path.name},
             place=str(target.path),
         )
@@ -235,42 +247,43 @@ def _of_kept(kept: list[list[int]], value: Any, target: _Target) -> ExpertMask:
     return mask
 
 
-def _of_imatrix(file: GgufFile, target: _Target) -> RoutingProfile:
+def _profile_of_imatrix(file: GgufFile, target: _Target) -> RoutingProfile:
     if file.get("general.type") != "imatrix":
         raise InputError(
-            f"{file.path}: is no file of llama-imatrix (its type is {file.get('general.type')!r:.40})"
+            f"{file.path}: is not a llama-imatrix file (its type is {file.get('general.type')!r:.40})"
         )
     chunks, size = (file.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
     if not isinstance(chunks, int) or not isinstance(size, int) or chunks * size <= 0:
-        raise InputError(f"{file.path}: does not say how many tokens it has seen")
+        raise InputError(f"{file.path}: does not say how many tokens were counted")
     counts: dict[int, NDArray[np.int64]] = {}
     for tensor in file.tensors:
         match = _COUNTS.fullmatch(tensor.name)
         if match is None or int(match[1]) in counts:
             continue
         if tensor.type_name != "F32" or not 1 < math.prod(tensor.shape) <= MOST_EXPERTS:
-            raise InputError(f"{file.path}: {tensor.name} holds no counts of experts")
+            raise InputError(f"{file.path}: {tensor.name} does not hold counts of experts")
         with file.open() as opened:
             values = np.frombuffer(read_exactly(opened, tensor.offset, tensor.n_bytes), "<f4")
-        with np.errstate(invalid="ignore"):  # of what is no number
+        with np.errstate(invalid="ignore"):  # NaN fails the comparisons
             exact = (values >= 0) & (values < _EXACT) & (values == np.floor(values))
         if not exact.all():
-            raise InputError(f"{file.path}: {tensor.name} holds no exact counts of experts")
+            raise InputError(f"{file.path}: {tensor.name} does not hold exact counts of experts")
         counts[int(match[1])] = values.astype(np.int64)
     blocks = tuple(sorted(counts))
     if target.model is not None and list(blocks) != target.model.blocks:
         raise InputError(
-            f"{file.path}: counts experts in blocks {list(blocks)}, which are not those of {target.model.path}"
+            f"{file.path}: counts experts in blocks {list(blocks)}, which are not the layers of "
+            f"{target.model.path}"
         )
     if not counts or len({len(of_layer) for of_layer in counts.values()}) != 1:
-        raise InputError(f"{file.path}: counts no experts, or unlike numbers of them in its layers")
+        raise InputError(f"{file.path}: has no counts of experts, or different numbers of experts in its layers")
     n_tokens = chunks * size
     chosen = {block: int(of_layer.sum()) for block, of_layer in counts.items()}
     uneven = [block for block, total in chosen.items() if total % n_tokens or not total]
     if uneven:
         raise InputError(
-            f"{file.path}: blocks {uneven} did not see all of its {n_tokens} tokens (llama.cpp computes a last "
-            "layer for few of them where nobody asks for output); make it with llama-imatrix, without --no-ppl"
+            f"{file.path}: blocks {uneven} did not see all of its {n_tokens} tokens (llama.cpp skips tokens in "
+            "the last layer if their output is not requested); make it with llama-imatrix, without --no-ppl"
         )
     histograms = np.array([counts[block] for block in blocks])[:, :, np.newaxis]
     if target.n_experts not in (None, histograms.shape[1]):

@@ -1,1 +1,1 @@
-"""Count routing in a program that serves people: `attach`, and the server."""
+"""Routing capture in programs that answer users: `attach`, and the server."""

@@ -1,8 +1,8 @@
 """Grammars that clients of the server send, followed in a helper process.
 
-llama.cpp crashes on some grammars that cannot be parsed, throws where a grammar allows no token, and takes memory
-that doubles with each character for others. The helper has the model's vocabulary; after each token it says which
-ones the grammar allows next.
+llama.cpp crashes on some grammars that cannot be parsed, throws where a grammar allows no token, and takes
+memory that doubles with each character for others. The helper has the model's vocabulary; after each token it
+says which ones the grammar allows next.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from coe_native.errors import InputError, printable
 from coe_native.helper_process import HelperError, HelperProcess, answer_questions
 
 SECONDS = 5.0
-"""For one token, or for making a grammar from a JSON schema."""
+"""Time limit for one token, or for making a grammar from a JSON schema."""
 
 _LONGEST = 1 << 20
-"""Characters of a schema's grammar."""
+"""Maximum characters of a schema's grammar."""
 
 _ERROR = 4
 """ggml.h's GGML_LOG_LEVEL_ERROR."""
@@ -40,20 +40,34 @@ class GrammarHelper:
         self._helper = HelperProcess("from coe_native.live.grammar import serve; serve()", str(model))
 
     def from_schema(self, schema: str) -> str:
-        """Return the grammar of a JSON schema. Raises InputError where there is none."""
+        """Return the grammar of a JSON schema.
+
+        Args:
+            schema: The schema.
+
+        Raises:
+            InputError: There is no grammar for it.
+        """
         return str(self._ask({"schema": schema})["grammar"])
 
     def begin(self, grammar: str, root: str = "root") -> NDArray[np.bool_]:
-        """Start a grammar, and return for each token of the vocabulary whether a text may begin with it.
+        """Start a grammar, and return which tokens a text may begin with.
+
+        Args:
+            grammar: The grammar, in llama.cpp's GBNF.
+            root: Name of its first rule.
+
+        Returns:
+            Whether each token of the vocabulary is allowed, bool [n_vocab].
 
         Raises:
-            InputError: The grammar cannot be parsed, has no root or is left-recursive, allows no token, or takes
-                too much time or memory.
+            InputError: The grammar cannot be parsed, has no root, is left-recursive, allows no token, or
+                takes too much time or memory.
         """
         return self._allowed({"grammar": grammar, "root": root})
 
     def accept(self, token: int) -> NDArray[np.bool_]:
-        """Go on with a token that was allowed, and return which ones may follow. Raises as `begin`."""
+        """Continue with an allowed token, and return which tokens may follow. Raises as `begin`."""
         return self._allowed({"accept": token})
 
     def _allowed(self, question: dict[str, Any]) -> NDArray[np.bool_]:
@@ -74,11 +88,12 @@ class GrammarHelper:
         return answer
 
     def close(self) -> None:
+        """End the helper process."""
         self._helper.close()
 
 
 def serve() -> None:
-    """In the helper: load the vocabulary of the model that the command line names, and answer."""
+    """Load the vocabulary of the model that the helper's command line names, and answer questions."""
     import llama_cpp
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 

@@ -6,7 +6,7 @@ import enum
 
 
 class Part(enum.IntEnum):
-    """What a token belongs to, numbered as the compiled module counts them."""
+    """The part of the counts that a token belongs to, numbered as in the compiled module."""
 
     PROMPT = 0
     GENERATED = 1

@@ -1,4 +1,4 @@
-"""`coe-native serve`: llama-cpp-python's OpenAI-compatible server, with what it reads and writes counted."""
+"""`coe-native serve`: llama-cpp-python's OpenAI-compatible server, with its routing counted."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from starlette.concurrency import run_in_threadpool
 
 from coe_native._native import core
 from coe_native.errors import CoeError, InputError, without_directories
-from coe_native.live.access import BACKLOG, Address, BodyLimits, Gate, connections_that_fit, limited_protocol
+from coe_native.live.address import Address
 from coe_native.live.attach import Capture, attach
+from coe_native.live.connections import BACKLOG, connections_that_fit, limited_protocol
+from coe_native.live.gate import BodyLimits, Gate
 from coe_native.live.llama_cpp_python.app import between_answers, llama_app
 from coe_native.live.routing_state import LiveRouting
 from coe_native.llama.options import ModelOptions
@@ -28,17 +30,22 @@ from coe_native.masks.expert_mask import MOST_BYTES, ExpertMask
 from coe_native.masks.stability import Stability
 
 _PATIENCE = 3
-"""Seconds that answers have to come to their end when the server does."""
+"""Seconds that answers have to finish when the server ends."""
 
 _MOST_LISTS = 1 << 17
-"""In a mask: one for each layer, swap and structural expert."""
+"""Maximum lists in a mask: one for each layer, swap and structural expert."""
 
 _MOST_ERRORS = 20
-"""Of the server's own, that are said."""
+"""Maximum errors of the server itself that are printed."""
 
 
 def add_routes(app: FastAPI, routing: LiveRouting) -> None:
-    """Add ``/routing`` to an application."""
+    """Add ``/routing`` to an application.
+
+    Args:
+        app: The application.
+        routing: The counts that the routes show, save and mask.
+    """
     router = APIRouter(prefix="/routing", tags=["Routing"])
 
     @router.get("", summary="Counts so far")
@@ -51,12 +58,12 @@ def add_routes(app: FastAPI, routing: LiveRouting) -> None:
         with _as_response(routing):
             return {"saved": [path.name for path in routing.save()]}
 
-    @router.post("/mask", summary="Apply the mask in the body, or take it away with an empty body")
+    @router.post("/mask", summary="Apply the mask in the body, or remove it with an empty body")
     async def mask(request: Request) -> dict[str, Any]:
         data = await request.body()
         with _as_response(routing):
             wanted = await run_in_threadpool(_mask_of, data)
-            # Not in the middle of an answer: it takes its turn with the requests.
+            # It waits for its turn like a request, because masks must not change in the middle of an answer.
             async with between_answers():
                 await run_in_threadpool(_change_mask, routing.capture, wanted)
         return {"mask": None if wanted is None else {"digest": wanted.digest, "keep": wanted.keep}}
@@ -89,7 +96,7 @@ def _as_response(routing: LiveRouting) -> Iterator[None]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says each of its own errors once: some would come thousands of times a second."""
+    """uvicorn's server, which prints each of its own errors once: some would fill the log."""
 
     async def startup(self, sockets: Any = None) -> None:
         said: set[str] = set()
@@ -98,7 +105,7 @@ class _Server(uvicorn.Server):
             text = f"{context.get('message')}: {context.get('exception')!r}"
             if text not in said and len(said) < _MOST_ERRORS:
                 said.add(text)
-                print(f"the server goes on after an error: {text}", file=sys.stderr)
+                print(f"the server continues after an error: {text}", file=sys.stderr)
 
         asyncio.get_running_loop().set_exception_handler(say_once)
         await super().startup(sockets)
@@ -143,18 +150,26 @@ def serve(
     resume: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """Serve a model until the process is told to end (SIGINT, SIGTERM, SIGHUP), and return the paths of the
-    profiles that were saved then.
+    """Serve a model until the process is told to end (SIGINT, SIGTERM, SIGHUP).
 
     Args:
-        mask: The live mask to begin with.
+        model: The model's GGUF file.
+        output: The profile file to write; see `LiveRouting.paths`.
+        address: Where to listen, and the API key.
+        options: How to load the model.
+        stability: Checks whether the mask is stable.
+        mask: The live mask to start with.
+        logits_all: Compute logits of every prompt token.
         save_every: Seconds between two saves. Profiles are also saved at the end, and when llama.cpp crashes.
-        resume: Go on counting from the files of an earlier run.
+        resume: Continue the counts of an earlier run's files.
         say: Called with lines for the user: where the server listens, and what goes wrong.
 
+    Returns:
+        The paths of the profiles that were saved at the end.
+
     Raises:
-        InputError: Something that was given cannot be used.
-        CoeError: llama.cpp fails, or the address is taken.
+        InputError: The model, the mask, the address or a file of an earlier run cannot be used.
+        CoeError: llama.cpp fails, or the address is in use.
     """
     protocol = limited_protocol(connections_that_fit())
     with (
@@ -162,7 +177,7 @@ def serve(
         llama_app(model, options, logits_all=logits_all) as (app, llama),
     ):
         capture = attach(llama)
-        llama.model_path = capture.moe.path.stem  # what answers call the model
+        llama.model_path = capture.moe.path.stem  # the model's name in answers
         routing = LiveRouting(capture, output, stability, resume=resume, say=say)
         if mask is not None:
             capture.apply(mask)
@@ -175,28 +190,32 @@ def serve(
                 _tended(routing, save_every, say),
                 _saved_at_a_crash(routing, say),
                 _ended_by_hangup(server),
-                contextlib.redirect_stdout(sys.stderr),  # where llama-cpp-python says that a client has gone
+                contextlib.redirect_stdout(sys.stderr),  # llama-cpp-python prints disconnects
                 contextlib.suppress(KeyboardInterrupt, SystemExit),
             ):
                 server.run(sockets=[listener])
         finally:
-            capture.interrupt()  # answers whose clients have gone
+            capture.interrupt()  # answers whose clients have disconnected
             saved = routing.save_at_the_end()
         if not server.started:
-            raise CoeError(f"{place}: the server could not begin")
+            raise CoeError(f"{place}: the server could not start")
         return saved
 
 
 def _greeting(model: Path, place: str, *, is_socket: bool) -> str:
     if is_socket:
-        return f"{model}: listens on the Unix socket {place}, for OpenAI's API at /v1 and the counts at /routing"
+        return (
+            f"{model}: listening on the Unix socket {place}, with OpenAI's API at /v1 and the counts at /routing"
+        )
     return f"{model}: {place}/v1 for clients of OpenAI's API, {place}/routing for the counts"
 
 
 @contextlib.contextmanager
 def _ended_by_hangup(server: uvicorn.Server) -> Iterator[None]:
-    """End the server in good order when its terminal is closed while the block runs. uvicorn does so for SIGINT
-    and SIGTERM."""
+    """Stop the server properly if its terminal is closed while the block runs.
+
+    uvicorn does so for SIGINT and SIGTERM.
+    """
     if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -213,16 +232,18 @@ def _ended_by_hangup(server: uvicorn.Server) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _saved_at_a_crash(routing: LiveRouting, say: Callable[[str], None]) -> Iterator[None]:
-    """While the block runs, a thread waits for llama.cpp to crash in another one, and then saves. The crashed
-    thread waits for that."""
+    """Save the counts if llama.cpp crashes while the block runs.
+
+    A thread waits for the crash of another one, which waits until the counts are saved.
+    """
     crashed, crash = os.pipe()
 
     def wait() -> None:
         if os.read(crashed, 1) == b"x":
-            with contextlib.suppress(Exception):  # whatever is left of this process
+            with contextlib.suppress(Exception):  # the process may be damaged
                 paths = routing.save_at_the_end()
                 say(
-                    f"saved before it ended: {', '.join(map(str, paths))}"
+                    f"saved before the process ended: {', '.join(map(str, paths))}"
                     if paths
                     else "there was nothing to save"
                 )
@@ -244,7 +265,7 @@ def _saved_at_a_crash(routing: LiveRouting, say: Callable[[str], None]) -> Itera
 
 @contextlib.contextmanager
 def _tended(routing: LiveRouting, save_every: float, say: Callable[[str], None]) -> Iterator[None]:
-    """While the block runs, a thread saves now and then, and looks whether the mask is stable."""
+    """Save regularly, and check whether the mask is stable, in a thread while the block runs."""
     ended = threading.Event()
 
     def tend() -> None:

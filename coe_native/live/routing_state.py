@@ -1,4 +1,4 @@
-"""What a server has counted, and where that is saved."""
+"""The counts of a server, and the files that they are saved in."""
 
 from __future__ import annotations
 
@@ -19,9 +19,20 @@ from coe_native.routing.profile import RoutingProfile, merge
 
 
 class LiveRouting:
-    """What a server has counted, with what earlier runs had, and where that is saved: all tokens in `output`, and
-    those of prompts and of what was generated in files beside it. For use by several threads. `say` is told when
-    the files cannot be written there."""
+    """The counts of a server and of the runs that it continues, and the files that they are saved in.
+
+    May be used from several threads.
+
+    Args:
+        capture: Counts what the model runs.
+        output: The profile file of all tokens; see `paths`.
+        stability: Checks whether the mask is stable.
+        resume: Continue the counts of an earlier run's files.
+        say: Called with a line for the user if the files cannot be written there.
+
+    Raises:
+        InputError: The files of an earlier run cannot be continued.
+    """
 
     def __init__(
         self,
@@ -44,29 +55,37 @@ class LiveRouting:
 
     @property
     def files(self) -> tuple[Path, Path]:
-        """The model and the output."""
+        """Return the paths of the model and of the output."""
         return self.capture.moe.path, self._output
 
     @staticmethod
     def paths(output: Path) -> tuple[Path, Path, Path]:
-        """Of all tokens, of prompts, of what was generated."""
+        """Return the files for all tokens, for prompts and for generated tokens.
+
+        Args:
+            output: The file for all tokens. The others are beside it.
+        """
         prompts, generated = (
             output.with_name(f"{output.stem}.{part}{output.suffix}") for part in ("prompts", "generated")
         )
         return output, prompts, generated
 
     def _saved(self, output: Path) -> tuple[RoutingProfile, RoutingProfile] | None:
-        """What an earlier run has left. Raises InputError for files that are not of one run with this model."""
+        """Return the profiles that an earlier run has saved, or None.
+
+        Raises:
+            InputError: The files are not of one run with this model.
+        """
         paths = self.paths(output)
         missing = [path for path in paths if not path.exists()]
         if len(missing) == len(paths):
             return None
         if missing:
-            raise InputError(f"{output}: cannot be gone on with (--resume): {missing[0]} is not there")
+            raise InputError(f"{output}: cannot be continued (--resume): {missing[0]} is missing")
         whole, prompts, generated = map(RoutingProfile.load, paths)
         for profile in (whole, prompts, generated):
             if profile.fingerprint != self.capture.moe.fingerprint:
-                raise InputError(f"{profile.place}: is of another model than {self.capture.moe.path}")
+                raise InputError(f"{profile.place}: was made with another model than {self.capture.moe.path}")
         if (whole.histograms != prompts.histograms + generated.histograms).any():
             raise InputError(
                 f"{output}: is not the sum of {prompts.place} and {generated.place}: choose another name"
@@ -74,7 +93,7 @@ class LiveRouting:
         return prompts, generated
 
     def profiles(self) -> tuple[RoutingProfile, RoutingProfile]:
-        """Of prompts, and of what was generated."""
+        """Return the profiles of prompts and of generated tokens."""
         now = self.capture.parts
         if self._before is None:
             return now
@@ -82,7 +101,7 @@ class LiveRouting:
         return prompts, generated
 
     def status(self) -> dict[str, Any]:
-        """The counts so far, for `GET /routing`."""
+        """Return the counts so far, as JSON values for `GET /routing`."""
         with self._lock:
             prompts, generated = self.look()
             curve = [asdict(agreement) for agreement in self.stability.curve]
@@ -110,11 +129,15 @@ class LiveRouting:
         }
 
     def save(self) -> list[Path]:
-        """Write what there is to write, each file whole or not at all, and return the paths: in the user's state
-        directory where the output's own directory has vanished, or is full.
+        """Write the profiles, each file whole or not at all.
+
+        If the output's directory has vanished or is full, they go to the user's state directory.
+
+        Returns:
+            The paths that were written; none if there are no tokens.
 
         Raises:
-            CoeError: The files can be written nowhere.
+            CoeError: The files cannot be written in either directory.
         """
         with self._lock:
             prompts, generated = self.profiles()
@@ -143,7 +166,7 @@ class LiveRouting:
         return paths
 
     def save_at_the_end(self) -> list[Path]:
-        """As `save`, but what went wrong in the last batch costs that batch only."""
+        """Save as `save` does; after an error in the last batch, without that batch."""
         try:
             return self.save()
         except (CoeError, OSError):
@@ -152,29 +175,29 @@ class LiveRouting:
 
     @property
     def has_news(self) -> bool:
-        """Whether there is something that has not been saved."""
+        """Return whether there are tokens that have not been saved."""
         prompts, generated = self.profiles()
         return prompts.n_tokens + generated.n_tokens > self._saved_tokens
 
     def look(self) -> tuple[RoutingProfile, RoutingProfile]:
-        """The profiles; and where it is time for that, whether their mask is stable."""
+        """Return the profiles, after checking whether their mask is stable if that is due."""
         with self._lock:
             prompts, generated = self.profiles()
             if self.stability.due(prompts.n_tokens + generated.n_tokens):
-                # A layer that nobody has asked the outputs of has no mask yet.
+                # A layer whose outputs were not requested has no mask yet.
                 with contextlib.suppress(InputError):
                     self.stability.look(merge([prompts, generated]))
         return prompts, generated
 
 
 def _save_together(paths: tuple[Path, ...], profiles: tuple[RoutingProfile, ...]) -> tuple[Path, ...]:
-    """Save the sum last, so that where it is new, the parts are."""
+    """Save the profiles, the sum last: if it is new, so are the parts."""
     for path, profile in reversed(list(zip(paths, profiles, strict=True))):
         profile.save(path)
     return paths
 
 
 def _continued(before: RoutingProfile, now: RoutingProfile) -> RoutingProfile:
-    """Both, as one corpus."""
+    """Return the sum of two profiles, as one corpus."""
     total = before + now
     return replace(total, corpora=tuple(replace(record, tokens=total.n_tokens) for record in total.corpora[:1]))

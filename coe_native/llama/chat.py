@@ -1,7 +1,7 @@
-"""Conversations as text, by the chat template that a model carries.
+"""Render conversations as text, by the chat template in a model's file.
 
-A template is a program that came with the model. It may loop for ever or allocate all memory, so it runs in a
-helper process with limits on both.
+A template is a program that came with the model. It may never end or allocate all memory, so it runs in a
+helper process with limits on time and memory.
 """
 
 from __future__ import annotations
@@ -14,44 +14,54 @@ from coe_native.errors import InputError
 from coe_native.helper_process import HelperError, HelperProcess, answer_questions
 
 SECONDS = 5.0
-"""For one conversation; templates take milliseconds."""
+"""Time limit for one conversation; templates take milliseconds."""
 
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
-"""What templates call it: the first Qwen, Gemma, GLM and others, the second DeepSeek."""
+"""The names of the option in templates: the first in Qwen, Gemma, GLM and others, the second in DeepSeek."""
 
 _OPEN = re.compile(r"<(think\b[^<>]*)>\s*\Z")
 
 
 def close_thinking(prompt: str) -> str:
-    """A prompt at whose end a template has opened a thinking block whatever it was told, with the block closed."""
+    """Return a prompt with the thinking block closed that it ends with.
+
+    Some templates open one even if thinking is off. Other prompts are returned unchanged.
+    """
     opened = _OPEN.search(prompt)
     return prompt if opened is None else f"{prompt.rstrip()}\n</{opened[1]}>\n\n"
 
 
 class ChatTemplate:
-    """A template with its own texts for BOS and EOS. `close` ends its process."""
+    """A template with the texts of the model's BOS and EOS. `close` ends its process."""
 
     def __init__(self, template: str, bos: str, eos: str) -> None:
-        self._made_of = {"template": template, "bos_token": bos, "eos_token": eos}
+        self._source = {"template": template, "bos_token": bos, "eos_token": eos}
         self._helper = HelperProcess("from coe_native.llama.chat import serve; serve()")
         self._is_loaded = False
-        self._given_up = ""
+        self._failure = ""
 
     def render(self, messages: list[dict[str, str]], *, reply: bool = False) -> str:
-        """A conversation as text; with `reply`, up to where the answer to it begins, behind a closed thinking
-        block where the template has one. Raises InputError where the template refuses it, or does not come to an
-        end, and from then on."""
-        if self._given_up:
-            raise InputError(self._given_up)
+        """Return a conversation as text.
+
+        Args:
+            messages: Its messages, each with ``role`` and ``content``.
+            reply: End with the beginning of the model's answer, its thinking block closed if there is one.
+
+        Raises:
+            InputError: The template refuses the conversation, or exceeded its limits for this or an earlier
+                one.
+        """
+        if self._failure:
+            raise InputError(self._failure)
         try:
             text = self.render_once({"messages": messages, "add_generation_prompt": reply, **_NO_THINKING})
         except HelperError as error:
-            self._given_up = str(error)
-            raise InputError(self._given_up) from error
+            self._failure = str(error)
+            raise InputError(self._failure) from error
         return close_thinking(text) if reply else text
 
     def render_once(self, variables: Mapping[str, Any]) -> str:
-        """Return what the template makes of its variables.
+        """Return the template's text for some variables.
 
         Raises:
             InputError: The template refuses them.
@@ -59,7 +69,7 @@ class ChatTemplate:
         """
         try:
             if not self._is_loaded:
-                self._ask(self._made_of)
+                self._ask(self._source)
                 self._is_loaded = True
             return self._ask(dict(variables))
         except HelperError:
@@ -73,13 +83,13 @@ class ChatTemplate:
         return str(answer["text"])
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._helper.close()
         self._is_loaded = False
 
 
 def serve() -> None:
-    """What the template's process does."""
+    """Render conversations until standard input ends. Runs in the helper."""
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     formatter = None
@@ -95,7 +105,7 @@ def serve() -> None:
         text = formatter(**question).prompt
         given = len(str(question))
         if len(text) > (1 << 20) + 4 * given:
-            raise ValueError(f"it made {len(text)} characters of {given}")
+            raise ValueError(f"it turned {given} characters into {len(text)}")
         return {"text": text}
 
     answer_questions(answer, SECONDS)

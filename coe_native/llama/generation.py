@@ -1,4 +1,4 @@
-"""Text that a loaded model writes."""
+"""Generate text with a loaded model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,23 @@ from coe_native.llama.loaded_model import LoadedModel
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. The temperature and the penalty are those of the published specialists; `top_k` and
-    `top_p` are llama.cpp's own. A temperature of 0 takes the likeliest token. The same `seed` draws the same."""
+    """How tokens are drawn.
+
+    The default temperature and penalty are those of the published specialists, `top_k` and `top_p`
+    llama.cpp's.
+
+    Attributes:
+        temperature: From 0, which takes the likeliest token, to 100.
+        top_k: Number of tokens to draw from; 0: all.
+        top_p: Probability of the tokens to draw from.
+        min_p: Smallest probability of a token, as a share of the likeliest one's.
+        repeat_penalty: Penalty for tokens that occurred before; 1: none.
+        repeat_last_n: Number of last tokens that count as occurred.
+        seed: Seed of the generator. The same seed draws the same tokens.
+
+    Raises:
+        InputError: A value is out of range.
+    """
 
     temperature: float = 0.6
     top_k: int = 40
@@ -27,13 +42,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for holds, what in (
-            (0 <= self.temperature <= 100, f"a temperature is from 0 to 100, not {self.temperature}"),
-            (0 < self.repeat_penalty <= 100, f"a repeat penalty is above 0, not {self.repeat_penalty}"),
-            (0 < self.top_p <= 1, f"top-p is above 0 and up to 1, not {self.top_p}"),
-            (0 <= self.min_p < 1, f"min-p is from 0 and below 1, not {self.min_p}"),
-            (self.top_k >= 0, f"top-k is not negative, as {self.top_k}"),
-            (self.repeat_last_n >= 0, f"a number of tokens is not negative, as {self.repeat_last_n}"),
-            (0 <= self.seed < 2**32, f"a seed is from 0 to 4294967295, not {self.seed}"),
+            (0 <= self.temperature <= 100, f"the temperature must be from 0 to 100, not {self.temperature}"),
+            (
+                0 < self.repeat_penalty <= 100,
+                f"the repeat penalty must be above 0 and at most 100, not {self.repeat_penalty}",
+            ),
+            (0 < self.top_p <= 1, f"top-p must be above 0 and at most 1, not {self.top_p}"),
+            (0 <= self.min_p < 1, f"min-p must be at least 0 and below 1, not {self.min_p}"),
+            (self.top_k >= 0, f"top-k must be 0 or more, not {self.top_k}"),
+            (
+                self.repeat_last_n >= 0,
+                f"the tokens of the repeat penalty must be 0 or more, not {self.repeat_last_n}",
+            ),
+            (0 <= self.seed < 2**32, f"the seed must be from 0 to 4294967295, not {self.seed}"),
         ):
             if not holds:
                 raise InputError(what)
@@ -41,8 +62,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
-    """What was written, in how many tokens, and why it ended: ``end`` of the turn, ``stop`` sequence (which is
-    left out), or ``length``."""
+    """Generated text.
+
+    Attributes:
+        text: The text, without the stop sequence.
+        n_tokens: Number of generated tokens.
+        ended: Why it ended: ``end`` of the turn, ``stop`` sequence, or ``length``.
+    """
 
     text: str
     n_tokens: int
@@ -58,15 +84,24 @@ def generate(
     stop: Sequence[str] = (),
     progress: Callable[[int], None] = lambda n_tokens: None,
 ) -> Generation:
-    """What a loaded model writes after a prompt, live mask and all. Ends with the model's turn, before the first
-    of the `stop` sequences, after `max_tokens`, or where the context is full.
+    """Generate text with a loaded model. A live mask stays in force.
 
-    Raises InputError for a prompt that does not fit into the context, and for a model that does not predict.
+    Args:
+        model: The model.
+        prompt: The prompt's tokens, int32 [n_tokens].
+        sampling: How tokens are drawn; None: the defaults.
+        max_tokens: Most tokens to generate. Generation also ends with the model's turn or a full context.
+        stop: Texts before the first of which generation ends.
+        progress: Called with the number of tokens after each.
+
+    Raises:
+        InputError: The prompt does not fit into the context, a stop sequence is empty, or the model cannot
+            generate text.
     """
     if not model.predicts:
         raise InputError(f"{model.moe.path}: is an encoder or a diffusion model, which does not continue a text")
     if "" in stop:
-        raise InputError("a stop sequence has a sign at least; nothing ends before anything")
+        raise InputError("stop sequences must not be empty")
     if not 0 < len(prompt) < model.n_ctx:
         raise InputError(f"a prompt of {len(prompt)} tokens needs a longer context than {model.n_ctx} (--ctx)")
     sampler = core.Sampler(model.n_vocab, **asdict(sampling or Sampling()))
@@ -83,7 +118,7 @@ def generate(
         progress(n_tokens)
         before = len(text)
         text += decoder.decode(model.text.token_text(token))
-        # A stop sequence may begin in what was there.
+        # A stop sequence may begin in earlier tokens.
         found = [at for sequence in stop if (at := text.find(sequence, max(0, before - len(sequence) + 1))) >= 0]
         if found:
             return Generation(text[: min(found)], n_tokens, "stop")

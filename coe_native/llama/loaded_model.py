@@ -238,8 +238,10 @@ class LoadedModel:
             outputs: Count the activation norms of the chosen experts too.
 
         Raises:
+            InputError: The routers' choices cannot be counted.
             CoeError: The routers are not what the header says.
         """
+        self.moe.check_countable()
         layers = self.moe.routed_layers
         with naming(self.moe.path):
             self.session.watch(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers], outputs)

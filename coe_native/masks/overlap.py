@@ -1,4 +1,4 @@
-"""Overlap of two masks, layer by layer, beside the overlap that chance would give."""
+"""Compare two masks, layer by layer, with the overlap that is expected by chance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from coe_native.masks.expert_mask import ExpertMask
 
 @dataclass(frozen=True)
 class Overlap:
-    """One block: experts that both masks keep, those that either keeps, and how many chance would share."""
+    """The overlap of two masks in one layer.
+
+    Attributes:
+        layer: The block.
+        shared: Experts that both masks keep.
+        union: Experts that at least one mask keeps.
+        by_chance: Experts that two random masks would share on average.
+    """
 
     layer: int
     shared: int
@@ -19,14 +26,18 @@ class Overlap:
 
     @property
     def jaccard(self) -> float:
+        """Return the Jaccard index: shared experts, by experts that at least one mask keeps."""
         return self.shared / self.union
 
 
 def compare(first: ExpertMask, second: ExpertMask) -> list[Overlap]:
-    """Overlaps of two masks of one model, by block.
+    """Return the overlaps of two masks of one model, by block.
 
     Two random masks that keep a and b of n experts share ``a * b / n`` on average (the mean of the
-    hypergeometric distribution). Raises InputError for masks of different models.
+    hypergeometric distribution).
+
+    Raises:
+        InputError: The masks are of different models.
     """
     for what, ours, theirs in (
         ("architecture", first.architecture, second.architecture),
@@ -36,15 +47,15 @@ def compare(first: ExpertMask, second: ExpertMask) -> list[Overlap]:
     ):
         if ours != theirs:
             raise InputError(
-                f"{second.place}: is of another model than {first.place}: not the same {what}; "
-                "only masks of one model can be compared"
+                f"{second.place}: is of another model than {first.place} (different {what}); "
+                "compare masks of one model"
             )
     return [
         Overlap(
-            block,
-            len(set(first.kept[block]) & set(second.kept[block])),
-            len(set(first.kept[block]) | set(second.kept[block])),
-            first.keep * second.keep / first.n_experts,
+            layer=block,
+            shared=len(set(first.kept[block]) & set(second.kept[block])),
+            union=len(set(first.kept[block]) | set(second.kept[block])),
+            by_chance=first.keep * second.keep / first.n_experts,
         )
         for block in sorted(first.kept)
     ]

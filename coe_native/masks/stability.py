@@ -1,4 +1,4 @@
-"""Whether a corpus is large enough: the mask that it leads to has stopped changing."""
+"""Find out whether a corpus is large enough: whether its mask has stopped changing."""
 
 from __future__ import annotations
 
@@ -17,16 +17,24 @@ from coe_native.masks.options import MaskOptions
 from coe_native.routing.profile import RoutingProfile
 
 FIRST = 4096
-"""Tokens at which a mask is looked at for the first time."""
+"""Tokens after which a mask is built for the first time."""
 
 Kept = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the mask at `tokens` agrees with those nearest to a quarter, a half and three quarters of them: the
-    mean over layers of the Jaccard index, shared experts by experts that either keeps (Jaccard, 1901). None where
-    there was no mask yet."""
+    """How far the mask after some tokens agrees with earlier masks.
+
+    Agreement is the mean over layers of the Jaccard index: the experts that both masks keep, by those that at
+    least one keeps (Jaccard, 1901). None if there was no mask yet.
+
+    Attributes:
+        tokens: The tokens.
+        quarter: Agreement with the mask nearest to a quarter of them.
+        half: The same for a half.
+        three_quarters: The same for three quarters.
+    """
 
     tokens: int
     quarter: float | None
@@ -35,11 +43,16 @@ class Agreement:
 
 
 class Stability:
-    """Watches the mask of a growing profile, until it stops changing.
+    """The masks of a growing profile, compared with each other until they stop changing.
 
-    The mask is stable when it agrees to `threshold` with the masks at a half and at three quarters of the tokens.
-    It is looked at four times while the tokens double: at 4, 5, 6, 7, 8, 10, … thousand. Documents should come in
-    random order, because the mask of one kind of text says nothing about another kind that is still to come.
+    The mask is stable if its agreement with the masks at a half and at three quarters of the tokens is at
+    least `threshold`. Masks are built four times while the number of tokens doubles: at 4, 5, 6, 7, 8, 10, …
+    thousand. Documents should come in random order, because the mask of one kind of text says nothing about
+    other kinds that follow.
+
+    Attributes:
+        threshold: The smallest agreement of a stable mask.
+        curve: The agreement of each mask with earlier ones.
 
     Raises:
         InputError: `threshold` is not above 0 and at most 1.
@@ -47,7 +60,7 @@ class Stability:
 
     def __init__(self, threshold: float, options: MaskOptions) -> None:
         if not 0 < threshold <= 1:
-            raise InputError(f"masks agree by a share above 0 and up to 1, not {threshold}")
+            raise InputError(f"the stability threshold must be above 0 and at most 1, not {threshold}")
         self.threshold = threshold
         self._options = options
         self._masks: list[tuple[int, Kept]] = []
@@ -55,17 +68,17 @@ class Stability:
 
     @property
     def method(self) -> str:
-        """How the mask's experts are scored."""
+        """Return how the mask's experts are scored."""
         return self._options.method
 
     def due(self, n_tokens: int) -> bool:
-        """Whether it is time for a look."""
+        """Return whether the next mask is due after this number of tokens."""
         last = self._masks[-1][0] if self._masks else 0
         steps = (FIRST * 2**octave * (4 + step) // 4 for octave in itertools.count() for step in range(4))
         return any(step > last for step in itertools.takewhile(lambda step: step <= n_tokens, steps))
 
     def look(self, profile: RoutingProfile) -> None:
-        """Takes the mask of a profile, which has grown since the last look."""
+        """Build the mask of a profile that grew since the last call, and compare it with earlier ones."""
         mask = build(profile, self._options)
         kept = np.zeros((len(mask.kept), mask.n_experts), np.bool_)
         for row, block in enumerate(sorted(mask.kept)):
@@ -75,10 +88,10 @@ class Stability:
     def _add(self, n_tokens: int, kept: Kept) -> None:
         self._masks.append((n_tokens, kept))
         quarter, half, three_quarters = (self._at(share, n_tokens, kept) for share in (0.25, 0.5, 0.75))
-        self.curve.append(Agreement(n_tokens, quarter, half, three_quarters))
+        self.curve.append(Agreement(tokens=n_tokens, quarter=quarter, half=half, three_quarters=three_quarters))
 
     def _at(self, share: float, n_tokens: int, kept: Kept) -> float | None:
-        """Agreement with the mask that was looked at nearest to that share of the tokens."""
+        """Return the agreement with the mask that was built nearest to this share of the tokens."""
         if share * n_tokens < self._masks[0][0]:
             return None
         _, other = min(self._masks[:-1], key=lambda look: abs(look[0] - share * n_tokens))
@@ -86,7 +99,7 @@ class Stability:
 
     @property
     def stable(self) -> bool:
-        """Whether the last mask agrees with those at a half and at three quarters of its tokens."""
+        """Return whether the last mask agrees with those at a half and at three quarters of its tokens."""
         if not self.curve or self.curve[-1].half is None or self.curve[-1].three_quarters is None:
             return False
         return min(self.curve[-1].half, self.curve[-1].three_quarters) >= self.threshold
@@ -97,13 +110,20 @@ class Stability:
         return f"{self.threshold} {msgspec.json.encode(self._options.recorded()).decode()}"
 
     def state(self) -> str:
-        """All looks so far, as text."""
+        """Return all masks so far as text, for a checkpoint."""
         looks = [(tokens, base64.b64encode(np.packbits(kept).tobytes()).decode()) for tokens, kept in self._masks]
         return msgspec.json.encode(looks).decode()
 
     def restore(self, state: str, profile: RoutingProfile) -> None:
-        """Takes over the looks of a run that was interrupted, which had counted `profile` when it last looked or
-        later. Raises InputError for what is no state."""
+        """Restore the masks of an interrupted run.
+
+        Args:
+            state: What `state` returned.
+            profile: What the run had counted, at its last mask or later.
+
+        Raises:
+            InputError: The state is damaged.
+        """
         shape = profile.histograms.shape[:2]
         n_bytes = -(-shape[0] * shape[1] // 8)
         for tokens, text in typed_json.decode(state, list[tuple[int, str]]):

@@ -1,4 +1,4 @@
-"""A GGUF file's header, and its data by the byte. Reading only; nothing here knows about experts."""
+"""Read a GGUF file: its header, and its data as bytes. Nothing here knows about experts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coe_native.files.regular import open_regular
 
 MAGIC = b"GGUF"
 UNDER_SURGERY = b"COEZ"
-"""Stands instead of GGUF's magic bytes in a file that is being changed in place: no program takes it for good."""
+"""Replaces GGUF's magic bytes in a file that is being changed in place, so that no program loads it."""
 
 _SCALARS = {
     "U8": "B", "I8": "b", "U16": "H", "I16": "h", "U32": "I", "I32": "i", "F32": "f", "BOOL": "?",
@@ -30,8 +30,16 @@ Value = int | float | bool | str | list[Any]
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file: `shape` is in GGUF's order (fastest dimension first), `offset` counts from the
-    start of the file."""
+    """One tensor of a file.
+
+    Attributes:
+        name: Its name.
+        shape: Its dimensions in GGUF's order, the fastest first.
+        type: Its ggml type.
+        offset: Its first byte, from the start of the file.
+        n_bytes: Its size.
+        file: The file that holds it.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -42,13 +50,25 @@ class Tensor:
 
     @property
     def type_name(self) -> str:
+        """Return ggml's name of its type in upper case, such as ``Q8_0``."""
         return core.type_name(self.type).upper()
 
 
 class GgufFile:
-    """An opened GGUF file. Raises InputError where it is none, is damaged or truncated. `header_bytes`: all that
-    stands before the data. `under_surgery`: whether it is being changed in place; then it is no good to anybody
-    but who says, with `surgery_goes_on`, that he will finish that."""
+    """A GGUF file whose header has been read.
+
+    Attributes:
+        path: The file.
+        size: Its size in bytes.
+        under_surgery: Whether it is being changed in place.
+        native: The file as the C++ core has it.
+        header: The parsed header.
+        tensors: Its tensors, in the file's order.
+
+    Raises:
+        InputError: The file is not GGUF, is damaged or truncated, or is being changed in place (unless
+            `surgery_goes_on`, for the caller who finishes that).
+    """
 
     def __init__(self, path: Path, *, surgery_goes_on: bool = False) -> None:
         self.path = path
@@ -58,7 +78,7 @@ class GgufFile:
                 self.size = file.seek(0, 2)
                 if self.size == 0:
                     raise InputError(f"{path}: is empty")
-                # Pages that are written to become our own: the file stays as it is.
+                # Pages that are written to are private copies: the file does not change.
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
                     self.under_surgery = mapped[:4] == UNDER_SURGERY
                     if self.under_surgery:
@@ -71,11 +91,18 @@ class GgufFile:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
         if self.under_surgery and not surgery_goes_on:
             raise InputError(
-                f"{path}: `coe-native zero --in-place` has begun to change it, and not come to its end; run the "
-                "same again"
+                f"{path}: `coe-native zero --in-place` has not finished changing it; run the same command again"
             )
         self.tensors = tuple(
-            Tensor(t.name, tuple(t.shape), t.type, t.offset, t.n_bytes, self) for t in self.header.tensors
+            Tensor(
+                name=tensor.name,
+                shape=tuple(tensor.shape),
+                type=tensor.type,
+                offset=tensor.offset,
+                n_bytes=tensor.n_bytes,
+                file=self,
+            )
+            for tensor in self.header.tensors
         )
         self._values: dict[str, Value] = {}
 
@@ -85,35 +112,43 @@ class GgufFile:
 
     @property
     def keys(self) -> list[str]:
-        """The metadata keys, in the file's order."""
+        """Return the metadata keys, in the file's order."""
         return list(self._entries)
 
     def raw_entry(self, key: str) -> bytes:
-        """The bytes of a whole metadata entry, key and type included."""
+        """Return the bytes of a metadata entry, with its key and type."""
         entry = self._entries[key]
         return self.native.header_bytes(entry.begin, entry.end)
 
     def shortened_entry(self, key: str, count: int) -> bytes:
-        """The bytes of an array's entry with its first `count` numbers only."""
+        """Return the bytes of the metadata entry of an array, with its first `count` numbers only."""
         entry = self._entries[key]
         size = (entry.end - entry.value) // entry.count
         head = self.native.header_bytes(entry.begin, entry.value - 8)
         return head + struct.pack("<Q", count) + self.native.header_bytes(entry.value, entry.value + count * size)
 
     def get(self, key: str, default: Any = None, *, most: int = 1 << 16) -> Any:
-        """A metadata value: number, bool, text, or a list of them. Raises InputError for a list of more than
-        `most` values, which would take much memory."""
+        """Return a metadata value: a number, a bool, a text, or a list of them.
+
+        Args:
+            key: The key.
+            default: What to return if the file does not have the key.
+            most: The longest list that is read; longer ones would take much memory.
+
+        Raises:
+            InputError: The value is a longer list.
+        """
         entry = self._entries.get(key)
         if entry is None:
             return default
         if key not in self._values:
             if entry.count > most:
-                raise InputError(f"{self.path}: holds a list of {entry.count} values at {key}; it is damaged")
+                raise InputError(f"{self.path}: has a list of {entry.count} values at {key}; it is damaged")
             self._values[key] = self._decode(entry)
         return self._values[key]
 
     def numbers_at(self, key: str) -> int | None:
-        """How many numbers a metadata value lists; None where it is no list of numbers."""
+        """Return the length of a metadata value, or None if it is not a list of numbers."""
         entry = self._entries[key]
         is_list = entry.type.name == "ARRAY" and entry.element_type.name != "STRING"
         return entry.count if is_list else None
@@ -128,16 +163,20 @@ class GgufFile:
 
     @cached_property
     def header_bytes(self) -> bytes:
-        """Return everything before the data."""
+        """Return all bytes before the data."""
         return self.native.header_bytes(0, self.header.data_offset)
 
     @property
     def data_end(self) -> int:
-        """Where the last tensor ends, counted from the start of the file. Padding may follow, or not."""
+        """Return the offset of the last tensor's end in the file. Padding may follow."""
         return max((t.offset + t.n_bytes for t in self.tensors), default=self.header.data_offset)
 
     def open(self) -> BinaryIO:
-        """The file's bytes, for reading. Raises CoeError where they are not those of the header any more."""
+        """Open the file for reading.
+
+        Raises:
+            CoeError: It has changed since its header was read.
+        """
         try:
             file = open_regular(self.path)
         except OSError as error:
@@ -150,20 +189,34 @@ class GgufFile:
         return file
 
     def check_opened(self, file: BinaryIO | FileIO) -> None:
-        """Raise CoeError where an opened file is not the one whose header was read, or has changed since."""
+        """Check that an opened file is the one whose header was read, and has not changed since.
+
+        Raises:
+            CoeError: It is another file, or has changed.
+        """
         self._check_identity(os.fstat(file.fileno()))
 
     def check_same(self, file: BinaryIO | FileIO) -> None:
-        """Raise CoeError where another file has taken the place of an opened one, whatever was written to it."""
+        """Check that the path still leads to an opened file, which may have been written to.
+
+        Raises:
+            CoeError: Another file has replaced it.
+        """
         try:
             same = os.path.samestat(os.fstat(file.fileno()), self.path.stat())
         except OSError:
             same = False
         if not same:
-            raise CoeError(f"{self.path}: was replaced by another file meanwhile, which has not been changed")
+            raise CoeError(
+                f"{self.path}: was replaced by another file meanwhile; the new file has not been changed"
+            )
 
     def check_unchanged(self) -> None:
-        """Raises CoeError where somebody has written to the file, or replaced it, since its header was read."""
+        """Check that the file has not changed since its header was read.
+
+        Raises:
+            CoeError: It was written to or replaced, or cannot be read.
+        """
         try:
             self._check_identity(self.path.stat())
         except OSError as error:
@@ -172,12 +225,16 @@ class GgufFile:
     def _check_identity(self, status: os.stat_result) -> None:
         if _identity(status) != self._identity:
             raise CoeError(
-                f"{self.path}: has changed while it was read; wait until nobody writes to it, and run this again"
+                f"{self.path}: has changed while it was read; run this again when no program writes to it"
             )
 
 
 def begins_like_gguf(path: Path) -> bool:
-    """Whether a file is one to look at as GGUF, whatever follows. Raises InputError where it can't be read."""
+    """Return whether a file begins with GGUF's magic bytes, or with those of a file that is being changed.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     try:
         if not path.is_file():
             return False
@@ -201,7 +258,13 @@ def _strings(raw: bytes, count: int) -> Iterator[str]:
 
 
 def encode_entry(key: str, value: int | str, number: str = "U32") -> bytes:
-    """A metadata entry's bytes: text, or a number of GGUF's type `number`."""
+    """Return the bytes of a metadata entry.
+
+    Args:
+        key: The key.
+        value: A text or a number.
+        number: GGUF's type of a number.
+    """
     name = key.encode()
     head = struct.pack("<Q", len(name)) + name
     if isinstance(value, str):
@@ -211,7 +274,14 @@ def encode_entry(key: str, value: int | str, number: str = "U32") -> bytes:
 
 
 def encode_tensor(name: str, shape: tuple[int, ...], ggml_type: int, offset: int) -> bytes:
-    """A tensor's entry in the header; `offset` counts from the start of the data."""
+    """Return a tensor's entry in the header.
+
+    Args:
+        name: The tensor's name.
+        shape: Its dimensions in GGUF's order.
+        ggml_type: Its type.
+        offset: Its first byte, from the start of the data.
+    """
     text = name.encode()
     return (
         struct.pack("<Q", len(text))

@@ -5,22 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from coe_native._native import core
 from coe_native.errors import InputError
-from coe_native.files.reading import read_exactly
-from coe_native.model.gguf_file import GgufFile, Tensor, encode_entry
+from coe_native.model.gguf_file import GgufFile, Tensor
 from coe_native.model.router_shape import RouterShape
 from coe_native.model.surgery_record import SurgeryRecord, read_record
 
-_BLOCK = re.compile(r"blk\.(\d+)\.")
 _GATING = {1: "softmax", 2: "sigmoid", 3: "softmax after top-k", 4: "square-root softplus"}
 
 
@@ -150,6 +145,22 @@ class ModelHeader:
         """Return why the model cannot be cut to fewer experts, or None if it can."""
         return self.native.obstacle or None
 
+    @property
+    def cannot_count(self) -> str | None:
+        """Return why the routers' choices cannot be counted, or None if they can."""
+        return self.native.cannot_count or None
+
+    def check_countable(self) -> None:
+        """Check that the routers' choices can be counted.
+
+        Raises:
+            InputError: They cannot; gives the reason.
+        """
+        try:
+            self.native.check_countable()
+        except ValueError as error:
+            raise InputError(f"{self.path}: {error}") from error
+
     def check_cut(self, keep: int) -> None:
         """Check that the model can be cut to `keep` experts a layer.
 
@@ -179,7 +190,7 @@ class ModelHeader:
         every quantisation of a model. Reads the routers.
         """
         try:
-            core.find_fingerprints([file.native for file in self.files], self.native)
+            core.find_fingerprints([file.native for file in self.files], self.native, hashlib.sha256)
         except ValueError as error:
             raise InputError(str(error)) from error
         self.check_unchanged()
@@ -240,44 +251,6 @@ class ModelHeader:
     def specialist_bytes(self, keep: int) -> int:
         """Return the approximate size of a file with `keep` experts in each layer."""
         return self.n_bytes - self.expert_bytes // self.n_experts * (self.n_experts - keep)
-
-    def in_mtp_block(self, tensor: Tensor) -> bool:
-        """Return whether a tensor belongs to a block that predicts further tokens."""
-        match = _BLOCK.match(tensor.name)
-        return match is not None and int(match[1]) in self.mtp_blocks
-
-    def entries_without_mtp(self) -> dict[str, bytes]:
-        """Return the metadata entries that change where the blocks that predict further tokens are dropped.
-
-        These are their number, the number of blocks, and lists with one number for each block.
-        """
-        first, n_left = self.files[0], self.mtp_blocks.start
-        prefix = f"{self.architecture}."
-        changed = {
-            key: first.shortened_entry(key, n_left)
-            for key in first.keys
-            if key.startswith(prefix)
-            and not key.endswith("dimension_sections")  # a list of another kind
-            and first.numbers_at(key) == self.n_blocks
-        }
-        for key, count in (("block_count", n_left), ("nextn_predict_layers", 0)):
-            changed[prefix + key] = encode_entry(prefix + key, count)
-        return changed
-
-    def best_by_router_norm(self, layer: MoeLayer, keep: int) -> tuple[int, ...]:
-        """Return the `keep` experts whose rows of the router have the largest norms. Reads the router.
-
-        Used for layers that no profile covers. Each group keeps the same number; ties go to the lower index.
-
-        Raises:
-            InputError: ggml cannot read the router's type.
-        """
-        if not core.has_norm(layer.router.type):
-            raise InputError(f"{self.path}: {layer.router.name} has a type that ggml cannot read")
-        with layer.router.file.open() as file:
-            data = read_exactly(file, layer.router.offset, layer.router.n_bytes)
-        norms = np.asarray(core.slice_norms(data, layer.router.type, self.n_experts))
-        return tuple(self.router_shape.best(norms, keep))
 
 
 MoeModel = ModelHeader

@@ -1,12 +1,12 @@
-"""What a model's file says was done to it: in its metadata, or, where it was zeroed in place, behind its data.
+"""The record of surgery in a model's file: in its metadata, or after its data if it was zeroed in place.
 
-Zeroing in place goes through these states, each on the disk before the next begins, so that no interruption can
-pass for another one:
+Zeroing in place has these steps. Each is on the disk before the next begins, so that an interruption leaves
+one of these states:
 
-1. GGUF's magic bytes give way to others: no program takes the file for a model any more.
-2. A record, by which mask it is being zeroed, is added behind the data. Until it is whole, nothing is zeroed.
+1. GGUF's magic bytes are replaced, so that no program loads the file.
+2. A record of the mask is appended after the data. Nothing is zeroed until it is complete.
 3. The dropped experts are zeroed.
-4. The magic bytes come back. The record stays.
+4. The magic bytes are restored. The record stays.
 """
 
 from __future__ import annotations
@@ -30,8 +30,14 @@ _MOST_BYTES = 1 << 10
 
 
 class SurgeryRecord(msgspec.Struct, frozen=True):
-    """`mode`: ``prune`` or ``zero``; by the mask with this `digest`, which keeps `keep` experts in a layer.
-    `in_place`: the file was a model before, and has been changed."""
+    """What was done to a model.
+
+    Attributes:
+        mode: ``prune`` or ``zero``.
+        keep: Experts that the mask keeps in each layer.
+        digest: The mask's digest.
+        in_place: Whether the parent's own file was changed.
+    """
 
     mode: str
     keep: int
@@ -40,14 +46,17 @@ class SurgeryRecord(msgspec.Struct, frozen=True):
 
 
 def read_record(file: GgufFile) -> SurgeryRecord | None:
-    """What was done to a model, or None where that is nothing."""
+    """Return what was done to a model, or None if nothing was."""
     mode, keep, digest = (file.get(f"coe.mask.{key}") for key in ("mode", "keep", "digest"))
     known = mode in ("prune", "zero") and isinstance(keep, int) and isinstance(digest, str) and len(digest) < 100
-    return _behind_the_data(file) or (SurgeryRecord(mode, keep, digest) if known else None)
+    return _record_after_data(file) or (SurgeryRecord(mode, keep, digest) if known else None)
 
 
-def _behind_the_data(file: GgufFile) -> SurgeryRecord | None:
-    """The record of a model that is being, or was, zeroed in place; what else may stand there is nobody's."""
+def _record_after_data(file: GgufFile) -> SurgeryRecord | None:
+    """Return the record after the data, which a model has that is being or was zeroed in place.
+
+    Any other bytes there are ignored.
+    """
     fixed = len(_END) + _LENGTH_BYTES
     room = file.size - file.data_end
     if room <= fixed:
@@ -66,9 +75,15 @@ def _behind_the_data(file: GgufFile) -> SurgeryRecord | None:
 
 @contextlib.contextmanager
 def under_surgery(file: FileIO, record: SurgeryRecord | None) -> Iterator[None]:
-    """Marks a model (the first file of a split one), which is open and locked, while the block changes it, and as
-    done if that ends well. `record`: what is to be recorded, or None where that has been done before. Raises
-    OSError where the file can't be written; then it is as it was."""
+    """Mark a model as being changed while the block runs, and as finished if the block ends without an error.
+
+    Args:
+        file: The model's file, or the first one of a split model, open and locked.
+        record: What to record; None if the file has the record already.
+
+    Raises:
+        OSError: The record cannot be written. The file is then as it was before.
+    """
     magic = file.read(len(MAGIC))
     _write_magic(file, UNDER_SURGERY)
     if record is not None:

@@ -1,4 +1,4 @@
-"""How far a long run is, on the disk: what has been counted so far, and where to go on."""
+"""Checkpoints: the files from which interrupted profiling runs resume."""
 
 from __future__ import annotations
 
@@ -17,26 +17,34 @@ _PREFIX = "coe.checkpoint."
 _PREFIX_OF_RUN = "coe.checkpoint.run."
 _LOOKS = "coe.checkpoint.looks"
 
-_ANEW = "begin anew with --force and without --resume"
+_START_OVER = "start over with --force and without --resume"
 
 Run = Mapping[str, "int | str"]
-"""What must be the same for a run to go on, by the name that a user knows it by."""
+"""What must be the same for a run to continue, by the names that messages use."""
 
 
 class Position(NamedTuple):
-    """Where a run stands: before this batch of this bundle, both counted from 0."""
+    """The next batch that a run will decode: a bundle and a batch of it, both counted from 0."""
 
     bundle: int = 0
     batch: int = 0
 
 
 class Checkpoint:
-    """The checkpoint of a run whose result will be the profile `output`: a file beside it, itself a profile, of
-    the part that has been run.
+    """The checkpoint of a run: a profile of the part that is done, in a file beside the run's output.
 
-    `every`: seconds between two checkpoints. `resume`: go on from the file if it is there. `inputs`: files that
-    it must not replace, whatever `force` says. Raises InputError where the file is there and neither `resume` nor
-    `force`, which begins anew, says what to do with it.
+    Args:
+        output: The profile that the run will write.
+        every: Seconds between checkpoints.
+        resume: Continue from the checkpoint if it exists.
+        force: Start over if it exists, unless `resume` is set.
+        inputs: Files that it must not replace, `force` or not.
+
+    Attributes:
+        path: The checkpoint's file.
+
+    Raises:
+        InputError: The checkpoint exists, and neither `resume` nor `force` is set; or it cannot be written.
     """
 
     def __init__(
@@ -53,11 +61,11 @@ class Checkpoint:
         self._resume = resume
         self._run: Run = {}
         self._saved = time.monotonic()
-        # It may lie in a directory of text: no reader takes it for text.
+        # It may be in a directory of text, because no reader mistakes it for text.
         check_target(self.path, force=True, inputs=tuple(path for path in inputs if path.is_file()))
         if self.path.exists() and not resume and not force:
             raise InputError(
-                f"{self.path}: is of a run that was interrupted; go on from it with --resume, or {_ANEW}"
+                f"{self.path}: belongs to an interrupted run; continue it with --resume, or {_START_OVER}"
             )
 
     def begin(
@@ -67,8 +75,8 @@ class Checkpoint:
 
         Args:
             run: What must be the same for the run to continue.
-            old_run: The same as version 0.1.0 recorded it, called where `run` differs.
-            until: Takes over the masks that the interrupted run had seen.
+            old_run: The same as version 0.1.0 recorded it, called if `run` differs.
+            until: Restores the masks of the interrupted run.
 
         Raises:
             InputError: The checkpoint belongs to another run (says what differs), or is damaged.
@@ -80,39 +88,47 @@ class Checkpoint:
         file = GgufFile(self.path)
         position = Position(*(file.get(_PREFIX + part, -1) for part in Position._fields))
         if not all(isinstance(part, int) and part >= 0 for part in position):
-            raise InputError(f"{self.path}: is no checkpoint, or damaged; {_ANEW}")
+            raise InputError(f"{self.path}: is not a checkpoint, or is damaged; {_START_OVER}")
         found = {name: file.get(_PREFIX_OF_RUN + name) for name in run}
         if found != run and found != old_run():
             name = next(name for name, value in run.items() if found[name] != value)
             values = f" ({found[name]}, not {run[name]})" if len(f"{found[name]}{run[name]}") < 40 else ""
-            raise InputError(f"{self.path}: is of a run with another {name}{values}; use the same, or {_ANEW}")
+            raise InputError(
+                f"{self.path}: belongs to a run with another {name}{values}; use the same, or {_START_OVER}"
+            )
         if until is not None:
             try:
                 until.restore(str(file.get(_LOOKS, "[]")), profile)
             except InputError as error:
-                raise InputError(f"{self.path}: is damaged ({error}); {_ANEW}") from error
+                raise InputError(f"{self.path}: is damaged ({error}); {_START_OVER}") from error
         return position, profile
 
     def past_the_end(self) -> InputError:
         """Return the error for a checkpoint whose position or corpora the run does not have."""
-        return InputError(f"{self.path}: is damaged: its position is past the end of the run; {_ANEW}")
+        return InputError(f"{self.path}: is damaged: its position is past the end of the run; {_START_OVER}")
 
     def offer(
         self, position: Position, profile: Callable[[], RoutingProfile], until: Stability | None = None
     ) -> None:
-        """Saves, if the last time is long enough ago."""
+        """Save a checkpoint if the last one is old enough."""
         if time.monotonic() - self._saved >= self._every:
             self.save(position, profile(), until)
 
     def save(self, position: Position, profile: RoutingProfile, until: Stability | None = None) -> None:
-        """Replaces the file, whole or not at all."""
-        where = {_PREFIX + part: number for part, number in position._asdict().items()}
-        which = {_PREFIX_OF_RUN + name: value for name, value in self._run.items()}
+        """Save a checkpoint. It replaces the last one, whole or not at all.
+
+        Args:
+            position: The next batch to decode.
+            profile: What was counted before it.
+            until: Whose masks are saved too.
+        """
+        of_position = {_PREFIX + part: number for part, number in position._asdict().items()}
+        of_run = {_PREFIX_OF_RUN + name: value for name, value in self._run.items()}
         looks = {} if until is None else {_LOOKS: until.state()}
-        profile.save(self.path, more=where | which | looks)
+        profile.save(self.path, more=of_position | of_run | looks)
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """When the run has ended well."""
+        """Remove the checkpoint, after the run has ended without an error."""
         self.path.unlink(missing_ok=True)
         clear_leftovers(self.path)

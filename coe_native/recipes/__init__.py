@@ -1,1 +1,1 @@
-"""Pipelines made of the steps: a specialist in one go, the demo, how to use a model."""
+"""Pipelines of several steps: a specialist in one call, the demo, how to use a model."""

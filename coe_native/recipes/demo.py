@@ -1,4 +1,4 @@
-"""The model and texts that come with the package, and what the demo does with them."""
+"""The demo: make specialists from the model and texts that come with the package."""
 
 from __future__ import annotations
 
@@ -20,14 +20,25 @@ KINDS = ("python", "prose", "cpp")
 
 
 def corpus(kind: str, part: str) -> Corpus:
-    """One kind's text: `part` is ``profile`` (chooses experts) or ``test`` (judges them)."""
+    """Return a part of the text of one kind.
+
+    Args:
+        kind: One of KINDS.
+        part: ``profile``, the calibration corpus, or ``test``, the held-out text.
+    """
     read = read_corpus(DATA / f"{kind}.{part}.jsonl")
     return Corpus(kind, read.documents)
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The parent's evaluation on each kind of text, and one specialist for each kind."""
+    """The result of the demo.
+
+    Attributes:
+        parent_bytes: Size of the parent's file.
+        parent: The parent's evaluation on each kind of text.
+        specialists: A specialist for each kind.
+    """
 
     parent_bytes: int
     parent: tuple[Evaluation, ...]
@@ -37,8 +48,18 @@ class Demo:
 def run(
     directory: Path, *, n_threads: int | None = None, force: bool = False, watchers: Watchers = UNWATCHED
 ) -> Demo:
-    """Makes a specialist of half the experts for each kind of text, in `directory`, and judges all of them on
-    every kind's held-out text."""
+    """Make a specialist with half the experts for each kind of text, and judge each on all held-out texts.
+
+    Args:
+        directory: Where to write them. It is created if it does not exist.
+        n_threads: CPU threads; None: all cores.
+        force: Replace existing files.
+        watchers: Who is told about the progress.
+
+    Raises:
+        InputError: An output exists (without `force`), or cannot be written.
+        CoeError: A step fails.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     outputs = {kind: directory / f"{kind}-specialist.gguf" for kind in KINDS}
     for out in outputs.values():
@@ -63,5 +84,5 @@ def run(
 
 
 def _named(kind: str, watchers: Watchers) -> Watchers:
-    """The same watchers, told which kind of text a step is for."""
+    """Return watchers that are also told which kind of text a step is for."""
     return Watchers(lambda step: watchers.step(f"{kind}: {step}"), watchers.tokens, watchers.n_bytes)

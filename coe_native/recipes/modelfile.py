@@ -1,4 +1,4 @@
-"""How a specialist is used: the Modelfile that Ollama wants, and the prefill for raw APIs."""
+"""Describe how to use a specialist: a Modelfile for Ollama, and the prefill for raw APIs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from coe_native.errors import InputError, printable
 from coe_native.llama.loaded_model import LoadedModel
-from coe_native.surgery.plan import safety_notice
+from coe_native.surgery.notice import safety_notice
 
 PARAMETERS = {"temperature": 0.6, "repeat_penalty": 1.05, "num_ctx": 8192, "num_predict": 16384}
-"""Those with which the published specialists were judged; no more tokens are asked for than the context holds."""
+"""Parameters with which the published specialists were judged. The context limits `num_predict`."""
 
 DOMAINS = {
     "general": "You are a helpful assistant. Answer directly and precisely. Say so when you do not know.",
@@ -37,14 +37,21 @@ DOMAINS = {
         "You know medicine well and explain it plainly. Say how sure a finding is, and when a doctor must be seen."
     ),
 }
-"""System prompts by what a specialist is for."""
+"""System prompts, by domain."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """How a model is used: its file, Ollama's parameters, the system prompt, and what the prompt for a raw API
-    must end with for it to answer without thinking (empty where it has no chat template); and what its file says
-    about removed experts."""
+    """How a model is used.
+
+    Attributes:
+        path: Its file.
+        parameters: Parameters for Ollama.
+        system: The system prompt.
+        prefill: What the prompt for a raw API must end with, so that the model answers without thinking;
+            empty if it has no chat template.
+        notice: What its file says about removed experts.
+    """
 
     path: Path
     parameters: dict[str, float]
@@ -53,7 +60,7 @@ class Usage:
     notice: str
 
     def modelfile(self) -> str:
-        """What ``ollama create NAME -f Modelfile`` wants."""
+        """Return the Modelfile for ``ollama create NAME -f Modelfile``."""
         notice = "".join(f"# {line}\n" for line in self.notice.splitlines())
         raw = f"# Raw APIs: end the prompt with {json.dumps(self.prefill)}\n" if self.prefill else ""
         parameters = "".join(f"PARAMETER {name} {value:g}\n" for name, value in self.parameters.items())
@@ -64,10 +71,17 @@ class Usage:
 
 
 def usage(model: LoadedModel, *, domain: str = "general", system: str | None = None) -> Usage:
-    """How to use a model, of which no more than the tokenizer need be loaded: with a domain's system prompt, or
-    another, and the published parameters; a context no longer than the model was trained for.
+    """Return how to use a model, with the published parameters.
 
-    Raises InputError for a domain that is not one of DOMAINS, and a prompt that a Modelfile can't hold.
+    The context is not longer than the model was trained for.
+
+    Args:
+        model: The model. Its tokenizer is enough.
+        domain: Whose system prompt to use: one of DOMAINS.
+        system: Another system prompt.
+
+    Raises:
+        InputError: There is no such domain, or a Modelfile cannot hold the prompt or the path.
     """
     if domain not in DOMAINS:
         raise InputError(f"there is no system prompt for {domain!r}; choose one of {', '.join(DOMAINS)}")
@@ -80,7 +94,7 @@ def usage(model: LoadedModel, *, domain: str = "general", system: str | None = N
     longest = model.moe.arch("context_length", PARAMETERS["num_ctx"])
     parameters = dict(PARAMETERS)
     if isinstance(longest, int) and 0 < longest < parameters["num_ctx"]:
-        parameters["num_ctx"] = longest  # it was trained for no more
+        parameters["num_ctx"] = longest  # the model was not trained for more
     parameters["num_predict"] = min(parameters["num_predict"], parameters["num_ctx"])
     try:
         prefill = model.text.reply_prefill
@@ -88,5 +102,9 @@ def usage(model: LoadedModel, *, domain: str = "general", system: str | None = N
         prefill = ""
     notice = model.moe.files[0].get("coe.mask.notice")
     return Usage(
-        path, parameters, text, prefill, printable(notice) if isinstance(notice, str) else safety_notice()
+        path=path,
+        parameters=parameters,
+        system=text,
+        prefill=prefill,
+        notice=printable(notice) if isinstance(notice, str) else safety_notice(),
     )

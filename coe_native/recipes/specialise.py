@@ -1,4 +1,4 @@
-"""From a parent and a kind of text to a verified, judged specialist, in one go."""
+"""Make a verified and judged specialist from a parent and a kind of text, in one call."""
 
 from __future__ import annotations
 
@@ -17,19 +17,28 @@ from coe_native.masks.expert_mask import ExpertMask
 from coe_native.masks.options import MaskOptions
 from coe_native.profiling.run import Progress, profile_corpora
 from coe_native.routing.scores import check_method, supports_method
-from coe_native.surgery.plan import safety_notice
+from coe_native.surgery.notice import safety_notice
 from coe_native.surgery.verify import Check, verify
 from coe_native.surgery.write import Report, prune
 
 SHOWN = ("utility", "contribution")
-"""Methods whose masks are judged beside the one that is asked for, since it depends on the model which is best."""
+"""Methods whose masks are judged besides the chosen one, because the best one depends on the model."""
 
 
 @dataclass(frozen=True)
 class Specialist:
-    """A written specialist and what was found about it: each text's evaluation by the parent, by the
-    live-masked parent (before the file was written) and by the file; and by the parent under the masks of the
-    other methods of SHOWN, of which no file was written."""
+    """A written specialist, and what was found about it.
+
+    Attributes:
+        path: Its file.
+        mask: Its mask.
+        checks: The verification.
+        parent: The parent's evaluation on each text.
+        live_masked: The evaluation of the parent under the live mask, before the file was written.
+        pruned: The evaluation of the file.
+        other_methods: The evaluations of the parent under the masks of other methods of SHOWN, by method.
+            They have no files.
+    """
 
     path: Path
     mask: ExpertMask
@@ -41,13 +50,19 @@ class Specialist:
 
     @property
     def method(self) -> str:
-        """How the experts of the file were scored."""
+        """Return how the experts of the file were scored."""
         return str(self.mask.provenance["method"])
 
 
 @dataclass(frozen=True)
 class Watchers:
-    """Who is told how far a specialist is: a new step's name, tokens profiled, bytes written or verified."""
+    """Functions that are called with the progress.
+
+    Attributes:
+        step: Called with the name of each step.
+        tokens: Called with the progress of profiling.
+        n_bytes: Called with bytes written or verified, and bytes in all.
+    """
 
     step: Callable[[str], None] = lambda name: None
     tokens: Callable[[Progress], None] = lambda progress: None
@@ -58,7 +73,7 @@ UNWATCHED = Watchers()
 
 
 def judge(model: LoadedModel, texts: Sequence[Corpus]) -> tuple[Evaluation, ...]:
-    """The evaluation of each text by a loaded model as it is now."""
+    """Return the evaluation of a loaded model on each text. A live mask stays in force."""
     return tuple(evaluate(model, text) for text in texts)
 
 
@@ -68,7 +83,16 @@ def _beside(out: Path) -> dict[str, Path]:
 
 
 def check_outputs(out: Path, *, force: bool, inputs: tuple[Path, ...]) -> None:
-    """Raises InputError unless everything that `specialise` writes for `out` can be written."""
+    """Check that all files can be written that `specialise` writes for an output.
+
+    Args:
+        out: The specialist's file.
+        force: Whether files may be replaced.
+        inputs: Files and directories that must not be replaced, `force` or not.
+
+    Raises:
+        InputError: One of them cannot be written.
+    """
     for path in (out, *_beside(out).values()):
         check_target(path, force=force, inputs=inputs)
 
@@ -85,20 +109,32 @@ def specialise(
     inputs: tuple[Path, ...] = (),
     watchers: Watchers = UNWATCHED,
 ) -> Specialist:
-    """Profiles a loaded parent on `corpora`, builds a mask, judges it live on `texts`, prunes, verifies, and
-    judges the file. `mask_options`: how the mask is built. Beside ``NAME.gguf`` it writes
-    ``NAME.profile.gguf``, ``NAME.mask.json`` and ``NAME.report.json``.
+    """Make a specialist: profile, build a mask, judge it live, prune, verify, and judge the file.
 
-    `judged_parent` saves judging the unmasked parent again. `inputs`: files and directories that no output may
-    be, whatever `force` says. Raises CoeError where a check does not hold.
+    Besides ``NAME.gguf`` it writes ``NAME.profile.gguf``, ``NAME.mask.json`` and ``NAME.report.json``.
+
+    Args:
+        parent: The loaded parent.
+        corpora: The calibration corpus.
+        out: The specialist's file.
+        texts: The held-out texts.
+        mask_options: How the mask is built.
+        judged_parent: The parent's evaluation on each text; None: it is judged.
+        force: Replace existing files.
+        inputs: Files and directories that must not be replaced, `force` or not.
+        watchers: Who is told about the progress.
+
+    Raises:
+        InputError: An input, an option or an output cannot be used.
+        CoeError: A step fails, or the written file fails verification and is removed.
     """
     out = Path(out)
     check_outputs(out, force=force, inputs=(*parent.moe.paths, *inputs))
     beside = _beside(out)
-    # What would fail late is found out before the long part.
+    # Everything that would fail late is checked before the long part.
     parent.moe.check_cut(mask_options.keep)
     if parent.moe.surgery is not None and parent.moe.surgery.mode == "zero":
-        raise InputError(f"{parent.moe.path}: has zeroed experts; specialise the model as it was before")
+        raise InputError(f"{parent.moe.path}: has zeroed experts; specialise the original model")
     check_space(out, parent.moe.specialist_bytes(mask_options.keep))
     for text in texts:
         check_text(parent, text)
@@ -132,11 +168,19 @@ def specialise(
     failed = [check for check in checks if not check.passed]
     if failed:
         out.unlink()
-        raise CoeError(f"{out}: does not hold what its mask says: {failed[0].name}: {failed[0].detail}")
+        raise CoeError(f"{out}: failed verification and was removed: {failed[0].name}: {failed[0].detail}")
     watchers.step("judging the specialist")
     with parent.like(out) as written:
         pruned = judge(written, texts)
-    specialist = Specialist(out, mask, checks, judged_parent, live_masked, pruned, by_others)
+    specialist = Specialist(
+        path=out,
+        mask=mask,
+        checks=checks,
+        parent=judged_parent,
+        live_masked=live_masked,
+        pruned=pruned,
+        other_methods=by_others,
+    )
     _write_report(specialist, parent, beside["report.json"])
     return specialist
 

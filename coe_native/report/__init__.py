@@ -1,1 +1,1 @@
-"""One self-contained page of pictures: profiles, masks, sweeps."""
+"""Self-contained HTML pages with charts of profiles, masks and sweeps."""

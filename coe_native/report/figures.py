@@ -22,14 +22,14 @@ _SCALE = "Viridis"
 
 
 class Picture(NamedTuple):
-    """A figure and what it shows."""
+    """A figure and its title."""
 
     title: str
     figure: go.Figure
 
 
 def _figure(x: str, y: str, height: int = 340) -> go.Figure:
-    """An empty figure whose colours suit a light page and a dark one: the page's style colours its texts."""
+    """Return an empty figure for light and dark pages; the page's style sets the colours of its texts."""
     figure = go.Figure()
     figure.update_layout(
         height=height,
@@ -45,12 +45,12 @@ def _figure(x: str, y: str, height: int = 340) -> go.Figure:
 
 
 def _height(n_layers: int) -> int:
-    """Of a heat map with a row for each layer, in pixels."""
+    """Return the height of a heat map with a row for each layer, in pixels."""
     return 140 + max(160, 14 * n_layers)
 
 
 def _heat_map(title: str, values: NDArray[np.float64], layers: Sequence[int], unit: str) -> Picture:
-    """Layers from top to bottom, experts from left to right."""
+    """Return a heat map with layers from top to bottom and experts from left to right."""
     figure = _figure("expert", "layer", height=_height(len(layers)))
     figure.add_heatmap(
         z=values,
@@ -65,22 +65,28 @@ def _heat_map(title: str, values: NDArray[np.float64], layers: Sequence[int], un
 
 
 def score_map(profile: RoutingProfile, method: str) -> Picture:
-    """Scores of all experts, each layer's as shares of its highest: layers differ in how many experts share the
-    weight."""
+    """Return a heat map of all scores, as shares of the highest score in each layer.
+
+    Layers differ in how many experts share the weight, so absolute scores would not compare.
+
+    Args:
+        profile: The profile.
+        method: How experts are scored.
+    """
     scores = score(profile, method)
     highest = scores.max(axis=1, keepdims=True)
     shares = np.divide(scores, highest, out=np.zeros_like(scores), where=highest > 0)
-    return _heat_map(f"Scores by {method}", shares, profile.layers, "of the layer's highest")
+    return _heat_map(f"Scores by {method}", shares, profile.layers, "of the layer's highest score")
 
 
 def rank_map(profile: RoutingProfile) -> Picture:
-    """Mean ranks; experts that were never chosen have none."""
+    """Return a heat map of mean ranks; experts that were never chosen have none."""
     ranks = np.where(np.isfinite(profile.mean_rank), profile.mean_rank, np.nan)
-    return _heat_map("Mean rank, 0 is first (blank: never chosen)", ranks, profile.layers, "rank")
+    return _heat_map("Mean rank (0: always first; blank: never chosen)", ranks, profile.layers, "rank")
 
 
 def coverage_curves(profile: RoutingProfile) -> Picture:
-    """Share of the routed weight that the best experts get together, against their number."""
+    """Return curves of the share of routed weight that the best experts get, by their number."""
     curves = coverage(profile)
     what = "weight" if profile.has_weights else "choices"
     figure = _figure("experts kept in each layer", f"share of {what}")
@@ -107,11 +113,15 @@ def coverage_curves(profile: RoutingProfile) -> Picture:
 
 
 def concentration_lines(profiles: Mapping[str, RoutingProfile]) -> list[Picture]:
-    """Entropy, Gini coefficient and experts for 80 % of the weight, by layer, of each profile."""
+    """Return charts of entropy, Gini coefficient and experts for 80 % of the weight, by layer.
+
+    Args:
+        profiles: Profiles by name, one line for each.
+    """
     titles = {
-        "entropy": "Entropy of routing, as a share of the most possible",
+        "entropy": "Entropy of routing, as a share of the maximum",
         "gini": "Gini coefficient of routing",
-        "experts_for_80": "Experts that get 80 % together",
+        "experts_for_80": "Experts that together get 80 %",
     }
     figures = []
     for measure, title in titles.items():
@@ -127,7 +137,7 @@ def concentration_lines(profiles: Mapping[str, RoutingProfile]) -> list[Picture]
 
 
 def mask_map(mask: ExpertMask) -> Picture:
-    """Which experts a mask keeps, and by which pass those came in that the scores alone would not have kept."""
+    """Return a map of the kept experts, by the pass that added them."""
     layers = sorted(mask.kept)
     values = np.zeros((len(layers), mask.n_experts))
     came_in = {(swap.layer, swap.incoming): swap.stage for swap in mask.swaps}
@@ -154,7 +164,11 @@ def mask_map(mask: ExpertMask) -> Picture:
 
 
 def overlap_map(masks: Mapping[str, ExpertMask]) -> Picture:
-    """Shared experts of each pair of masks, as a share of what the smaller keeps."""
+    """Return a heat map of the experts that two masks share, as a share of the smaller mask.
+
+    Args:
+        masks: Masks by name.
+    """
     names = [html.escape(name) for name in masks]
     values = [[_shared(first, second) for second in masks.values()] for first in masks.values()]
     figure = _figure("", "", height=160 + 60 * len(masks))
@@ -180,7 +194,11 @@ def _shared(first: ExpertMask, second: ExpertMask) -> float:
 
 
 def overlap_lines(masks: Mapping[str, ExpertMask]) -> Picture:
-    """Shared experts of each pair of masks by layer, beside what chance would share."""
+    """Return a chart of the experts that two masks share in each layer, and by chance.
+
+    Args:
+        masks: Masks by name.
+    """
     figure = _figure("layer", "experts")
     names = list(masks)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
@@ -204,7 +222,7 @@ def overlap_lines(masks: Mapping[str, ExpertMask]) -> Picture:
 
 
 def sweep_lines(sweep: Sweep) -> list[Picture]:
-    """Rise of perplexity, and KL divergence, against the number of experts kept, for each text and method."""
+    """Return charts of perplexity and KL divergence by experts kept, for each text and method."""
     loss, divergence = (_figure("experts kept in each layer", unit) for unit in ("rise", "nats"))
     for method in sweep.methods:
         points = [point for point in sweep.points if point.method == method]

@@ -1,4 +1,4 @@
-"""The page: figures, tables and provenance in one HTML file that needs nothing else."""
+"""HTML pages with figures, tables and provenance, each one self-contained file."""
 
 from __future__ import annotations
 
@@ -21,16 +21,23 @@ from coe_native.masks.expert_mask import ExpertMask
 from coe_native.report import figures
 from coe_native.routing.concentration import concentration
 from coe_native.routing.profile import RoutingProfile, not_of_one_model
-from coe_native.surgery.plan import safety_notice
+from coe_native.routing.scores import DEFAULT_METHOD
+from coe_native.surgery.notice import safety_notice
 from coe_native.units import gigabytes
 
 MOST_SWAPS = 300
-"""Rows of the table of swaps; the mask file has them all."""
+"""Maximum rows of the table of swaps. The mask file has all of them."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Texts by rows; `left`: so many first columns hold texts, the others numbers."""
+    """A table of texts and numbers.
+
+    Attributes:
+        columns: Names of the columns.
+        rows: Texts of the cells, row by row.
+        left: Number of leading columns that hold texts; the others hold numbers.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -39,7 +46,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a line on how to read what follows, pictures and tables."""
+    """A section of the page.
+
+    Attributes:
+        title: Its heading.
+        lead: A line on how to read what follows.
+        pictures: Its figures.
+        tables: Its tables.
+    """
 
     title: str
     lead: str
@@ -54,12 +68,23 @@ def report(
     keep: int,
     masks: Mapping[str, ExpertMask] | None = None,
     sweep: Sweep | None = None,
-    method: str = "utility",
+    method: str = DEFAULT_METHOD,
 ) -> None:
-    """Writes a page about named profiles of one model: their scores, coverage and concentration, the overlap of
-    their masks of `keep` experts (or of `masks`, if given), and a sweep. Whole or not at all.
+    """Write a page about profiles of one model, their masks and a sweep.
 
-    Raises InputError for profiles or masks of different models, and for what `score` and `build_mask` refuse.
+    It shows scores, coverage and concentration of the profiles, and the overlap of the masks. The file is
+    written whole or not at all.
+
+    Args:
+        path: The HTML file to write.
+        profiles: Profiles by name.
+        keep: Experts that the masks of the profiles keep.
+        masks: Masks by name, to show instead of those.
+        sweep: A sweep to show too.
+        method: How experts are scored.
+
+    Raises:
+        InputError: Profiles or masks are of different models, or `score` or `build_mask` refuses a profile.
     """
     first = next(iter(profiles.values()))
     sources = [
@@ -83,7 +108,12 @@ def report(
 
 
 def sweep_page(path: str | Path, sweep: Sweep) -> None:
-    """Writes a page about a sweep alone, whole or not at all."""
+    """Write a page about a sweep alone, whole or not at all.
+
+    Args:
+        path: The HTML file to write.
+        sweep: The sweep.
+    """
     _write(Path(path), sweep.model, [_of_sweep(sweep)])
 
 
@@ -95,7 +125,7 @@ def _of_profile(name: str, profile: RoutingProfile, method: str, *, alone: bool)
     return Section(
         "What the text needs" if alone else f"What {name} needs",
         f"{profile.n_tokens:,} tokens through {len(profile.layers)} MoE layers of {profile.n_experts} experts, "
-        f"{profile.top_k} chosen for a token. Expert numbers mean nothing across layers: read each row by itself."
+        f"{profile.top_k} chosen for a token. Experts of different layers are unrelated: read each row by itself."
         + (f" Note: {profile.shortfall}." if not profile.is_whole else ""),
         pictures,
     )
@@ -136,11 +166,11 @@ def _of_mask(name: str, mask: ExpertMask) -> Section:
         for swap in mask.swaps
     ]
     more = f" The first {MOST_SWAPS} are listed." if len(swaps) > MOST_SWAPS else ""
-    columns = ["layer", "pass", "in", "out", "its score", "the other's"]
+    columns = ["layer", "pass", "in", "out", "score in", "score out"]
     return Section(
         f"Mask: {name}",
-        f"{len(swaps)} experts came in for others with a higher score; {len(mask.unplaced)} structural experts "
-        f"found nobody to replace.{more}",
+        f"{len(swaps)} experts replaced others with a higher score; {len(mask.unplaced)} structural experts could "
+        f"not be added: no replaceable expert was left.{more}",
         [figures.mask_map(mask)],
         [Table(columns, swaps[:MOST_SWAPS], left=2)] if swaps else [],
     )
@@ -151,8 +181,8 @@ def _of_overlap(masks: Mapping[str, ExpertMask]) -> Section:
     by_chance = largest.keep / largest.n_experts
     return Section(
         "How far domains overlap",
-        f"Of what it keeps, a mask shares {by_chance:.0%} by chance with one that keeps {largest.keep} of "
-        f"{largest.n_experts} experts: only what is above says that two domains need the same.",
+        f"By chance, a mask shares {by_chance:.0%} of its experts with one that keeps {largest.keep} of "
+        f"{largest.n_experts}. Only a larger share shows that two domains need the same experts.",
         [figures.overlap_map(masks), figures.overlap_lines(masks)],
     )
 
@@ -175,9 +205,9 @@ def _of_sweep(sweep: Sweep) -> Section:
             )
     columns = ["text", "method", "keep", "size", "perplexity", "rise", "KL", "same top token"]
     return Section(
-        "How small it can be",
+        "How small a specialist can be",
         f"The parent ({sweep.n_experts} experts, {gigabytes(sweep.n_bytes)}) under live masks, on held-out "
-        "text: what specialists of these sizes would say, before any is written.",
+        "text: how specialists of these sizes would perform, before any is written.",
         figures.sweep_lines(sweep),
         [Table(columns, rows, left=2)],
     )
@@ -201,8 +231,8 @@ def _provenance(
         for corpus in profile.corpora
     ]
     return Section(
-        "Where it comes from",
-        "Which file, which text: what one needs to make it again.",
+        "Provenance",
+        "The model, masks and texts that are needed to make this page again.",
         tables=[
             Table(["", ""], facts, left=2),
             Table(["profile", "corpus", "documents", "tokens", "SHA-256 of its documents"], corpora, left=2),
@@ -226,7 +256,7 @@ def _write(path: Path, model: str, sections: Sequence[Section]) -> None:
 
 
 def _draw(figure: go.Figure) -> Any:
-    """A figure as HTML; the library that draws it is in the page already."""
+    """Return a figure as HTML, without the plotly library, which the page has already."""
     return figure.to_html(
         full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False}
     )

@@ -1,4 +1,4 @@
-"""How much a kind of text needs each expert: one short function a method, found by name."""
+"""Score how much a kind of text needs each expert. Each method is one short function, found by name."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ Formula = Callable[["RoutingProfile"], Scores]
 
 
 class _Method(NamedTuple):
-    """A formula, and whether it needs the choices' weights, their ranks, or what the experts put out."""
+    """A formula, and whether it needs the router weights, the ranks of choices, or activation norms.
+
+    `removed_by` says by what experts are removed, as the end of a sentence.
+    """
 
     formula: Formula
+    removed_by: str
     weights: bool
     ranks: bool
     outputs: bool
@@ -31,76 +35,92 @@ _METHODS: dict[str, _Method] = {}
 
 
 def _method(
-    name: str, *, weights: bool = False, ranks: bool = False, outputs: bool = False
+    name: str, removed_by: str, *, weights: bool = False, ranks: bool = False, outputs: bool = False
 ) -> Callable[[Formula], Formula]:
     def register(formula: Formula) -> Formula:
-        _METHODS[name] = _Method(formula, weights, ranks, outputs)
+        _METHODS[name] = _Method(formula, removed_by, weights=weights, ranks=ranks, outputs=outputs)
         return formula
 
     return register
 
 
-@_method("utility", weights=True)
+@_method("utility", "by how much weight the router gives them on one kind of text", weights=True)
 def utility(profile: RoutingProfile) -> Scores:
-    """``sum over r of histograms/N * weight_sum/max(histograms, 1)``: how often an expert is chosen at a
-    rank, times the mean weight that it then has. Equal to ``sum over r of weight_sum / N``. N: the tokens that the
-    layer has seen."""
+    """Score by how often an expert is chosen at each rank, times its mean router weight there.
+
+    ``sum over r of histograms/N * weight_sum/max(histograms, 1)``, with N tokens that the layer has seen. It
+    equals ``sum over r of weight_sum / N``.
+    """
     frequency = profile.histograms / _tokens(profile)[:, :, np.newaxis]
     mean_weight = profile.weight_sum / np.maximum(profile.histograms, 1)
     return np.asarray((frequency * mean_weight).sum(axis=2))
 
 
-@_method("rank-weighted", ranks=True)
+@_method(
+    "rank-weighted", "by how often, and at which rank, the router chooses them on one kind of text", ranks=True
+)
 def rank_weighted(profile: RoutingProfile) -> Scores:
-    """``sum over r of (k - r) / (k (k + 1) / 2) * histograms``, with the layer's own k: choices weighted by
-    rank, 8/36 … 1/36 for k = 8, as the published Qwen3.5 specialists used it."""
+    """Score by how often an expert is chosen, weighted by rank.
+
+    ``sum over r of (k - r) / (k (k + 1) / 2) * histograms``, with the layer's own k: weights of 8/36 … 1/36
+    for k = 8, as for the published Qwen3.5 specialists.
+    """
     k = profile.layer_top_k[:, np.newaxis]
     rank_weights = np.maximum(k - np.arange(profile.top_k), 0) / (k * (k + 1) / 2)
     return np.asarray(np.einsum("ler,lr->le", profile.histograms, rank_weights))
 
 
-@_method("frequency")
+@_method("frequency", "by how often the router chooses them on one kind of text")
 def frequency(profile: RoutingProfile) -> Scores:
-    """``sum over r of histograms / N``: the share of tokens that choose an expert."""
+    """Score by the share of tokens that choose an expert: ``sum over r of histograms / N``."""
     return np.asarray(profile.counts / _tokens(profile))
 
 
-@_method("contribution", outputs=True)
+@_method("contribution", "by how much they add to their layer's output on one kind of text", outputs=True)
 def contribution(profile: RoutingProfile) -> Scores:
-    """``weighted_norm_sum / N``: the mean over all tokens of ``w * norm(f)``, the router's weight times the length
-    of what the expert put out, 0 where it was not chosen: how much it adds to the layer's output. REAP's term,
-    summed instead of averaged, so that it counts too how often an expert is needed; our own, compared with the
-    others by ``benchmarks/quality.py``."""
+    """Score by how much an expert adds to its layer's output, on average over all tokens.
+
+    ``weighted_norm_sum / N``: the mean of ``w * norm(f)``, the router weight times the activation norm, 0 for
+    tokens that do not choose the expert. This is REAP's term, summed instead of averaged, so that it also
+    counts how often an expert is needed. The method is our own; ``benchmarks/quality.py`` compares it with
+    the others.
+    """
     return np.asarray(_outputs(profile).weighted_norm_sum / _tokens(profile))
 
 
-@_method("reap", outputs=True)
+@_method("reap", "by how much they add to their layer's output for the tokens that choose them", outputs=True)
 def reap(profile: RoutingProfile) -> Scores:
-    """``weighted_norm_sum / max(counts, 1)``: the mean over an expert's own tokens of ``w * norm(f)``, however few
-    they are (REAP: Lasby et al., 2025, arXiv 2510.13999)."""
+    """Score by how much an expert adds to its layer's output, on average over the tokens that choose it.
+
+    ``weighted_norm_sum / max(counts, 1)``: the mean of ``w * norm(f)``, however few tokens there are (REAP:
+    Lasby et al., 2025, arXiv 2510.13999).
+    """
     return np.asarray(_outputs(profile).weighted_norm_sum / np.maximum(profile.counts, 1))
 
 
-@_method("ean", outputs=True)
+@_method("ean", "by how large their outputs are on one kind of text", outputs=True)
 def ean(profile: RoutingProfile) -> Scores:
-    """``norm_sum / N``: the mean over all tokens of ``norm(f)``, 0 where the expert was not chosen, whatever
-    weight the router gave it (expert activation norm: Jaiswal et al., 2025, arXiv 2504.05586)."""
+    """Score by an expert's mean activation norm over all tokens, whatever its router weight.
+
+    ``norm_sum / N``: the mean of ``norm(f)``, 0 for tokens that do not choose the expert (expert activation
+    norm: Jaiswal et al., 2025, arXiv 2504.05586).
+    """
     return np.asarray(_outputs(profile).norm_sum / _tokens(profile))
 
 
 def _outputs(profile: RoutingProfile) -> OutputNorms:
-    """What the experts put out; `score` has seen that it is known."""
+    """Return the activation norms. `score` has checked that they were counted."""
     assert profile.outputs is not None
     return profile.outputs
 
 
 def _tokens(profile: RoutingProfile) -> Scores:
-    """The tokens that each layer has seen, [layer, 1]."""
+    """Return the tokens that each layer has seen, [layer, 1]."""
     return np.array(profile.layer_tokens, np.float64)[:, np.newaxis]
 
 
 def shares(values: Scores) -> Scores:
-    """Each row as shares of its sum, [layer, expert]; a row whose sum is 0 stays as it is."""
+    """Return each row divided by its sum, [layer, expert]. A row that adds up to 0 is all zeros."""
     totals = values.sum(axis=1, keepdims=True)
     return np.asarray(np.divide(values, totals, out=np.zeros(values.shape), where=totals != 0))
 
@@ -108,8 +128,17 @@ def shares(values: Scores) -> Scores:
 METHODS = tuple(_METHODS)
 
 
+def reason_for_removal(method: str) -> str:
+    """Return by what a method removes experts, as the end of a sentence; of unknown methods too."""
+    return _METHODS[method].removed_by if method in _METHODS else "by an expert mask"
+
+
 def needs_outputs(method: str) -> bool:
-    """Whether a method needs a profile with ``stats="contribution"``. Raises InputError for an unknown one."""
+    """Return whether a method needs a profile with ``stats="contribution"``.
+
+    Raises:
+        InputError: There is no such method.
+    """
     return _named(method).outputs
 
 
@@ -120,19 +149,24 @@ COMBINATIONS = ("sum", "max")
 
 
 def score(profile: RoutingProfile, method: str = DEFAULT_METHOD) -> Scores:
-    """Scores of all experts by a method of METHODS, float64 [layer, expert]; higher is more needed.
+    """Return the scores of all experts, float64 [layer, expert]. Higher means more needed.
 
-    Raises InputError for an unknown method, for a profile without tokens, and for one that does not know what the
-    method needs.
+    Args:
+        profile: The profile.
+        method: How experts are scored: one of METHODS.
+
+    Raises:
+        InputError: There is no such method, the profile or one of its layers has no tokens, or the profile
+            lacks what the method needs.
     """
     check_method(profile, method)
     if profile.n_tokens == 0:
-        raise InputError("the profile has seen no tokens, so there is nothing to score")
+        raise InputError("the profile has no tokens, so experts cannot be scored")
     unseen = [block for block, seen in zip(profile.layers, profile.layer_tokens, strict=True) if seen == 0]
     if unseen:
         raise InputError(
-            f"{profile.place}: blocks {unseen} have seen no tokens, for nobody asked for the outputs behind them; "
-            "run saved text of the same kind with `coe-native profile`, and merge both"
+            f"{profile.place}: blocks {unseen} saw no tokens because their outputs were not requested; "
+            "profile saved text of the same kind with `coe-native profile`, and merge both profiles"
         )
     return _named(method).formula(profile)
 
@@ -144,7 +178,7 @@ def _named(method: str) -> _Method:
 
 
 def supports_method(profile: RoutingProfile, method: str) -> bool:
-    """Whether a profile supports_method what a method needs."""
+    """Return whether a profile has what a method needs."""
     try:
         check_method(profile, method)
     except InputError:
@@ -153,12 +187,16 @@ def supports_method(profile: RoutingProfile, method: str) -> bool:
 
 
 def check_method(profile: RoutingProfile, method: str) -> None:
-    """Raises InputError for an unknown method, and for a profile that does not know what the method needs."""
+    """Check that a profile has what a method needs.
+
+    Raises:
+        InputError: It does not, or there is no such method.
+    """
     wanted = _named(method)
     if wanted.outputs and profile.outputs is None:
         raise InputError(
-            f"{profile.place}: does not know what the experts put out, which {method} needs; profile with --stats "
-            "contribution, or use another --method"
+            f"{profile.place}: has no activation norms, which {method} needs; profile with --stats contribution, "
+            "or use another --method"
         )
     for needed, known, what in (
         (wanted.weights, profile.has_weights, "weights"),
@@ -166,4 +204,4 @@ def check_method(profile: RoutingProfile, method: str) -> None:
     ):
         if needed and not known:
             others = "rank-weighted or frequency" if profile.has_ranks else "frequency"
-            raise InputError(f"{profile.place}: counts choices without their {what}; use --method {others}")
+            raise InputError(f"{profile.place}: has choices without their {what}; use --method {others}")

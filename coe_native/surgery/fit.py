@@ -1,4 +1,4 @@
-"""How many experts fit into memory. No weight is loaded, and none is written."""
+"""Find how many experts fit into memory, without loading or writing any weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Fit:
     """The largest number of experts that fits.
 
     Attributes:
-        keep: Experts of a layer.
-        memory: What a specialist with that many takes.
+        keep: Experts in each layer.
+        memory: The memory of a specialist with that many.
     """
 
     keep: int
@@ -32,10 +32,15 @@ class Fit:
 
 
 def memory_of(moe: ModelHeader, keep: int, options: ModelOptions) -> Memory:
-    """Return what a specialist with `keep` experts a layer takes while it is used, or the model itself with all.
+    """Return the memory that a specialist with `keep` experts in each layer takes while it is used.
 
-    llama.cpp loads a header that has the specialist's tensors and no data, allocates nothing, and reports what it
-    would have allocated. On a machine with GPUs that is what it would put there, else all of it.
+    llama.cpp loads a header with the specialist's tensors but no data, allocates nothing, and reports what it
+    would have allocated: on the GPUs, or, on a machine without GPUs, in all.
+
+    Args:
+        moe: The parent.
+        keep: Experts in each layer; all of them: the parent itself.
+        options: How the model will be loaded.
 
     Raises:
         InputError: The model cannot be cut to this number, or llama.cpp cannot load it.
@@ -43,8 +48,8 @@ def memory_of(moe: ModelHeader, keep: int, options: ModelOptions) -> Memory:
     moe.check_cut(keep)
     if max(options.n_ctx, options.n_batch) > MOST_CONTEXT:
         raise InputError(
-            f"{moe.path}: llama.cpp cannot account for a context of {options.n_ctx} tokens in little memory; ask "
-            f"for {MOST_CONTEXT} at most"
+            f"{moe.path}: llama.cpp cannot simulate a context of {options.n_ctx} tokens in little memory; use "
+            f"{MOST_CONTEXT} at most"
         )
     with _header_only(moe, keep) as path:
         try:
@@ -54,14 +59,20 @@ def memory_of(moe: ModelHeader, keep: int, options: ModelOptions) -> Memory:
 
 
 def largest_keep_that_fits(moe: ModelHeader, n_bytes: int, options: ModelOptions) -> Fit:
-    """Find the largest number of experts a layer with which a specialist fits into `n_bytes` bytes (`memory_of`).
+    """Find the largest number of experts in each layer with which a specialist fits into memory.
+
+    Args:
+        moe: The parent.
+        n_bytes: Bytes of memory (`memory_of`).
+        options: How the model will be loaded.
 
     Raises:
-        InputError: None fits; says what the smallest specialist takes.
+        InputError: None fits (says what the smallest specialist takes), or the parent cannot be cut or
+            loaded.
     """
     keeps = moe.possible_keeps
     if len(keeps) == 1:
-        moe.check_cut(moe.n_experts - 1)  # which says why there are no others
+        moe.check_cut(moe.n_experts - 1)  # raises an error with the reason why it cannot be cut
 
     def tried(index: int) -> Fit | None:
         memory = memory_of(moe, keeps[index], options)
@@ -84,15 +95,21 @@ def largest_keep_that_fits(moe: ModelHeader, n_bytes: int, options: ModelOptions
 
 
 fit = largest_keep_that_fits
-"""The name of `largest_keep_that_fits` in version 0.1, kept for one more version."""
+"""The name of `largest_keep_that_fits` in version 0.1. It will be removed after the next version."""
 
 
 @contextlib.contextmanager
 def _header_only(moe: ModelHeader, keep: int) -> Iterator[Path]:
-    """Yield a sparse file with the header of a specialist, and as long as the specialist."""
+    """Yield a sparse file that has the header and the size of a specialist."""
     any_experts = tuple(moe.router_shape.best(np.zeros(moe.n_experts), keep))
     kept = dict.fromkeys(moe.blocks, any_experts)
-    mask = ExpertMask(moe.architecture, moe.fingerprint, moe.n_experts, keep, kept)
+    mask = ExpertMask(
+        architecture=moe.architecture,
+        fingerprint=moe.fingerprint,
+        n_experts=moe.n_experts,
+        keep=keep,
+        kept=kept,
+    )
     plan = plan_prune(moe, mask)
     with tempfile.TemporaryDirectory(prefix="coe-native-") as directory:
         path = Path(directory) / "specialist.gguf"

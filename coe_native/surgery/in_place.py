@@ -13,29 +13,37 @@ from coe_native.files.holes import bytes_on_disk, write_zeros
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.header import ModelHeader
 from coe_native.model.surgery_record import SurgeryRecord, under_surgery
-from coe_native.surgery.plan import (
-    plan_zero,
-)
+from coe_native.surgery.plan import plan_zero
 from coe_native.surgery.write import Report, _quiet
 
 
 class Zeroed(NamedTuple):
-    """What zeroing in place did: bytes that are zero now, and bytes of the disk that are free again, for the file
-    system may keep zeros as holes."""
+    """What zeroing in place did.
+
+    Attributes:
+        n_bytes: Bytes that are zero now.
+        freed: Bytes of the disk that became free, because the file system may store zeros as holes.
+    """
 
     n_bytes: int
     freed: int
 
 
 def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _quiet) -> Zeroed:
-    """Zeroes the dropped experts' weights and biases in the parent itself.
+    """Zero the dropped experts' weights and biases in the parent's own file.
 
-    Kept experts are not touched. There is no way back without a copy of the file. From the first byte on until
-    the last is on the disk, the (first) file is no GGUF to any program; where this was interrupted, calling it
-    again with the same mask brings it to its end. Behind the data stays a record of the mask.
+    Kept experts are not touched. This cannot be undone without a copy of the file. While it runs, no program
+    can load the (first) file. After an interruption, a call with the same mask finishes the work. A record of
+    the mask stays after the data.
 
-    Raises InputError for a mask of another model, or where another mask's surgery was begun or done before, and
-    CoeError where the file can't be changed.
+    Args:
+        parent: The model's file.
+        mask: The mask.
+        progress: Called with bytes done and bytes in all.
+
+    Raises:
+        InputError: The mask is of another model, or another mask has zeroed experts of the parent.
+        CoeError: The file cannot be changed, or another process is changing it.
     """
     model = ModelHeader(parent, surgery_goes_on=True)
     plan = plan_zero(model, mask)
@@ -46,16 +54,16 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
     done, begun = 0, False
     try:
         with contextlib.ExitStack() as opened:
-            # All of them before the first is changed: one may be read-only.
+            # All are opened before the first is changed, because one may be read-only.
             files = {file: opened.enter_context(resolved(file.path).open("r+b")) for file in model.files}
-            # Unbuffered: a buffer that could not be written would be tried again with the next, and again fail.
+            # Unbuffered: data that could not be written would stay in a buffer and make later writes fail too.
             marked = opened.enter_context(resolved(model.paths[0]).open("r+b", buffering=0))
             lock(marked)
-            # Another may have changed them until it gave up the lock, or put other files into their place.
+            # Another process may have changed or replaced them before it released the lock.
             model.files[0].check_opened(marked)
             for file, opened_file in files.items():
                 file.check_opened(opened_file)
-            taken = sum(map(bytes_on_disk, model.paths))
+            bytes_before = sum(map(bytes_on_disk, model.paths))
             opened.enter_context(under_surgery(marked, None if recorded else record))
             begun = True
             for tensor, piece in work:
@@ -68,9 +76,9 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
                 os.fsync(opened_file.fileno())
             for file, opened_file in files.items():
                 file.check_same(opened_file)
-            freed = max(0, taken - sum(map(bytes_on_disk, model.paths)))
+            freed = max(0, bytes_before - sum(map(bytes_on_disk, model.paths)))
     except BlockingIOError as error:
-        raise CoeError(f"{parent}: another process is changing it; wait until that has ended") from error
+        raise CoeError(f"{parent}: another process is changing it; wait until it has finished") from error
     except OSError as error:
         again = "; run the same command again" if begun else ""
         raise CoeError(f"{parent}: cannot be zeroed in place: {error.strerror or error}{again}") from error

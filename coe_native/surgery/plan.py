@@ -1,4 +1,4 @@
-"""Expert surgery, planned: which bytes of the parent make a specialist. Plans are made from headers alone."""
+"""Plan expert surgery: which bytes of the parent make a specialist. Plans are made from headers alone."""
 
 from __future__ import annotations
 
@@ -18,37 +18,25 @@ from coe_native.masks.check import check_cut, check_mask
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.gguf_file import GgufFile, Tensor, encode_entry, encode_tensor
 from coe_native.model.header import ModelHeader, MoeLayer
+from coe_native.surgery.mtp import entries_without_mtp, in_mtp_block, kept_by_router_norm
+from coe_native.surgery.notice import safety_notice
 
-_REMOVED_BY = {
-    "utility": "by how much weight the router gives them on one kind of text",
-    "rank-weighted": "by how often, and at which rank, the router chooses them on one kind of text",
-    "frequency": "by how often the router chooses them on one kind of text",
-    "contribution": "by how much they add to their layer's output on one kind of text",
-    "reap": "by how much they add to their layer's output for the tokens that choose them",
-    "ean": "by how large their outputs are on one kind of text",
-}
-
-
-def safety_notice(method: object = None) -> str:
-    """Return what users of a pruned model must know. `method`: how the experts were scored, if that is known."""
-    how = _REMOVED_BY.get(str(method), "by an expert mask")
-    return (
-        f"Experts were removed {how}. Experts that carried safety or alignment behaviour may be gone, and "
-        "thinking modes tend to loop: use it with thinking off, and test it."
-    )
-
-
-# What describes how a file was split: of the parent's, nothing stays.
+# Metadata about how a file was split. The parent's is not copied.
 SHARD_KEYS = ("split.no", "split.count", "split.tensors.count")
 
-# What `coe.mask.mtp` records of layers that predict further tokens.
+# Values of `coe.mask.mtp`, for layers that predict further tokens.
 MTP_BY_NORM, MTP_DROPPED = "kept by router norm", "dropped"
 
 
 @dataclass(frozen=True)
 class Run:
-    """Some neighbouring slices of a tensor: `count` of them, from slice `first` on; `zero`: not the parent's
-    bytes but zeros."""
+    """Neighbouring slices of a tensor.
+
+    Attributes:
+        first: The first slice.
+        count: Number of slices.
+        zero: Whether zeros replace the parent's bytes.
+    """
 
     first: int
     count: int
@@ -57,9 +45,16 @@ class Run:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the output: the parent's `source` in `n_slices` equal slices, of which `runs` are written.
-    `shape` is in GGUF's order. A slice is an expert's; of a tensor without experts, which is not `touched`, it
-    is one byte, so that it can be copied in pieces of any size."""
+    """One tensor of the output.
+
+    Attributes:
+        source: The parent's tensor.
+        shape: The output's dimensions in GGUF's order.
+        n_slices: Number of equal slices of `source`: one for each expert. A tensor that is copied as a whole
+            has one for each byte, so that it can be copied in pieces of any size.
+        runs: The slices that are written.
+        touched: Whether the slices are experts'.
+    """
 
     source: Tensor
     shape: tuple[int, ...]
@@ -69,44 +64,63 @@ class PlannedTensor:
 
     @classmethod
     def whole(cls, tensor: Tensor) -> PlannedTensor:
-        """The tensor as it is."""
-        return cls(tensor, tensor.shape, tensor.n_bytes, (Run(0, tensor.n_bytes),), touched=False)
+        """Return the plan for a tensor that is copied as a whole."""
+        return cls(
+            source=tensor,
+            shape=tensor.shape,
+            n_slices=tensor.n_bytes,
+            runs=(Run(0, tensor.n_bytes),),
+            touched=False,
+        )
 
     @property
     def slice_bytes(self) -> int:
+        """Return the size of a slice in bytes."""
         return self.source.n_bytes // max(1, self.n_slices)
 
     @property
     def n_bytes(self) -> int:
+        """Return the size of the output tensor in bytes."""
         return self.slice_bytes * sum(run.count for run in self.runs)
 
     def pieces(self) -> Iterator[Run]:
-        """The runs, cut into pieces of whole slices and about CHUNK bytes."""
+        """Yield the runs in pieces of whole slices, each of about CHUNK bytes."""
         most = max(1, CHUNK // max(1, self.slice_bytes))
         for run in self.runs:
             for start in range(run.first, run.first + run.count, most):
                 yield Run(start, min(most, run.first + run.count - start), run.zero)
 
     def where(self, piece: Run) -> tuple[int, int]:
-        """Offset in the parent's file, and number of bytes, of a piece."""
+        """Return the offset of a piece in the parent's file, and its size in bytes."""
         return self.source.offset + piece.first * self.slice_bytes, piece.count * self.slice_bytes
 
     def expected(self, file: BinaryIO, piece: Run) -> bytes:
-        """The bytes that a piece must have in the output; `file` is the parent's that holds the tensor."""
+        """Return the bytes that a piece must have in the output.
+
+        Args:
+            file: The parent's file that holds the tensor.
+            piece: The piece.
+        """
         offset, n_bytes = self.where(piece)
         return bytes(n_bytes) if piece.zero else read_exactly(file, offset, n_bytes)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole output, or one shard of it: metadata entries as bytes, and tensors in the parent's order."""
+    """The plan of a whole output, or of one shard of it.
+
+    Attributes:
+        model: The parent.
+        entries: The metadata entries, as bytes.
+        tensors: The tensors, in the parent's order.
+    """
 
     model: ModelHeader
     entries: tuple[bytes, ...]
     tensors: tuple[PlannedTensor, ...]
 
     def layout(self) -> tuple[list[int], int]:
-        """Offset of each tensor from the start of the data, and the data's size, padding included."""
+        """Return each tensor's offset from the start of the data, and the size of the data with padding."""
         alignment = self.model.files[0].header.alignment
         offsets, end = [], 0
         for tensor in self.tensors:
@@ -115,7 +129,7 @@ class Plan:
         return offsets, end
 
     def header(self) -> bytes:
-        """Everything before the data, padding included."""
+        """Return all bytes before the data, with padding."""
         first = self.model.files[0].header
         offsets, _ = self.layout()
         infos = [
@@ -128,16 +142,20 @@ class Plan:
 
     @property
     def largest_piece(self) -> int:
-        """Bytes that whoever works on it must hold."""
+        """Return the size in bytes of the largest piece, which must fit into memory."""
         return max((t.slice_bytes * p.count for t in self.tensors for p in t.pieces()), default=0)
 
     @property
     def n_bytes(self) -> int:
-        """Size of the output file."""
+        """Return the size of the output file in bytes."""
         return len(self.header()) + self.layout()[1]
 
     def shards(self, counts: Sequence[int]) -> list[Plan]:
-        """The output in several files, of so many tensors each: all metadata in the first, as llama.cpp has it."""
+        """Split the output into several files. The first has all metadata, as llama.cpp expects.
+
+        Args:
+            counts: Number of tensors in each file.
+        """
         if len(counts) == 1:
             return [self]
         ends = list(itertools.accumulate(counts))
@@ -155,8 +173,10 @@ class Plan:
         return tuple(encode_entry(key, *value) for key, value in zip(SHARD_KEYS, values, strict=True))
 
     def counts_within(self, most: int) -> list[int]:
-        """How many tensors go into each file of at most `most` bytes, in order. A larger tensor has a file to
-        itself."""
+        """Return the number of tensors in each file if files have at most `most` bytes.
+
+        A larger tensor has a file of its own.
+        """
         alignment = self.model.files[0].header.alignment
         own = self._shard_entries(0, 1)
 
@@ -176,14 +196,22 @@ class Plan:
 
 
 def plan_prune(model: ModelHeader, mask: ExpertMask, *, drop_mtp: bool = False) -> Plan:
-    """The plan of a file with the kept experts only. In layers that predict further tokens (MTP), which no mask
-    covers, as many experts stay by the norm of their router rows; or, with `drop_mtp`, none of these layers.
-    Raises InputError where the model can't be cut so."""
+    """Plan a file with the kept experts only.
+
+    Args:
+        model: The parent.
+        mask: The mask.
+        drop_mtp: Leave out the layers that predict further tokens (MTP). No mask covers them; if they stay,
+            they keep the same number of experts, those whose router rows have the largest norms.
+
+    Raises:
+        InputError: The mask is of another model, or the model cannot be cut in this way.
+    """
     check_cut(mask, model)
     _check_not_zeroed(mask, model)
     if drop_mtp and not model.mtp_blocks:
         raise InputError(f"{model.path}: has no layers that predict further tokens, so none can be dropped")
-    kept_in = dict(mask.kept) if drop_mtp else {**mask.kept, **_kept_by_router_norm(model, mask.keep)}
+    kept_in = dict(mask.kept) if drop_mtp else {**mask.kept, **kept_by_router_norm(model, mask.keep)}
     kept_of = {
         t.name: kept_in[layer.block] for layer in model.layers for t in layer.tensors if layer.block in kept_in
     }
@@ -192,28 +220,32 @@ def plan_prune(model: ModelHeader, mask: ExpertMask, *, drop_mtp: bool = False) 
         kept = kept_of.get(tensor.name)
         if kept is None:
             return PlannedTensor.whole(tensor)
-        return PlannedTensor(tensor, (*tensor.shape[:-1], len(kept)), model.n_experts, _runs(kept))
+        return PlannedTensor(
+            source=tensor, shape=(*tensor.shape[:-1], len(kept)), n_slices=model.n_experts, runs=_runs(kept)
+        )
 
     count_key = f"{model.architecture}.expert_count"
     changes = {count_key: encode_entry(count_key, mask.keep)}
     record = {}
     if drop_mtp:
-        changes |= model.entries_without_mtp()
+        changes |= entries_without_mtp(model)
         record["coe.mask.mtp"] = MTP_DROPPED
     elif model.mtp_layers:
         record["coe.mask.mtp"] = MTP_BY_NORM
-    tensors = [t for t in model.tensors.values() if not (drop_mtp and model.in_mtp_block(t))]
+    tensors = [t for t in model.tensors.values() if not (drop_mtp and in_mtp_block(model, t))]
     return Plan(model, _entries(model, mask, "prune", changes, record), tuple(map(cut, tensors)))
 
 
-def _kept_by_router_norm(model: ModelHeader, keep: int) -> dict[int, tuple[int, ...]]:
-    """Return the experts to keep in the layers that no profile covers (MTP), by block."""
-    return {layer.block: model.best_by_router_norm(layer, keep) for layer in model.mtp_layers}
-
-
 def plan_zero(model: ModelHeader, mask: ExpertMask) -> Plan:
-    """The plan of a file of the parent's shape, with the weights and biases of dropped experts all zero. Raises
-    InputError for a mask of another model."""
+    """Plan a file like the parent, with the weights and biases of dropped experts zeroed.
+
+    Args:
+        model: The parent.
+        mask: The mask.
+
+    Raises:
+        InputError: The mask is of another model, or another mask has zeroed experts of the parent.
+    """
     check_mask(mask, model)
     _check_not_zeroed(mask, model)
     layer_of = {t.name: layer for layer in model.routed_layers for t in layer.weights}
@@ -223,19 +255,24 @@ def plan_zero(model: ModelHeader, mask: ExpertMask) -> Plan:
         if layer is None:
             return PlannedTensor.whole(tensor)
         runs = [*_runs(mask.kept[layer.block]), *_dropped_runs(mask, layer)]
-        return PlannedTensor(tensor, tensor.shape, model.n_experts, tuple(sorted(runs, key=lambda r: r.first)))
+        return PlannedTensor(
+            source=tensor,
+            shape=tensor.shape,
+            n_slices=model.n_experts,
+            runs=tuple(sorted(runs, key=lambda run: run.first)),
+        )
 
     return Plan(model, _entries(model, mask, "zero", {}, {}), tuple(map(cut, model.tensors.values())))
 
 
 def _check_not_zeroed(mask: ExpertMask, model: ModelHeader) -> None:
-    """Raises InputError where another mask has zeroed experts of the model: this one may keep some of those."""
+    """Check that no other mask has zeroed experts of the model: this one may keep some of them."""
     done = model.surgery
     if done is not None and done.mode == "zero" and done.digest != mask.digest:
         doing = "is being" if model.files[0].under_surgery else "was"
         raise InputError(
             f"{model.path}: {doing} zeroed by another mask ({done.digest[:12]}..., not {mask.digest[:12]}... as "
-            f"{mask.place}); use that mask, or the model as it was before"
+            f"{mask.place}); use that mask, or the original model"
         )
 
 
@@ -244,7 +281,7 @@ def _dropped_runs(mask: ExpertMask, layer: MoeLayer) -> list[Run]:
 
 
 def _runs(experts: tuple[int, ...]) -> tuple[Run, ...]:
-    """Ascending experts as runs of neighbours."""
+    """Return ascending experts as runs of neighbours."""
     runs: list[Run] = []
     for expert in experts:
         if runs and runs[-1].first + runs[-1].count == expert:
@@ -257,7 +294,7 @@ def _runs(experts: tuple[int, ...]) -> tuple[Run, ...]:
 def _entries(
     model: ModelHeader, mask: ExpertMask, mode: str, changes: dict[str, bytes], more: dict[str, str]
 ) -> tuple[bytes, ...]:
-    """The parent's metadata, byte for byte except for `changes`, and a record of what was done."""
+    """Return the parent's metadata, byte for byte except for `changes`, and a record of the surgery."""
     first = model.files[0]
     record: dict[str, int | str] = {
         "coe.mask.mode": mode,
@@ -277,8 +314,20 @@ def _entries(
 
 
 def check_finite(tensor: PlannedTensor, piece: Run, data: bytes, where: str) -> bool:
-    """Raises CoeError, naming the expert, where one of a piece's slices has no finite norm, or a zeroed one
-    not the norm 0. False where ggml can't dequantise the type, so that nothing was checked."""
+    """Check that the norms of a piece's slices are finite, and 0 for zeroed ones.
+
+    Args:
+        tensor: The tensor.
+        piece: The piece.
+        data: The piece's bytes.
+        where: The file, for messages.
+
+    Returns:
+        False if ggml cannot dequantise the type, so that nothing was checked.
+
+    Raises:
+        CoeError: A norm is wrong; names the expert.
+    """
     if not core.has_norm(tensor.source.type):
         return False
     norms = core.slice_norms(data, tensor.source.type, piece.count)
@@ -292,7 +341,7 @@ def check_finite(tensor: PlannedTensor, piece: Run, data: bytes, where: str) -> 
 
 
 class Readers:
-    """Files opened for reading when first asked for, by whatever thread, and closed together."""
+    """Files that are opened for reading when first used, by any thread, and closed together."""
 
     def __init__(self) -> None:
         self._open: dict[Path, BinaryIO] = {}

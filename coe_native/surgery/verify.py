@@ -1,4 +1,4 @@
-"""Verification: does a written model hold exactly what its mask says, and does llama.cpp run it?"""
+"""Verify a written model: its contents against its parent and mask, and that llama.cpp runs it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,19 @@ from coe_native.surgery.plan import (
 )
 from coe_native.surgery.write import Report
 
-# On the CPU, and straight from the file: the parent may hold the GPU, and may be larger than the memory; what is
-# asked is whether the file is good.
+# On the CPU and memory-mapped, because the parent may occupy the GPU, and may be larger than the memory.
 _CHECKED_AS = ModelOptions(n_ctx=8, n_batch=8, n_gpu_layers=0, repack=False, mtp=True)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked: what, whether it holds, and in a few words what was seen."""
+    """One check of a model.
+
+    Attributes:
+        name: What was checked.
+        passed: Whether it passed.
+        detail: What was found, in a few words.
+    """
 
     name: str
     passed: bool
@@ -50,14 +55,22 @@ class Check:
 def verify(
     out: str | Path, parent: str | Path, mask: ExpertMask, *, progress: Report = lambda done, total: None
 ) -> list[Check]:
-    """All checks of a specialist or zeroed model `out` against its parent and mask.
+    """Check a specialist or zeroed model against its parent and mask.
 
-    Kinds: metadata; layout (names, shapes, types of all tensors); bytes (kept slices and untouched tensors
-    equal the parent's, zeroed ones are zero); norms (all finite); loads (llama.cpp runs a token); graph
-    (llama.cpp computes it by operations of the same names and kinds as the parent). A written file whose header
-    can't be read, as one that was cut short, is a check that does not hold.
-    Raises InputError where a file is no GGUF file or the mask is not the parent's, CoeError where a file changes
-    while it is read.
+    The checks are: metadata; layout (names, shapes and types of all tensors); bytes (kept slices and
+    untouched tensors equal the parent's, zeroed ones are zero); norms (all finite); loads (llama.cpp runs a
+    token); graph (llama.cpp runs operations of the same names and kinds as for the parent). A GGUF file whose
+    header cannot be read, such as a truncated one, has one failed check.
+
+    Args:
+        out: The written model.
+        parent: Its parent.
+        mask: The mask.
+        progress: Called with bytes done and bytes in all.
+
+    Raises:
+        InputError: A file is not GGUF, or the mask is of another model.
+        CoeError: A file changes while it is read.
     """
     parent_model = ModelHeader(parent)
     check_mask(mask, parent_model)
@@ -95,7 +108,7 @@ def _check(name: str, run: Callable[[], str]) -> Check:
 
 
 def _runs(path: Path, parent: Path, abandoned: threading.Event) -> list[Check]:
-    """What llama.cpp makes of the file; nobody wants to know any more once it is `abandoned`."""
+    """Return the checks that run llama.cpp. Once `abandoned` is set, the result is not needed any more."""
     graph: list[str] = []
     checks = [_check("loads", lambda: _loads(path, graph))]
     if graph and not abandoned.is_set():
@@ -104,7 +117,7 @@ def _runs(path: Path, parent: Path, abandoned: threading.Event) -> list[Check]:
 
 
 def _raw_metadata(model: ModelHeader) -> list[bytes]:
-    """All metadata as bytes, but for how the file is split."""
+    """Return all metadata as bytes, except for how the file is split."""
     first = model.files[0]
     return [first.raw_entry(key) for key in first.keys if key not in SHARD_KEYS]
 
@@ -117,7 +130,7 @@ def _metadata(written: ModelHeader, plan: Plan, mask: ExpertMask) -> str:
         raise CoeError(f"was made with another mask ({done.digest[:12]}..., not {mask.digest[:12]}...)")
     expected = _raw_metadata(plan.model) if done.in_place else list(plan.entries)
     if _raw_metadata(written) != expected:
-        raise CoeError("differs from the parent's in more than the experts' count and the record of the mask")
+        raise CoeError("differs from the parent's in more than the number of experts and the record of the mask")
     return f"{len(expected)} entries, mask {mask.digest[:12]}..."
 
 
@@ -126,14 +139,14 @@ def _layout(written: ModelHeader, plan: Plan) -> str:
     expected = [(tensor.source.name, tensor.shape, tensor.source.type) for tensor in plan.tensors]
     for ours, theirs in zip(expected, found, strict=False):
         if ours != theirs:
-            raise CoeError(f"tensor {theirs[0]} {list(theirs[1])} stands where {ours[0]} {list(ours[1])} should")
+            raise CoeError(f"has tensor {theirs[0]} {list(theirs[1])} instead of {ours[0]} {list(ours[1])}")
     if len(found) != len(expected):
-        raise CoeError(f"holds {len(found)} tensors, not {len(expected)}")
-    # Zeroing in place adds to the file, and leaves gaps in it as they were.
+        raise CoeError(f"has {len(found)} tensors, not {len(expected)}")
+    # Zeroing in place appends to the file, and does not change its padding.
     if written.surgery is None or not written.surgery.in_place:
         shards = plan.shards([len(file.tensors) for file in written.files])
         for file, shard in zip(written.files, shards, strict=True):
-            # Of the data only: a tool that has merged shards says so in more metadata.
+            # Only the data is compared, because tools that merge shards add metadata.
             _, n_bytes = shard.layout()
             if file.size - file.header.data_offset != n_bytes:
                 raise CoeError(
@@ -144,7 +157,7 @@ def _layout(written: ModelHeader, plan: Plan) -> str:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A piece of the plan, and where it lies in the written model."""
+    """A piece of the plan, and its offset in the written model."""
 
     planned: PlannedTensor
     run: Run
@@ -153,10 +166,11 @@ class _Piece:
 
     @property
     def n_bytes(self) -> int:
+        """Return its size in bytes."""
         return self.run.count * self.planned.slice_bytes
 
     def ranges(self, readers: Readers) -> Iterator[Range]:
-        """What will be read for it."""
+        """Yield the ranges of files that its check reads."""
         yield readers[self.tensor.file], self.offset, self.n_bytes
         if not self.run.zero:
             yield readers[self.planned.source.file], *self.planned.where(self.run)
@@ -167,15 +181,20 @@ def _pieces(written: ModelHeader, plan: Plan) -> Iterator[_Piece]:
         tensor = written.tensors[planned.source.name]
         offset = tensor.offset
         for run in planned.pieces():
-            piece = _Piece(planned, run, tensor, offset)
+            piece = _Piece(planned=planned, run=run, tensor=tensor, offset=offset)
             yield piece
             offset += piece.n_bytes
 
 
 @dataclass(frozen=True)
 class _Finding:
-    """What a piece's bytes are: `different` and `infinite` say what is wrong, if any; `n_finite`: slices with a
-    finite norm."""
+    """What the check of a piece found.
+
+    Attributes:
+        different: How its bytes differ from the expected ones; empty if they do not.
+        infinite: Which norm is not finite; empty if all are.
+        n_finite: Slices with a finite norm.
+    """
 
     different: str = ""
     infinite: str = ""
@@ -183,7 +202,7 @@ class _Finding:
 
 
 def _contents(written: ModelHeader, plan: Plan, progress: Report) -> tuple[Check, Check]:
-    """Bytes and norms, for which everything is read once, by all cores."""
+    """Check bytes and norms. Everything is read once, by several threads."""
     total = sum(planned.n_bytes for planned in plan.tensors)
     done = n_finite = 0
     different = infinite = ""
@@ -203,7 +222,7 @@ def _contents(written: ModelHeader, plan: Plan, progress: Report) -> tuple[Check
             progress(done, total)
     norms = f"{n_finite} slices finite"
     if unchecked:
-        norms += f"; not checked, for ggml cannot: {', '.join(sorted(unchecked))}"
+        norms += f"; not checked because ggml cannot: {', '.join(sorted(unchecked))}"
     return (
         Check("bytes", not different, different or f"{done} bytes as the mask says"),
         Check("norms", not infinite, infinite or norms),
@@ -232,7 +251,7 @@ def _first_difference(piece: _Piece, found: bytes, expected: bytes) -> str:
 
 
 def _loads(path: Path, graph: list[str]) -> str:
-    """Runs a token, and adds the operations that it took to `graph`."""
+    """Run a token, and add the operations of its graph to `graph`."""
     from coe_native.llama.loaded_model import LoadedModel
 
     with LoadedModel(path, _CHECKED_AS) as model, model.recording() as operations:
@@ -244,8 +263,11 @@ def _loads(path: Path, graph: list[str]) -> str:
 
 
 def _same_graph(graph: list[str], parent: Path) -> str:
-    """llama.cpp takes what an architecture computes from metadata and tensors; some of it, for some
-    architectures, from the number of experts. Names and kinds of operations are compared, not their shapes."""
+    """Check that llama.cpp runs the same operations as for the parent, by names and kinds, not shapes.
+
+    llama.cpp builds a graph from metadata and tensors; for some architectures, the number of experts matters
+    too.
+    """
     expected: list[str] = []
     _loads(parent, expected)
     for theirs, ours in itertools.zip_longest(expected, graph, fillvalue="nothing"):

@@ -1,4 +1,4 @@
-"""Expert surgery: writing what a plan says. It is streamed, so that memory stays flat whatever the file's size."""
+"""Write the output of a plan. It is streamed, so that memory does not grow with the file's size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from coe_native.surgery.plan import (
 )
 
 Report = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+"""A function that is called with bytes done and bytes in all."""
 
 
 def _quiet(done: int, total: int) -> None:
@@ -47,15 +47,27 @@ def prune(
     inputs: tuple[Path, ...] = (),
     progress: Report = _quiet,
 ) -> Path:
-    """Writes the specialist: a GGUF with the kept experts only, their blocks byte for byte.
+    """Write the specialist: a GGUF file with the kept experts only, whose bytes do not change.
 
-    `drop_mtp`: without the layers that predict further tokens, of which as many experts as elsewhere stay
-    otherwise, those of the largest router rows. `split_max_bytes`: in files of at most so many bytes, named
-    ``NAME-00001-of-00005.gguf`` for an `out` of ``NAME.gguf``; a larger tensor has a file to itself. `inputs`:
-    files beside the parent's that no output must be, whatever `force` says. Returns the output's (first) file.
+    Args:
+        parent: The parent's file.
+        mask: The mask.
+        out: The specialist's file.
+        drop_mtp: Leave out the layers that predict further tokens (MTP). Otherwise they keep as many experts
+            as other layers, those whose router rows have the largest norms.
+        split_max_bytes: Split the output into files of at most this size, named ``NAME-00001-of-00005.gguf``
+            if `out` is ``NAME.gguf``. A larger tensor has a file of its own. None: one file.
+        force: Replace existing files.
+        inputs: Files, in addition to the parent's, that must not be replaced, `force` or not.
+        progress: Called with bytes done and bytes in all.
 
-    Raises InputError for a mask of another model or an unusable `out`, CoeError where a kept expert holds a
-    value that is not finite; then no output is left.
+    Returns:
+        The output's file, or the first one if it is split.
+
+    Raises:
+        InputError: The mask is of another model, the model cannot be cut, or `out` cannot be used.
+        CoeError: A kept expert has a value that is not finite, or the output cannot be written. No output is
+            left.
     """
     plan = plan_prune(ModelHeader(parent), mask, drop_mtp=drop_mtp)
     return _write(plan, Path(out), split_max_bytes, force, inputs, progress)
@@ -70,8 +82,26 @@ def zero(
     inputs: tuple[Path, ...] = (),
     progress: Report = _quiet,
 ) -> Path:
-    """Writes the parent with the dropped experts' weights and biases zeroed. Its router can still choose them,
-    so it is for study. Layers that predict further tokens (MTP) are left as they are. Raises like `prune`."""
+    """Write the parent with the dropped experts' weights and biases zeroed, for study.
+
+    The router can still choose the dropped experts. Layers that predict further tokens (MTP) do not change.
+
+    Args:
+        parent: The parent's file.
+        mask: The mask.
+        out: The file to write.
+        force: Replace an existing file.
+        inputs: Files, in addition to the parent's, that must not be replaced, `force` or not.
+        progress: Called with bytes done and bytes in all.
+
+    Returns:
+        The output's file.
+
+    Raises:
+        InputError: The mask is of another model, or `out` cannot be used.
+        CoeError: A kept expert has a value that is not finite, or the output cannot be written. No output is
+            left.
+    """
     return _write(plan_zero(ModelHeader(parent), mask), Path(out), None, force, inputs, progress)
 
 
@@ -87,7 +117,7 @@ def _write(
     check_space(out, sum(shard.n_bytes for shard in shards))
     total = sum(tensor.n_bytes for tensor in plan.tensors)
     done = 0
-    # Renamed in reverse order: the first shard, which stands for the model, comes last, and the older one is gone.
+    # Files are renamed in reverse order: the first shard, by which the model is loaded, comes last.
     with (
         Readers() as readers,
         contextlib.ExitStack() as outputs,
@@ -120,13 +150,13 @@ def _write(
         syncing.finish()
         plan.model.check_unchanged()
         if len(paths) > 1:
-            # No file of an older output may pass for one of the new: without its first one, none is a model.
+            # Files of an older output must not be mistaken for new ones: none can be loaded without the first.
             remove(paths[0])
     return paths[0]
 
 
 def shard_paths(out: Path, count: int) -> list[Path]:
-    """The files of a split output, named as llama.cpp looks for them."""
+    """Return the files of a split output, with the names that llama.cpp expects."""
     stem = re.sub(r"(-\d{5}-of-\d{5})?(\.gguf)?$", "", out.name)
     return [out.with_name(stem + _shard_name(number, count)) for number in range(1, count + 1)]
 
@@ -136,19 +166,21 @@ def _shard_name(number: int, count: int) -> str:
 
 
 def _check_no_other_shards(paths: Sequence[Path]) -> None:
-    """Raises InputError where files of this name, split into another number, would stand among the new ones."""
+    """Check that the directory has no files of the same output split into another number of files."""
     names = re.compile(re.escape(paths[0].name[: -len(_shard_name(1, 1))]) + r"-\d{5}-of-\d{5}\.gguf")
     for path in paths[0].parent.iterdir() if len(paths) > 1 else ():
         if names.fullmatch(path.name) and path not in paths:
             raise InputError(
-                f"{path}: would stand among {len(paths)} new files of the same name; choose another name, or "
-                "remove it if nobody needs it"
+                f"{path}: would be among {len(paths)} new files of the same name; choose another name, or "
+                "remove it if it is not needed"
             )
 
 
 class _Checks:
-    """Looks for values that are not finite beside the copying, in what is still in memory. Errors come with a
-    later call."""
+    """Checks for finite values, in parallel with the copying, while the data is still in memory.
+
+    A later call raises the errors.
+    """
 
     _most_behind = 64 << 20
 
@@ -167,6 +199,7 @@ class _Checks:
         self._threads.shutdown(cancel_futures=True)
 
     def start(self, tensor: PlannedTensor, piece: Run) -> None:
+        """Start to check a piece."""
         if tensor.touched:
             _, n_bytes = tensor.where(piece)
             self._running.append((self._threads.submit(self._check, tensor, piece), n_bytes))
@@ -174,6 +207,7 @@ class _Checks:
             self._wait_until_behind(self._most_behind)
 
     def finish(self) -> None:
+        """Wait until all pieces are checked."""
         self._wait_until_behind(0)
 
     def _wait_until_behind(self, n_bytes: int) -> None:
@@ -188,8 +222,10 @@ class _Checks:
 
 
 class _EarlySync:
-    """Has the system write to the disk what has been copied, beside further copying: the last sync is then short.
-    Errors come with a later call, for the system tells of each but once."""
+    """Syncs of copied data in parallel with further copying, so that the last sync is short.
+
+    A later call raises the errors, because the system reports each of them only once.
+    """
 
     _portion = 256 << 20
 
@@ -202,9 +238,10 @@ class _EarlySync:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()  # the file is open until its sync has ended
+        self._thread.shutdown()  # the file must stay open until its sync has ended
 
     def wrote(self, target: BinaryIO, n_bytes: int) -> None:
+        """Start a sync if enough data was written since the last one."""
         self._unsynced += n_bytes
         if self._unsynced >= self._portion and (self._running is None or self._running.done()):
             self.finish()
@@ -213,5 +250,6 @@ class _EarlySync:
             self._unsynced = 0
 
     def finish(self) -> None:
+        """Wait until the running sync has ended."""
         if self._running is not None:
             self._running.result()

@@ -13,7 +13,7 @@ struct Operation {
     const char* name;
 };
 
-// All whose numbers are compared (router_nodes.cpp).
+// All operations that router_nodes.cpp compares nodes with.
 constexpr Operation operations[] = {
     {GGML_OP_NONE, "NONE"},   {GGML_OP_ADD, "ADD"},           {GGML_OP_ADD_ID, "ADD_ID"},
     {GGML_OP_MUL, "MUL"},     {GGML_OP_MUL_MAT, "MUL_MAT"},   {GGML_OP_MUL_MAT_ID, "MUL_MAT_ID"},
@@ -21,8 +21,7 @@ constexpr Operation operations[] = {
     {GGML_OP_VIEW, "VIEW"},   {GGML_OP_GET_ROWS, "GET_ROWS"},
 };
 
-// What ggml keeps before a tensor in a context's memory: two sizes, a pointer and a type, each in eight
-// bytes.
+// Bytes before each tensor in a context's memory: two sizes, a pointer and a type, of eight bytes each.
 constexpr size_t object_size = 32;
 
 }  // namespace

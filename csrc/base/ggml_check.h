@@ -1,4 +1,4 @@
-// Whether the ggml that is loaded is the one that this was compiled against.
+// Check that the loaded ggml is the one that this was compiled against.
 #pragma once
 
 #include <cstddef>
@@ -8,11 +8,11 @@
 
 namespace coe {
 
-// "" if so, else what differs: the layout of ggml_tensor and the numbers of operations are not stable, and
-// two builds of one version can differ in them.
+// Returns what differs in the loaded ggml, or "". The layout of ggml_tensor and the numbers of operations are
+// not stable: two builds of one version can differ in them.
 std::string find_other_ggml();
 
-// The same for what a ggml says of itself.
+// Returns the same for the facts that a ggml gives about itself.
 std::string compare_ggml(const char* version, const char* (*operation_name)(ggml_op), size_t tensor_overhead);
 
 }  // namespace coe

@@ -23,7 +23,7 @@ void parallel_for(size_t n, int32_t n_threads, const std::function<void(size_t)>
             threads.emplace_back(worker);
         }
     } catch (const std::system_error&) {
-        // The system gives no more threads: those that there are do it.
+        // The system has no more threads: continue with those that were started.
     }
     worker();
     for (std::thread& thread : threads) {

@@ -7,7 +7,7 @@
 
 namespace coe {
 
-// Calls `work` for 0 to n - 1, in at most so many threads; none of the calls may throw.
+// Calls `work` for 0 to n - 1, in at most `n_threads` threads. `work` must not throw.
 void parallel_for(size_t n, int32_t n_threads, const std::function<void(size_t)>& work);
 
 }  // namespace coe

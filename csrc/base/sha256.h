@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4), by which a model is told from another.
+// SHA-256 (FIPS 180-4), for fingerprints.
 #pragma once
 
 #include <array>
@@ -12,7 +12,7 @@ class Sha256 {
   public:
     void update(const void* data, size_t n_bytes);
     void update(const std::string& text) { update(text.data(), text.size()); }
-    // The digest in hexadecimal; nothing may be added after it.
+    // Returns the digest in hexadecimal. `update` must not be called after it.
     std::string hex();
 
   private:

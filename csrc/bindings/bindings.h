@@ -1,4 +1,4 @@
-// Each concept registers its Python side from a file of its own; these files only translate.
+// The Python side of the compiled module, with one file for each concept. These files only translate.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -15,25 +15,25 @@ namespace coe::bindings {
 // Releases the GIL for a whole call that touches no Python object.
 using ReleaseGil = pybind11::call_guard<pybind11::gil_scoped_release>;
 
-// One number for each layer, expert and rank.
+// Returns an array with one number for each layer, expert and rank.
 template <typename Value>
 pybind11::array_t<Value> to_cube(const std::vector<Value>& values, const RoutingStats& stats) {
     return pybind11::array_t<Value>({stats.n_layers(), stats.n_experts(), stats.top_k()}, values.data());
 }
 
-// One number for each layer and expert.
+// Returns an array with one number for each layer and expert.
 inline pybind11::array_t<double> to_table(const std::vector<double>& values, const RoutingStats& stats) {
     return pybind11::array_t<double>({stats.n_layers(), stats.n_experts()}, values.data());
 }
 
-// All numbers of an array, in C order.
+// Returns all numbers of an array, in C order.
 template <typename Value>
 std::vector<Value> to_vector(
     const pybind11::array_t<Value, pybind11::array::c_style | pybind11::array::forcecast>& values) {
     return {values.data(), values.data() + values.size()};
 }
 
-// Text from a file, which may not be UTF-8.
+// Returns text from a file, which may not be UTF-8.
 pybind11::str to_str(const std::string& text);
 
 void register_blocks(pybind11::module_& module);

@@ -17,7 +17,7 @@ py::str to_str(const std::string& text) {
 
 void register_errors(py::module_& module) {
     py::register_exception<GgufError>(module, "GgufError", PyExc_ValueError);
-    // pybind11's own translation fails where a message quotes a path or a name that is not UTF-8.
+    // pybind11's own translation fails if a message quotes a path or a name that is not UTF-8.
     py::register_local_exception_translator([](std::exception_ptr raised) {
         try {
             std::rethrow_exception(raised);

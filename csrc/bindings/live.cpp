@@ -8,7 +8,7 @@ namespace coe::bindings {
 
 namespace {
 
-// Of each part: histograms, weight sums, what rounding left out of these, tokens of each layer.
+// Returns for each part: histograms, weight sums, their rests from rounding, and tokens of each layer.
 std::vector<py::tuple> counts(LiveProfiler& profiler) {
     const std::vector<LiveCounts> found = [&] {
         const py::gil_scoped_release release;
@@ -26,7 +26,7 @@ std::vector<py::tuple> counts(LiveProfiler& profiler) {
 }  // namespace
 
 void register_live(py::module_& module) {
-    // Addresses are what ctypes, by which llama_cpp makes contexts, takes for functions and pointers.
+    // Functions and pointers are passed as addresses, for ctypes, with which llama_cpp makes contexts.
     py::class_<LiveProfiler>(module, "LiveProfiler")
         .def(py::init<const std::vector<int>&, size_t, const std::vector<size_t>&, size_t>(),
              py::arg("blocks"), py::arg("n_experts"), py::arg("top_k"), py::arg("n_parts"))

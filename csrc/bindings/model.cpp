@@ -3,7 +3,7 @@
 
 #include "base/limits.h"
 #include "bindings/bindings.h"
-#include "model/router_layout.h"
+#include "model/fingerprint.h"
 #include "model/router_shape.h"
 
 namespace py = pybind11;
@@ -20,6 +20,14 @@ std::vector<std::pair<size_t, size_t>> to_pairs(const std::vector<TensorPosition
         pairs.push_back(to_pair(position));
     }
     return pairs;
+}
+
+// One of hashlib's objects.
+Hasher to_hasher(const py::object& digest) {
+    return {[digest](const void* data, size_t n_bytes) {
+                digest.attr("update")(py::memoryview::from_memory(data, static_cast<py::ssize_t>(n_bytes)));
+            },
+            [digest] { return digest.attr("hexdigest")().cast<std::string>(); }};
 }
 
 using SharedFiles = std::vector<std::shared_ptr<GgufFile>>;
@@ -62,6 +70,7 @@ void register_model(py::module_& module) {
         .def_readonly("layers", &RouterLayout::layers)
         .def_property_readonly("obstacle", [](const RouterLayout& l) { return to_str(l.obstacle); })
         .def_property_readonly("cannot_count", [](const RouterLayout& l) { return to_str(l.cannot_count); })
+        .def("check_countable", &RouterLayout::check_countable)
         .def("has_fingerprint", &RouterLayout::has_fingerprint, py::arg("fingerprint"))
         .def("check_keep", &RouterLayout::check_keep, py::arg("keep"));
 
@@ -77,11 +86,10 @@ void register_model(py::module_& module) {
                [](const SharedFiles& files) { return find_router_layout(to_files(files)); });
     module.def(
         "find_fingerprints",
-        [](const SharedFiles& files, RouterLayout& layout) {
-            const py::gil_scoped_release release;
-            find_fingerprints(to_files(files), layout);
+        [](const SharedFiles& files, RouterLayout& layout, const py::function& sha256) {
+            find_fingerprints(to_files(files), layout, [&] { return to_hasher(sha256()); });
         },
-        py::arg("files"), py::arg("layout"));
+        py::arg("files"), py::arg("layout"), py::arg("sha256"));
 }
 
 }  // namespace coe::bindings

@@ -26,7 +26,7 @@ py::array_t<double> table(const Profile& profile, const std::vector<double>& val
     return py::array_t<double>({profile.blocks.size(), profile.n_experts}, values.data());
 }
 
-// Sums of norms and of weighted norms, each followed by its rests; None without activation norms.
+// Returns sums of norms and of weighted norms, and their rests from rounding; None without activation norms.
 py::object outputs(const Profile& profile) {
     if (!profile.outputs) {
         return py::none();

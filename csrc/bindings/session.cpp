@@ -21,8 +21,8 @@ const RoutingStats& stats_of(const Session& session) {
     return session.tap()->stats();
 }
 
-// Sums of norms of what the experts put out, before and after the router's weights, each with what rounding
-// left out of it; null where outputs are not watched.
+// Returns sums of activation norms, before and after the router's weights, each with its rests from rounding;
+// None if outputs are not watched.
 py::object output_norms(const Session& session) {
     const RoutingStats& stats = stats_of(session);
     if (stats.norm_sum().sums().empty()) {
@@ -35,7 +35,7 @@ py::object output_norms(const Session& session) {
 
 using Row = const float* (Session::*)(int32_t);
 
-// Rows of the last decode, each of `width` numbers.
+// Returns rows of the last decode, each of `width` numbers.
 py::array_t<float> rows_of(Session& session, Row row_of, int32_t width, int32_t first, int32_t count) {
     py::array_t<float> rows({count, width});
     for (int32_t i = 0; i < count; ++i) {
@@ -45,7 +45,7 @@ py::array_t<float> rows_of(Session& session, Row row_of, int32_t width, int32_t 
     return rows;
 }
 
-// Pointers to logits of `count` rows of the last decode.
+// Returns pointers to the logits of `count` rows of the last decode.
 std::vector<const float*> logits_of(Session& session, int32_t first, size_t count) {
     std::vector<const float*> rows;
     for (size_t i = 0; i < count; ++i) {
@@ -66,7 +66,7 @@ py::array_t<double> log_probabilities(Session& session, int32_t first, const Tok
     return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-// What to take from the logits of each of `count` rows to have log-probabilities.
+// Returns the numbers to subtract from the logits of `count` rows to get log-probabilities.
 py::array_t<double> normalisers(Session& session, int32_t first, size_t count) {
     py::array_t<double> values(static_cast<py::ssize_t>(count));
     double* out = values.mutable_data();
@@ -79,7 +79,7 @@ py::array_t<double> normalisers(Session& session, int32_t first, size_t count) {
     return values;
 }
 
-// KL divergence of each row from the reference's, and whether both find the same token likeliest.
+// Returns the KL divergence of each row from the reference's, and whether both have the same likeliest token.
 py::tuple divergences(Session& session, int32_t first,
                       const py::array_t<float, py::array::c_style>& reference,
                       const py::array_t<double, py::array::c_style>& reference_normalisers) {
@@ -133,7 +133,7 @@ void register_session(py::module_& module) {
     module.def("has_amx", &has_amx);
     module.def("free_gpu_memory", &free_gpu_memory);
     module.def("count_rpc_devices", &count_rpc_devices, py::arg("endpoint"), ReleaseGil());
-    // Addresses are what ctypes, by which llama_cpp loads models, takes for pointers.
+    // Pointers are passed as addresses, for ctypes, with which llama_cpp loads models.
     py::class_<WeightPlacement>(module, "WeightPlacement")
         .def(py::init([](const std::vector<std::string>& devices, int32_t n_cpu_moe) {
                  PlacementOptions options;

@@ -14,6 +14,7 @@
 #include "formats/mask_file.h"
 #include "formats/profile_file.h"
 #include "ggml.h"
+#include "model/fingerprint.h"
 
 struct coe_profiler {
     coe::RouterLayout layout;
@@ -41,7 +42,7 @@ void set_last_error(const char* message) noexcept {
     }
 }
 
-// Runs `body`, turning what it throws into a status and a message.
+// Runs `body`, and turns its exceptions into a status and a message.
 template <typename Body>
 int32_t guarded(Body body) noexcept {
     last_error = "";
@@ -61,7 +62,7 @@ int32_t guarded(Body body) noexcept {
     return COE_FAILED;
 }
 
-// What `make` returns, or null.
+// Returns what `make` returns, or null if it throws.
 template <typename Make>
 auto made(Make make) noexcept -> decltype(make().release()) {
     decltype(make().release()) result = nullptr;
@@ -93,8 +94,14 @@ const char* coe_last_error(void) { return last_error; }
 
 coe_profiler* coe_profiler_open(const char* model_path) {
     return made([&] {
-        require(model_path != nullptr, "the model's path must not be NULL");
-        return watching(coe::read_router_layout(model_path));
+        require(model_path != nullptr, "model_path must not be NULL");
+        coe::RouterLayout layout = coe::read_router_layout(model_path);
+        try {
+            layout.check_countable();
+        } catch (const std::invalid_argument& wrong) {
+            coe::refuse_file(model_path, wrong.what());
+        }
+        return watching(std::move(layout));
     });
 }
 
@@ -103,7 +110,7 @@ coe_profiler* coe_profiler_new(const int32_t* blocks, const int32_t* top_k, size
     return made([&] {
         require(blocks != nullptr && top_k != nullptr, "blocks and top_k must not be NULL");
         require(std::all_of(top_k, top_k + n_blocks, [](int32_t k) { return k > 0; }),
-                "a layer chooses one expert or more for a token");
+                "top_k must be at least 1 in each layer");
         coe::RouterLayout layout;
         layout.blocks.assign(blocks, blocks + n_blocks);
         layout.top_k.assign(top_k, top_k + n_blocks);
@@ -125,14 +132,14 @@ bool coe_profiler_callback(ggml_tensor* tensor, bool ask, void* user_data) {
 
 int32_t coe_profiler_chain(coe_profiler* profiler, coe_eval_callback callback, void* user_data) {
     return guarded([&] {
-        require(profiler != nullptr, "no profiler");
+        require(profiler != nullptr, "profiler must not be NULL");
         profiler->live.chain(callback, user_data);
     });
 }
 
 coe_profile* coe_profiler_snapshot(coe_profiler* profiler) {
     return made([&] {
-        require(profiler != nullptr, "no profiler");
+        require(profiler != nullptr, "profiler must not be NULL");
         coe::LiveCounts counts = profiler->live.counts(0);
         return std::make_unique<coe_profile>(
             coe_profile{coe::make_profile(profiler->layout, counts.stats, counts.tokens)});
@@ -141,14 +148,14 @@ coe_profile* coe_profiler_snapshot(coe_profiler* profiler) {
 
 int32_t coe_profiler_reset(coe_profiler* profiler) {
     return guarded([&] {
-        require(profiler != nullptr, "no profiler");
+        require(profiler != nullptr, "profiler must not be NULL");
         profiler->live.reset();
     });
 }
 
 int32_t coe_profiler_load_mask(coe_profiler* profiler, const char* path) {
     return guarded([&] {
-        require(profiler != nullptr && path != nullptr, "no profiler, or no path");
+        require(profiler != nullptr && path != nullptr, "profiler and path must not be NULL");
         const coe::Mask mask = coe::read_mask(path).mask;
         try {
             mask.check_cut(profiler->layout);
@@ -165,13 +172,13 @@ int32_t coe_profiler_load_mask(coe_profiler* profiler, const char* path) {
 
 int32_t coe_profiler_mask(coe_profiler* profiler, const int32_t* kept, size_t n_kept) {
     return guarded([&] {
-        require(profiler != nullptr && kept != nullptr, "no profiler, or no experts");
+        require(profiler != nullptr && kept != nullptr, "profiler and kept must not be NULL");
         coe::Mask mask;
         mask.fingerprint = profiler->layout.fingerprint;
         mask.architecture = profiler->layout.architecture;
         mask.n_experts = profiler->layout.shape.n_experts;
         mask.keep = n_kept;
-        require(n_kept <= mask.n_experts, "a mask keeps all experts at most");
+        require(n_kept <= mask.n_experts, "n_kept must be at most the number of experts");
         std::vector<std::vector<int>> by_layer;
         for (const int block : profiler->layout.blocks) {
             by_layer.emplace_back(kept, kept + n_kept);
@@ -186,14 +193,14 @@ int32_t coe_profiler_mask(coe_profiler* profiler, const int32_t* kept, size_t n_
 
 int32_t coe_profiler_clear_mask(coe_profiler* profiler) {
     return guarded([&] {
-        require(profiler != nullptr, "no profiler");
+        require(profiler != nullptr, "profiler must not be NULL");
         profiler->live.unmask();
     });
 }
 
 int32_t coe_profiler_mask_applications(coe_profiler* profiler, uint64_t* applications) {
     return guarded([&] {
-        require(profiler != nullptr && applications != nullptr, "no profiler, or no room for numbers");
+        require(profiler != nullptr && applications != nullptr, "profiler and applications must not be NULL");
         const std::vector<uint64_t> found = profiler->live.mask_applications();
         std::copy(found.begin(), found.end(), applications);
     });
@@ -231,14 +238,14 @@ const double* coe_profile_weight_sum(const coe_profile* profile) {
 
 coe_profile* coe_profile_load(const char* path) {
     return made([&] {
-        require(path != nullptr, "the profile's path must not be NULL");
+        require(path != nullptr, "path must not be NULL");
         return std::make_unique<coe_profile>(coe_profile{coe::decode_profile(coe::GgufFile(path))});
     });
 }
 
 int32_t coe_profile_merge(coe_profile* profile, const coe_profile* other) {
     return guarded([&] {
-        require(profile != nullptr && other != nullptr, "a profile is missing");
+        require(profile != nullptr && other != nullptr, "profile and other must not be NULL");
         profile->value.add(other->value);
     });
 }
@@ -246,7 +253,7 @@ int32_t coe_profile_merge(coe_profile* profile, const coe_profile* other) {
 int32_t coe_profile_save(const coe_profile* profile, const char* path, const char* source) {
     return guarded([&] {
         require(profile != nullptr && path != nullptr && source != nullptr,
-                "no profile, no path or no source");
+                "profile, path and source must not be NULL");
         coe::Profile named = profile->value;
         uint64_t n_named = 0;
         for (const coe::CorpusRecord& record : named.corpora) {

@@ -1,4 +1,4 @@
-// Where a tensor's bytes are, and how to read them from there.
+// Access to a tensor's bytes, in host memory or on a device.
 #pragma once
 
 #include <vector>
@@ -17,7 +17,7 @@ inline bool lies_in_host_memory(const ggml_tensor* tensor) {
     return buffer == nullptr || ggml_backend_buffer_is_host(buffer);
 }
 
-// The tensor's bytes, strides and all: where they lie if the host can see them, else copied to `copy`.
+// Returns the tensor's bytes, with its strides: in place if they are in host memory, else copied to `copy`.
 inline const char* host_bytes(const ggml_tensor* tensor, std::vector<char>& copy) {
     if (lies_in_host_memory(tensor)) {
         return static_cast<const char*>(tensor->data);

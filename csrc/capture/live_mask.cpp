@@ -60,7 +60,7 @@ bool LiveMask::wants(const ggml_tensor* node, RouterNodeName name) const {
     if (dropped == nullptr) {
         return false;
     }
-    // A softmax over the chosen scores gives those of minus infinity no weight.
+    // A softmax over the chosen scores gives minus infinity the weight zero.
     const bool uses_dropped = name.node == RouterNode::chosen_weights &&
                               static_cast<size_t>(node->ne[1]) > n_experts_ - dropped->size() &&
                               !gathers_ungated(node);
@@ -72,7 +72,7 @@ void LiveMask::apply(ggml_tensor* node, RouterNodeName name) {
     if (node->type != GGML_TYPE_F32 || !ggml_is_contiguous(node) ||
         (of_scores && static_cast<size_t>(node->ne[0]) != n_experts_)) {
         throw std::runtime_error(std::string("cannot mask the router at ") + node->name +
-                                 ": it is no row of one number for each expert");
+                                 ": it is not a row of one number for each expert");
     }
     const auto n_values = static_cast<size_t>(ggml_nelements(node));
     const bool on_host = lies_in_host_memory(node);
@@ -114,7 +114,8 @@ void LiveMask::check(int block, const int32_t* begin, const int32_t* end) const 
     const int32_t* found = std::find_if(begin, end, is_dropped);
     if (found != end) {
         throw std::runtime_error("the router of block " + std::to_string(block) + " chose expert " +
-                                 std::to_string(*found) + ", which the mask drops: it does not hold there");
+                                 std::to_string(*found) +
+                                 ", which the mask drops; the mask has no effect there");
     }
 }
 

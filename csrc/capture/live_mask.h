@@ -1,4 +1,4 @@
-// Makes dropped experts unselectable in a running model.
+// A mask in a running model: dropped experts cannot be selected.
 #pragma once
 
 #include <cstdint>
@@ -9,30 +9,33 @@
 
 namespace coe {
 
-// Writes minus infinity over the dropped experts' router logits, before anything reads them: softmax and
+// Overwrites the router logits of dropped experts with minus infinity, before they are read. Softmax and
 // normalisation then see kept experts only, which is what a pruned file computes. The probabilities that
-// follow are overwritten too: no selection bias lifts a dropped expert out of minus infinity, and none ties
-// with a kept one whose probability is too small to be told from zero.
+// follow are overwritten too, so that a selection bias cannot raise a dropped expert above minus infinity,
+// and a dropped expert cannot tie with a kept one whose probability rounds to zero.
 //
-// In most architectures a warm-up of llama.cpp uses all experts, dropped ones too, whatever their scores.
-// Their weights are set to zero then: minus infinity would fill the context with NaN, which stays in its
+// In most architectures a warm-up of llama.cpp uses all experts, whatever their scores. The weights of
+// dropped experts are then set to zero: minus infinity would fill the context with NaN, which stays in its
 // memory.
 class LiveMask {
   public:
-    // `kept[i]`: the experts that stay in block `blocks[i]`, ascending. Throws std::invalid_argument.
+    // Sets the mask. `kept[i]`: the experts that stay in block `blocks[i]`, ascending. Throws
+    // std::invalid_argument.
     void set(const std::vector<int>& blocks, const std::vector<std::vector<int>>& kept, size_t n_experts);
     void clear() { dropped_.clear(); }
     bool active() const { return !dropped_.empty(); }
 
+    // Returns whether a node must be overwritten once it is computed.
     bool wants(const ggml_tensor* node, RouterNodeName name) const;
     bool drops_in(int block) const { return dropped_in(block) != nullptr; }
+    // Overwrites the dropped experts' values of a node.
     void apply(ggml_tensor* node, RouterNodeName name);
 
     // Throws std::runtime_error if a router has chosen an expert that should have been unselectable.
     void check(int block, const int32_t* begin, const int32_t* end) const;
 
-    // Times that the mask was written over a router's logits in each block since the last call; a block
-    // whose router never came by is not masked, and the caller must know.
+    // Returns how often the mask was applied to each block's router since the last call. A block whose router
+    // did not run is not masked, which the caller must check.
     std::vector<uint64_t> take_applications(const std::vector<int>& blocks);
 
   private:

@@ -19,7 +19,7 @@ LiveCounts LiveProfiler::nothing() const {
 
 bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {
     auto& self = *static_cast<LiveProfiler*>(user_data);
-    bool ours = !ask;  // as for a node that is nothing to the profiler: most are, and cost no lock
+    bool ours = !ask;  // the answer for most nodes, which are not those of a router and need no lock
     const RouterNodeName name = find_router_node(node);
     if ((ask || self.ours_) && name.node != RouterNode::none) {
         const std::lock_guard<std::mutex> lock(self.mutex_);
@@ -34,7 +34,7 @@ bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {
     if (self.chained_ == nullptr) {
         return ours;
     }
-    // Outside the lock: whatever the host waits for in its callback may wait for its counts.
+    // Outside the lock: the host's callback may wait for a thread that reads the counts.
     if (ask) {
         self.theirs_ = self.chained_(node, true, self.chained_data_);
         return self.ours_ || self.theirs_;
@@ -43,8 +43,8 @@ bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {
 }
 
 void LiveProfiler::begin_router(RouterNodeName name) {
-    // A block reads what the one before it has computed, so routers come by in the order of their blocks.
-    // Some begin with two nodes.
+    // Each block depends on the one before it, so routers run in the order of their blocks. Some begin with
+    // two nodes.
     const bool is_next_graph =
         name.block < last_begun_.block || (name.block == last_begun_.block && name.node <= last_begun_.node);
     last_begun_ = name;
@@ -76,8 +76,8 @@ void LiveProfiler::settle(size_t part) {
             throw;
         }
     }
-    // In the first graph of a decode the tap has counted what ran before. From the second on it counts the
-    // first.
+    // In the first graph of a decode, the tap has only counts from before the decode. From the second graph
+    // on, it counts the first.
     if (!decoding_ || n_graphs_ < 2) {
         move_counts(part);
     }
@@ -99,10 +99,10 @@ void LiveProfiler::move_counts(size_t index) {
 void LiveProfiler::select(size_t part) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (part >= parts_.size()) {
-        throw std::invalid_argument("there is no such part of the counts");
+        throw std::invalid_argument("the counts have no such part");
     }
     if (part != part_) {
-        // The part changes whatever went wrong before: what runs from now on does not belong to the old one.
+        // The part changes even after an error: what runs from now on does not belong to the old one.
         const size_t before = std::exchange(part_, part);
         settle(before);
     }
@@ -151,7 +151,7 @@ std::vector<LiveCounts> LiveProfiler::counts() {
 void LiveProfiler::reset() {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (failure_ || hooks_.error) {
-        tap_.clear();  // what it had learnt may be what is wrong
+        tap_.clear();  // what it had learnt may be wrong
     } else {
         tap_.discard();
     }

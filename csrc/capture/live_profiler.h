@@ -1,4 +1,4 @@
-// Counts and masks in a context that belongs to somebody else, who decodes as he pleases.
+// Counts and masks in a context of a host program, which decodes on its own.
 #pragma once
 
 #include <cstddef>
@@ -13,47 +13,50 @@
 
 namespace coe {
 
-// What has been counted: a layer whose rows the host's graphs leave out has seen fewer tokens than others.
+// Counts at one moment. Layers may differ in tokens, because some graphs of the host leave out rows of a
+// layer.
 struct LiveCounts {
     RoutingStats stats;
     std::vector<uint64_t> tokens;  // by layer
 };
 
-// The callback runs in the thread that decodes; all else may be called from others. Counts are those of whole
-// graphs where that thread is not in the middle of one.
+// The callback runs in the thread that decodes. All other functions may be called from any thread. Counts are
+// those of whole graphs, unless that thread is in the middle of one.
 class LiveProfiler {
   public:
-    // As for RouterTap; the host may have its tokens counted in several parts. Throws std::invalid_argument.
+    // Takes what RouterTap takes, and the number of parts that tokens are counted in. Throws
+    // std::invalid_argument.
     LiveProfiler(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k,
                  size_t n_parts = 1);
 
     // A ggml_backend_sched_eval_callback; `user_data` is the LiveProfiler.
     static bool callback(ggml_tensor* node, bool ask, void* user_data);
-    // The host's own callback, which goes on seeing what it asks for. Not while a graph runs.
+    // Sets the host's own callback, which still sees the nodes that it asks for. Do not call while a graph
+    // runs.
     void chain(ggml_backend_sched_eval_callback host, void* user_data);
 
-    // The part to which tokens count from the next decode on. It changes also where this throws what `counts`
-    // would.
+    // Selects the part that tokens count for from the next decode on. Throws as `counts` does; the part is
+    // selected even then.
     void select(size_t part);
-    // A host may tell where its decodes begin and end. In between, `counts` are those at the beginning, so
-    // that no layer is ahead of another, and a reset or a recovery leaves out the whole decode.
+    // Tell where a decode begins and ends, if the host knows. In between, `counts` returns the counts from
+    // before it, so that no layer is ahead of another, and `reset` and `recover` leave out the whole decode.
     void begin_decode();
     void end_decode();
-    // Throws std::runtime_error for what went wrong while a graph ran, until `reset` or `recover`: the counts
-    // are of no use.
+    // Returns the counts of a part. Throws std::runtime_error if something went wrong while a graph ran,
+    // until `reset` or `recover` is called: the counts are invalid then.
     LiveCounts counts(size_t part);
-    // Of all parts, at one moment.
+    // Returns the counts of all parts, at one moment.
     std::vector<LiveCounts> counts();
-    // Forgets all counts and what went wrong, but not which nodes were learnt to be final.
+    // Forgets all counts and errors, but not which nodes were found to be final.
     void reset();
-    // Forgets what went wrong, and what was counted since the counts were last looked at or, where a host
-    // tells of its decodes, since the last decode.
+    // Forgets errors, and the counts since the last decode; if the host does not announce decodes, the counts
+    // since they were last read.
     void recover();
 
-    // Both take effect with the next graph, for half a masked graph is no model's.
+    // Set and remove a mask from the next graph on: a half-masked graph would not be that of any model.
     void mask(const std::vector<std::vector<int>>& kept);
     void unmask();
-    // Times that the mask was written over the routers of each layer since it was set.
+    // Returns how often the mask was applied to each layer's router since it was set.
     std::vector<uint64_t> mask_applications();
 
     const std::vector<int>& blocks() const { return tap_.blocks(); }
@@ -61,13 +64,13 @@ class LiveProfiler {
     size_t top_k() const { return tap_.stats().top_k(); }
 
   private:
-    // Brings a part up to date: to now or, in a decode, to its beginning.
+    // Brings a part up to date: to now or, during a decode, to the decode's beginning.
     void settle(size_t part);
-    // Moves what the tap has counted to a part.
+    // Moves the tap's counts to a part.
     void move_counts(size_t part);
-    // Counts all that was read, where no graph is running. Errors are for `counts` to throw.
+    // Counts all that was read, if no graph is running. Errors are kept for `counts` to throw.
     void collect() noexcept;
-    // At each router's first node.
+    // Called at the first node of each router.
     void begin_router(RouterNodeName name);
     LiveCounts nothing() const;
 
@@ -80,14 +83,14 @@ class LiveProfiler {
     std::optional<LiveMask> next_mask_;  // for the next graph
     RouterNodeName last_begun_ = {RouterNode::none, most_blocks};
     bool decoding_ = false;
-    size_t decode_part_ = 0;  // that was selected when the decode began
-    size_t n_graphs_ = 0;     // that have begun in the decode
+    size_t decode_part_ = 0;  // the part that was selected when the decode began
+    size_t n_graphs_ = 0;     // graphs that have begun in the decode
     bool forgets_decode_ = false;
     std::vector<uint64_t> applications_;
     ggml_backend_sched_eval_callback chained_ = nullptr;
     void* chained_data_ = nullptr;
-    bool ours_ = false;    // the node that was asked about last is wanted by the tap or the mask
-    bool theirs_ = false;  // and by the host
+    bool ours_ = false;    // the tap or the mask wants the node that was asked about last
+    bool theirs_ = false;  // the host wants it
 };
 
 }  // namespace coe

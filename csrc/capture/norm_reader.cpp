@@ -13,11 +13,11 @@ namespace {
 
 constexpr size_t most_nodes = 4;
 
-// Squares take as much memory as what they are of, on a device that is full of weights: of so many bytes at
-// once.
+// Bytes of squares that are computed at once: the device is full of weights, and squares need as much memory
+// as their rows.
 constexpr size_t most_squares = size_t{64} << 20;
 
-// More threads than this wait for memory, not for each other's arithmetic.
+// More threads than this would wait for memory.
 constexpr int32_t most_threads = 8;
 
 struct FreeContext {
@@ -77,7 +77,7 @@ bool DeviceReducer::reduce(const ggml_tensor* rows, int64_t first_token, int64_t
 }
 
 float row_norm(const float* row, size_t n) {
-    // So many sums at once that the compiler makes vectors of them, and that none collects many errors.
+    // Several sums at once, so that the compiler can vectorise them and rounding errors stay small.
     constexpr size_t n_lanes = 16;
     float lanes[n_lanes] = {};
     size_t i = 0;
@@ -93,7 +93,7 @@ float row_norm(const float* row, size_t n) {
     for (; i < n; ++i) {
         sum += static_cast<double>(row[i]) * static_cast<double>(row[i]);
     }
-    if (!std::isfinite(sum)) {  // or a square was too large for a float
+    if (!std::isfinite(sum)) {  // perhaps a square was too large for a float
         sum = 0.0;
         for (i = 0; i < n; ++i) {
             sum += static_cast<double>(row[i]) * static_cast<double>(row[i]);
@@ -110,7 +110,7 @@ void NormReader::read(const ggml_tensor* outputs, float* norms) {
         return;
     }
     const char* bytes = host_bytes(outputs, host_copy_);
-    // A part is large enough to be worth its share of a thread's start.
+    // Parts are large enough to be worth starting a thread.
     constexpr size_t values_of_part = size_t{1} << 16;
     const size_t rows_of_part = std::max<size_t>(1, values_of_part / std::max<size_t>(width, 1));
     const size_t n_parts = (n_rows + rows_of_part - 1) / rows_of_part;
@@ -136,7 +136,7 @@ bool NormReader::read_on_device(const ggml_tensor* outputs, float* norms) {
     }
     float* end = norms + ggml_nrows(outputs);
     std::transform(norms, end, norms, [](float sum) { return std::sqrt(sum); });
-    // Squares may be too large for a float where norms are not: the host knows what to do.
+    // Squares may be too large for a float though norms are not: the host computes these in double precision.
     return std::all_of(norms, end, [](float norm) { return std::isfinite(norm); });
 }
 

@@ -1,4 +1,4 @@
-// How large what experts put out is: the Euclidean norm of each output, computed where it lies.
+// Activation norms: the Euclidean norm of each expert output, computed on the device that holds it.
 #pragma once
 
 #include <cstddef>
@@ -12,18 +12,18 @@
 
 namespace coe {
 
-// Squares and sums rows by a small graph on the device that holds them, so that one number of each row leaves
-// it.
+// Sums the squares of rows with a small graph on the device that holds them, so that only one number for each
+// row is copied.
 class DeviceReducer {
   public:
-    // Null where a device cannot be used, or is none.
+    // Returns null if the device cannot be used or is null.
     static std::unique_ptr<DeviceReducer> make(ggml_backend_dev_t device);
     ~DeviceReducer();
     DeviceReducer(const DeviceReducer&) = delete;
     DeviceReducer& operator=(const DeviceReducer&) = delete;
 
-    // The sums of the squares of all rows of a tensor [width, k, n_tokens] of type F32, in memory's order.
-    // False where the device has no such operations, or no memory for the squares of some rows.
+    // Writes the sums of squares of all rows of an F32 tensor [width, k, n_tokens], in memory order. Returns
+    // false if the device lacks the operations, or the memory for some rows' squares.
     bool sums_of_squares(const ggml_tensor* rows, float* sums);
 
   private:
@@ -35,25 +35,25 @@ class DeviceReducer {
     std::vector<char> graph_memory_;
 };
 
+// Reads the norms of expert outputs.
 class NormReader {
   public:
     explicit NormReader(int32_t n_threads) : n_threads_(n_threads) {}
 
-    // The norms of all rows of a tensor [width, k, n_tokens] of type F32 that has been computed, [k,
-    // n_tokens] in memory's order. Where a device cannot reduce them, they are copied to the host, which
-    // takes longer.
+    // Writes the norms of all rows of a computed F32 tensor [width, k, n_tokens], as [k, n_tokens] in memory
+    // order. If the device cannot compute them, the rows are copied to the host, which is slower.
     void read(const ggml_tensor* outputs, float* norms);
 
   private:
     bool read_on_device(const ggml_tensor* outputs, float* norms);
 
     int32_t n_threads_;
-    // By device; null for one that cannot.
+    // By device; null for a device that cannot reduce.
     std::map<ggml_backend_dev_t, std::unique_ptr<DeviceReducer>> reducers_;
     std::vector<char> host_copy_;
 };
 
-// The norm of one row.
+// Returns the norm of one row.
 float row_norm(const float* row, size_t n);
 
 }  // namespace coe

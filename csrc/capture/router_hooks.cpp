@@ -23,12 +23,12 @@ bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcep
 bool RouterHooks::handle(ggml_tensor* node, RouterNodeName name, bool ask) noexcept {
     bool answer = !ask;
     try {
-        // Whatever has gone wrong, the mask stays in force, and the graph runs out: ending one of its splits
-        // would leave the next with inputs never computed.
+        // After an error the mask stays in force and the graph runs to its end: ending one of its splits
+        // would leave the next one with inputs that were never computed.
         const bool for_mask = mask.wants(node, name);
         const bool for_tap = tap != nullptr && !error;
         if (ask) {
-            answer = for_mask;  // also where the tap throws
+            answer = for_mask;  // even if the tap throws
             answer = (for_tap && tap->wants(node, name)) || for_mask;
         } else if (for_mask) {
             mask.apply(node, name);

@@ -1,4 +1,4 @@
-// What llama.cpp calls while a graph runs: one callback that serves the tap and the live mask.
+// The callback that llama.cpp calls while a graph runs, for the tap and the live mask.
 #pragma once
 
 #include <exception>
@@ -10,23 +10,24 @@
 
 namespace coe {
 
-// An exception must not cross llama.cpp's frames: it is kept, and rethrown by `rethrow` after the decode.
+// The callback's state. An exception must not cross llama.cpp's frames, so it is kept until `rethrow` after
+// the decode.
 struct RouterHooks {
     RouterTap* tap = nullptr;  // null: nothing is counted
     LiveMask mask;
     std::exception_ptr error;
-    bool logits_seen = false;             // in the graphs since it was set to false
-    bool ended_early = false;             // likewise: a graph was ended, though its later splits run
+    bool logits_seen = false;             // since it was last set to false
+    bool ended_early = false;             // likewise; later splits of an ended graph still run
     bool records = false;                 // whether `graph` grows
     std::vector<std::string> graph = {};  // the operations that ran: name, space, kind
 
     // A ggml_backend_sched_eval_callback; `user_data` is the RouterHooks.
     static bool callback(ggml_tensor* node, bool ask, void* user_data) noexcept;
 
-    // The same for a node that has been found to be one of a router.
+    // Handles a node of a router, as `callback` does.
     bool handle(ggml_tensor* node, RouterNodeName name, bool ask) noexcept;
 
-    // Throws what the callback could not, and forgets it.
+    // Throws and forgets the exception that the callback has kept, if any.
     void rethrow();
 
   private:

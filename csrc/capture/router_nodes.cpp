@@ -6,7 +6,7 @@ namespace coe {
 
 namespace {
 
-// Chains of nodes are followed no further than this.
+// Maximum nodes that are followed in a chain.
 constexpr int longest_chain = 16;
 
 struct Kind {
@@ -14,7 +14,8 @@ struct Kind {
     RouterNode node;
 };
 
-// The scaled weights are left out on purpose: a constant scale of the whole layer is no router weight.
+// The scaled weights are left out on purpose: a constant scale of the whole layer is not part of a router
+// weight.
 constexpr Kind kinds[] = {
     {"logits", RouterNode::logits},
     {"probs", RouterNode::probs},
@@ -27,7 +28,7 @@ constexpr Kind kinds[] = {
     {"weighted", RouterNode::weighted},
 };
 
-// If `text` starts with `prefix`: moves it behind that.
+// Removes `prefix` from the start of `text`; returns false if it is not there.
 bool skip(std::string_view& text, std::string_view prefix) {
     if (text.substr(0, prefix.size()) != prefix) {
         return false;
@@ -36,7 +37,7 @@ bool skip(std::string_view& text, std::string_view prefix) {
     return true;
 }
 
-// Reads a block index; false without one.
+// Reads a block index; returns false if there is none.
 bool read_block(std::string_view& text, int& block) {
     size_t n_digits = 0;
     for (block = 0; n_digits < text.size() && block < most_blocks; ++n_digits) {
@@ -50,8 +51,8 @@ bool read_block(std::string_view& text, int& block) {
     return n_digits > 0 && block < most_blocks;
 }
 
-// A tensor's name, or that of the tensor which the scheduler copied: it calls copies BACKEND#NAME#NUMBER, and
-// ggml cuts long names off.
+// Returns the name of a tensor, or of the tensor that it is the scheduler's copy of: copies are named
+// BACKEND#NAME#NUMBER, and ggml truncates long names.
 std::string_view original_name(const ggml_tensor* tensor) {
     std::string_view name = tensor->name;
     if (is_split_copy(tensor)) {
@@ -61,15 +62,15 @@ std::string_view original_name(const ggml_tensor* tensor) {
     return name;
 }
 
-// The block whose routed experts' down matrices a tensor holds, or -1.
+// Returns the block whose routed experts' down matrices a tensor holds, or -1.
 int down_matrices_block(const ggml_tensor* weights) {
     std::string_view name = original_name(weights);
     int block = -1;
     return skip(name, "blk.") && read_block(name, block) && name == ".ffn_down_exps.weight" ? block : -1;
 }
 
-// The product with experts' matrices that a node is, or that was scaled, adapted or biased to give it; null
-// where it is something else, or in another split of the graph.
+// Returns the product with experts' matrices that a node is, or is computed from by a scale, an adapter or a
+// bias. Null if it is something else, or in another split of the graph.
 const ggml_tensor* expert_product(const ggml_tensor* node) {
     for (int step = 0; step < longest_chain; ++step) {
         if (node->op == GGML_OP_MUL_MAT_ID) {
@@ -83,7 +84,7 @@ const ggml_tensor* expert_product(const ggml_tensor* node) {
     return nullptr;
 }
 
-// Whether a node was computed from the product of another bank of experts.
+// Returns whether a node was computed from the product of another bank of experts.
 bool is_of_second_bank(const ggml_tensor* node) {
     const ggml_tensor* product = expert_product(node);
     return product != nullptr && down_matrices_block(product->src[0]) < 0;
@@ -106,8 +107,8 @@ RouterNodeName parse_router_node(std::string_view name) noexcept {
         if (!read_block(name, block)) {
             return {};
         }
-        // The reshape behind a normalisation closes the pattern that a GPU fuses into one kernel, so it is
-        // the node to ask for: asking for the division would split that kernel.
+        // The reshape after a normalisation ends the pattern that a GPU fuses into one kernel, so it is the
+        // node to ask for: asking for the division would split the kernel.
         if (name.empty() || (kind.node == RouterNode::later_weights && name == " (reshaped)")) {
             return {kind.node, block};
         }

@@ -1,4 +1,4 @@
-// The one place that knows what llama.cpp calls the nodes of a router in its graph.
+// Names of a router's nodes in llama.cpp's graphs. No other file knows them.
 #pragma once
 
 #include <string_view>
@@ -8,53 +8,57 @@
 
 namespace coe {
 
+// Kinds of nodes.
 enum class RouterNode {
     none,
     logits,          // [n_expert, n_tokens], before any gating function
-    probs,           // [n_expert, n_tokens], what selects, before a selection bias is added
+    probs,           // [n_expert, n_tokens], scores for the selection, before a selection bias is added
     chosen_weights,  // first node of the chain of a token's k weights, [1, k, n_tokens]
     later_weights,   // a later node of that chain: after a softmax over k, or normalised
-    down,            // the product with the down matrices, which reads the ids last; it may have another name
+    down,            // the product with the down matrices, the last reader of the ids; its name may vary
     outputs,         // the experts' outputs after that: scaled, or with their bias, [n_embd, k, n_tokens]
-    weighted,        // the outputs, or before them the experts' input, times the weights
+    weighted,        // the outputs, or the experts' input before them, times the weights
 };
 
+// A kind of node and its block.
 struct RouterNodeName {
     RouterNode node = RouterNode::none;
     int block = -1;
 };
 
-// Reads "ffn_moe_logits-12" and its like. Views of a node that is wanted itself are not router nodes.
+// Parses a name such as "ffn_moe_logits-12". Views of a wanted node are not router nodes.
 RouterNodeName parse_router_node(std::string_view name) noexcept;
 
-// What a node is: by its name, and the product with the down matrices by the weights it reads, since scales
-// and adapters take the name from it. Nodes of a second bank of experts (GroveMoE) that can be told from the
-// first are none.
+// Returns what a node is, by its name. The product with the down matrices is found by the weights that it
+// reads, because scales and adapters take its name. Nodes that are known to be of a second bank of experts
+// (GroveMoE) are `none`.
 RouterNodeName find_router_node(const ggml_tensor* node) noexcept;
 
-// Whether a node comes before everything else that a block's router computes in a graph.
+// Returns whether a node is the first one that a block's router computes in a graph.
 bool begins_router(const ggml_tensor* node, RouterNodeName name);
 
-// Whether a node is the model's logits. Encoders' graphs have none.
+// Returns whether a node is the model's logits. Encoders have none.
 bool is_model_logits(const char* name);
 
-// The ids ([k, n_tokens], int32, rows n_expert apart on most backends) that gave a node of the weights'
-// chain, or null where the chain does not start with a gather, or does so in another split of the graph.
+// Returns the ids from which a node of the weights' chain was gathered: int32 [k, n_tokens], rows n_expert
+// apart on most backends. Null if the chain does not start with a gather, or starts in another split of the
+// graph.
 const ggml_tensor* chosen_experts(const ggml_tensor* weights);
 
-// Whether ids were chosen by a router's scores, or looked up in a table by token (DeepSeek 4's first layers).
-// A second bank of experts in a layer (GroveMoE) has its ids computed from the first's and cast: no choice.
+// Returns whether ids were chosen by a router's scores, or looked up in a table by token (DeepSeek 4's first
+// layers). The ids of a second bank of experts in a layer (GroveMoE) are not chosen but computed from the
+// first.
 bool is_choice(const ggml_tensor* ids);
 
-// Whether a tensor is the copy that the scheduler made of another split's tensor. Its memory is reused once
-// the last node of its split that reads it has run.
+// Returns whether a tensor is the scheduler's copy of a tensor of another split. Its memory is reused after
+// its last reader in the split has run.
 bool is_split_copy(const ggml_tensor* tensor);
 
-// Whether a node of kind `probs` holds scores that no gating function has touched: softmax over the k chosen
-// logits comes after the selection, and llama.cpp gives the logits both names, the last one for good.
+// Returns whether a node of kind `probs` holds raw logits. If softmax comes after the selection, over the k
+// chosen logits, llama.cpp names the logits `logits` first and then `probs`.
 bool is_ungated(const ggml_tensor* probs);
 
-// Whether the first node of the weights' chain takes its values from such scores.
+// Returns whether the first node of the weights' chain takes its values from raw logits.
 bool gathers_ungated(const ggml_tensor* chosen_weights);
 
 }  // namespace coe

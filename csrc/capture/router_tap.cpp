@@ -17,7 +17,8 @@ std::vector<int> checked(std::vector<int> blocks, size_t n_experts, const std::v
     const auto possible = [&](size_t k) { return k > 0 && k <= n_experts; };
     if (blocks.empty() || n_experts > most_experts || top_k.size() != blocks.size() ||
         !std::all_of(top_k.begin(), top_k.end(), possible)) {
-        throw std::invalid_argument("a router tap needs MoE layers, experts, and a top-k within the experts");
+        throw std::invalid_argument(
+            "a router tap needs MoE layers, experts, and a top-k of at most the number of experts");
     }
     for (size_t i = 0; i < blocks.size(); ++i) {
         if (blocks[i] < 0 || blocks[i] >= most_blocks || (i > 0 && blocks[i] <= blocks[i - 1])) {
@@ -138,7 +139,7 @@ void RouterTap::begin_graph(size_t index) {
     layers_[index].stage = Stage::open;
 }
 
-// Where ids are looked up in a table, this node need not wait for the router's first.
+// If ids are looked up in a table, this node may run before the router's first one.
 bool RouterTap::wants_down(const ggml_tensor* node, size_t index) {
     Layer& layer = layers_[index];
     if (layer.stage == Stage::over) {
@@ -175,7 +176,7 @@ bool RouterTap::wants_weights(const ggml_tensor* node, RouterNodeName name) {
     }
     const auto n_chosen = ids == nullptr ? layer.top_k : static_cast<size_t>(ids->ne[0]);
     if (!complete_ && n_chosen == stats_.n_experts() && n_chosen != layer.top_k) {
-        layer.forget_graph(Stage::over);  // a host warms up: all experts are used, and nothing is chosen
+        layer.forget_graph(Stage::over);  // a warm-up of the host: all experts are used, none is chosen
         return false;
     }
     return layer.stage == Stage::open && layer.weights_chain.wants(node->name, layer.weights.was_read);
@@ -187,7 +188,7 @@ bool RouterTap::wants_outputs(const ggml_tensor* node, const Layer& layer) const
 }
 
 // The product depends on the last node of the weights' chain and, in most architectures, of the outputs'.
-// Elsewhere the outputs depend on the product.
+// In the others the outputs depend on the product.
 void RouterTap::see_weighted(Layer& layer) {
     layer.weights_in_input = !layer.down_was_seen;
     layer.weights_are_over = true;
@@ -211,7 +212,7 @@ bool RouterTap::read(const ggml_tensor* node, RouterNodeName name) {
     } else {
         read_weights(node, name, layer);
     }
-    // A second bank that runs in another split of the graph would do so with ids that have not been computed.
+    // If the graph ended, a second bank in another split would run with ids that were never computed.
     const bool may_end = early_end_ && name.block == blocks_.back() && !layer.has_second_bank;
     return !(may_end && is_whole(layer));
 }
@@ -224,7 +225,7 @@ void RouterTap::read_weights(const ggml_tensor* node, RouterNodeName name, Layer
         check_choices(ids, k, name.block);
     }
     if (node->type != GGML_TYPE_F32 || n_values % k != 0 || !ggml_is_contiguous(node)) {
-        throw std::runtime_error("the router's weights are not " + std::to_string(k) + " for a token" +
+        throw std::runtime_error("the router does not give " + std::to_string(k) + " weights for a token" +
                                  in_block(name.block));
     }
     // What the scheduler copied from another split may be overwritten once the gather has read it.
@@ -269,7 +270,7 @@ void RouterTap::read_outputs(const ggml_tensor* node, RouterNodeName name, Layer
     layer.outputs_chain.read_name = node->name;
 }
 
-// Whether all that is to be read of the layer's graph has been, and is known to be final.
+// Returns whether everything of the layer's graph has been read and is known to be final.
 bool RouterTap::is_whole(const Layer& layer) const {
     return layer.experts.was_read && layer.weights.was_read && layer.weights_chain.is_learnt() &&
            (!norm_reader_ || (layer.norms.was_read && layer.outputs_chain.is_learnt()));
@@ -281,8 +282,8 @@ RouterTap::Choices RouterTap::last_choices(int block) const {
     return {begin, begin + layer.experts.n_tokens * layer.top_k};
 }
 
-// Adds what was read of a graph that is over. One that did not get so far that its weights are known to be
-// final, since its decode failed for example, counts nothing.
+// Adds what was read of a finished graph. A graph that ended before its weights were known to be final, for
+// example because its decode failed, is not counted.
 void RouterTap::count(size_t index) {
     Layer& layer = layers_[index];
     const size_t k = layer.top_k;
@@ -310,7 +311,7 @@ void RouterTap::count(size_t index) {
     layer.forget_graph(Stage::idle);
 }
 
-// Before the choices are put in order of their weights.
+// Called before the choices are sorted by weight.
 void RouterTap::add_outputs(size_t index) {
     Layer& layer = layers_[index];
     const size_t n_tokens = layer.weights.n_tokens;
@@ -320,7 +321,7 @@ void RouterTap::add_outputs(size_t index) {
     if (layer.norms.was_read) {
         layer.outputs_chain.learn();
     }
-    // Elsewhere a weight says how much of an output is added to the layer's; here it is in the output.
+    // If the experts' input was weighted, the outputs contain the weights already.
     for (size_t i = 0; i < n_tokens * layer.top_k; ++i) {
         const auto norm = static_cast<double>(layer.norms.values[i]);
         const double weighted =

@@ -1,4 +1,4 @@
-// Watches the routers of a running model and counts their choices.
+// The tap that watches a running model's routers and counts their choices.
 #pragma once
 
 #include <cstdint>
@@ -13,56 +13,57 @@
 
 namespace coe {
 
-// How the tap knows which nodes of a layer to read: the weights that multiply the experts' outputs are the
-// last node of a short chain whose length depends on the architecture, and so are the outputs. In the first
-// graph the tap reads every node of a chain; from then on it reads the last one alone.
+// Which nodes of a layer the tap reads: the weights that multiply the experts' outputs are the last node of a
+// short chain, whose length depends on the architecture, and so are the outputs. In the first graph the tap
+// reads every node of a chain; from then on it reads only the last one.
 //
-// Backends reorder the nodes of a graph (Metal and Vulkan do), so nothing here depends on an order other than
-// that of the data. A chain is over when the product of weights and outputs comes by, which depends on both.
-// What was read counts when the layer's next graph begins or the batch ends; if the graph ended before its
-// chains did, it does not count. The ids are read with the weights as long as their memory is sure to hold
-// them, else with the product with the down matrices, which reads them last.
+// Some backends reorder the nodes of a graph (Metal, Vulkan), so nothing here depends on an order other than
+// that of the data. A chain ends when the product of weights and outputs runs, which depends on both. What
+// was read is counted when the layer's next graph begins or the batch ends. It is not counted if the graph
+// ended before its chains. The ids are read with the weights if their memory is sure to be intact, else with
+// the product with the down matrices, which is their last reader.
 class RouterTap {
   public:
-    // `blocks`: block indices of the MoE layers, ascending; `top_k`: how many experts each of them chooses
-    // for a token, in most models the same. Throws std::invalid_argument.
+    // Takes the block indices of the MoE layers, ascending, and the number of experts that each of them
+    // chooses for a token, which is the same in most models. Throws std::invalid_argument.
     RouterTap(std::vector<int> blocks, size_t n_experts, const std::vector<size_t>& top_k);
     RouterTap(const std::vector<int>& blocks, size_t n_experts, size_t top_k)
         : RouterTap(blocks, n_experts, std::vector<size_t>(blocks.size(), top_k)) {}
 
-    // The two halves of llama.cpp's evaluation callback. `read` returns false where the rest of the graph
-    // may be left out. Both throw std::runtime_error when the graph is not what it is taken for.
+    // The two halves of llama.cpp's evaluation callback. `read` returns false if the rest of the graph may be
+    // left out. Both throw std::runtime_error if the graph is not as expected.
     bool wants(const ggml_tensor* node, RouterNodeName name);
     bool read(const ggml_tensor* node, RouterNodeName name);
 
-    // Also sums the norms of the experts' outputs, with `n_threads` threads. Call before the first graph.
+    // Sums activation norms too, with `n_threads` threads. Call before the first graph.
     void watch_outputs(int32_t n_threads);
 
-    // Stop computing once everything of the last layer has been read: right for profiling, where nothing of
-    // what follows is used.
+    // Sets whether a graph ends once all of the last layer has been read: for profiling, which does not use
+    // the rest.
     void set_early_end(bool on) { early_end_ = on; }
 
-    // The blocks are all that have routers: one that runs in another block is an error, not somebody else's.
+    // Sets whether the blocks are all that have routers. If so, a router in another block is an error.
     void set_complete(bool on) { complete_ = on; }
 
-    // Call around each decode: `end_batch` collects, and throws std::runtime_error unless every layer has
-    // seen exactly `n_tokens` tokens more. The counts are of no use after that.
+    // Call before and after each decode. `end_batch` collects, and throws std::runtime_error unless every
+    // layer has seen exactly `n_tokens` more tokens; the counts are invalid then.
     void begin_batch();
     void end_batch(size_t n_tokens);
 
-    // For hosts that do not announce their batches: adds all that was read, where no graph is running; or
-    // what is known to be final, where one may be.
+    // For hosts that do not announce their batches. `collect` adds all that was read, and needs that no graph
+    // is running; `collect_final` adds what is known to be final.
     void collect();
     void collect_final();
 
-    // Tokens counted in each layer since construction or `clear`.
+    // Returns the tokens counted in each layer since construction or `clear`.
     std::vector<uint64_t> tokens_seen() const;
-    // Forgets the counts; what was read and not yet counted too; and which nodes were learnt to be final.
+    // Forget the counts (`clear_counts`), also what was read and not yet counted (`discard`), and also which
+    // nodes were found to be final (`clear`).
     void clear_counts();
     void discard();
     void clear();
 
-    // The ids of all experts that have been found chosen in a block's last graph.
+    // The ids of all choices in a block's last graph.
     struct Choices {
         const int32_t* begin;
         const int32_t* end;
@@ -73,47 +74,47 @@ class RouterTap {
     const std::vector<int>& blocks() const { return blocks_; }
 
   private:
-    // One of the chains of which the last node counts.
+    // A chain of nodes whose last one is read.
     struct Chain {
         std::string final_name;  // empty until learnt
-        std::string read_name;   // of the last node that was read
+        std::string read_name;   // name of the last node that was read
 
-        // Whether to read this node, the next of the chain. `was_read`: one has been in this graph.
+        // Returns whether to read this node, the next of the chain. `was_read`: one was read in this graph.
         bool wants(const char* name, bool was_read) const;
         void learn();
         bool is_learnt() const { return !final_name.empty(); }
     };
 
-    // What a graph was found to hold, [token, k]; memory is kept from graph to graph.
+    // Values that were read from a graph, [token, k]. Memory is reused for the next graph.
     template <typename Value>
     struct Part {
         std::vector<Value> values;
         size_t n_tokens = 0;
         bool was_read = false;
 
-        // Space for the values of `tokens` tokens.
+        // Returns space for the values of `tokens` tokens.
         Value* fill(size_t tokens, size_t k);
         void forget();
     };
 
     enum class Stage {
-        idle,  // no node of the layer's next graph has come by
-        open,  // some have
-        over,  // what follows of the graph is not to be read; ends with the product with the down matrices
+        idle,  // no node of the layer's next graph has run
+        open,  // some have run
+        over,  // the rest of the graph is not read, until the product with the down matrices
     };
 
     struct Layer {
         size_t top_k = 0;
         Chain weights_chain;
         Chain outputs_chain;
-        // Of the graph that runs or ran last, until it is counted.
+        // State of the current or last graph, until it is counted.
         Stage stage = Stage::idle;
         bool began_with_down = false;  // before the router's first node
         bool down_was_seen = false;
         Part<int32_t> experts;
         Part<float> weights;
         Part<float> norms;              // of outputs, in the order of `experts`
-        bool weights_are_over = false;  // what follows of these names is a second bank's
+        bool weights_are_over = false;  // later nodes of these names are a second bank's
         bool weights_in_input = false;  // the experts' input was weighted, not their outputs
 
         bool has_second_bank = false;  // in any graph
@@ -121,7 +122,7 @@ class RouterTap {
         uint64_t tokens_before_batch = 0;
 
         void forget_graph(Stage next);
-        // What the layer is in where the rest of the graph is not to be read, if any is left.
+        // Returns the stage in which the rest of the graph, if any, is not read.
         Stage stage_of_rest() const {
             return stage == Stage::idle || down_was_seen ? Stage::idle : Stage::over;
         }

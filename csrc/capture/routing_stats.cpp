@@ -9,7 +9,7 @@ namespace coe {
 
 namespace {
 
-// a + b, rounded; the rounding error goes to `error`.
+// Returns a + b, rounded; writes the rounding error to `error`.
 double two_sum(double a, double b, double& error) {
     const double sum = a + b;
     const double b_part = sum - a;
@@ -20,7 +20,7 @@ double two_sum(double a, double b, double& error) {
 }  // namespace
 
 void add_exactly(double& sum, double& rest, double term) {
-    // A double from 2^-12 up is such a multiple as it is.
+    // A double from 2^-12 up is already a multiple of 2^-64.
     const double multiple = std::fabs(term) >= 0x1p-12 ? term : std::nearbyint(term * 0x1p64) * 0x1p-64;
     double error = 0.0;
     const double rounded = two_sum(sum, multiple, error);
@@ -57,8 +57,8 @@ void RoutingStats::check_expert(int32_t expert) const {
 }
 
 void RoutingStats::add_token(size_t layer, int32_t* experts, float* weights, size_t k) {
-    // llama.cpp selects in descending order, so this insertion sort has next to nothing to do, except for
-    // routers that select by another score than they weight by.
+    // An insertion sort, because llama.cpp selects in descending order: only routers that select by another
+    // score than the weights need more.
     for (size_t rank = 0; rank < k; ++rank) {
         check_expert(experts[rank]);
         if (!std::isfinite(weights[rank])) {
@@ -79,12 +79,12 @@ void RoutingStats::add_token(size_t layer, int32_t* experts, float* weights, siz
 
 void RoutingStats::add_output(size_t layer, int32_t expert, float norm, double weighted_norm) {
     if (norm_sum_.sums().empty()) {
-        throw std::logic_error("these statistics have no place for outputs");
+        throw std::logic_error("these statistics were made without outputs");
     }
     check_expert(expert);
     if (!std::isfinite(norm)) {
         throw std::runtime_error("expert " + std::to_string(expert) +
-                                 " put out something that is not a finite number");
+                                 " has an output that is not a finite number");
     }
     const size_t cell = layer * n_experts_ + static_cast<size_t>(expert);
     norm_sum_.add(cell, static_cast<double>(norm));
@@ -93,7 +93,7 @@ void RoutingStats::add_output(size_t layer, int32_t expert, float norm, double w
 
 void RoutingStats::add(const RoutingStats& other) {
     if (norm_sum_.sums().size() != other.norm_sum_.sums().size()) {
-        throw std::logic_error("only one of two statistics has outputs");
+        throw std::logic_error("only one of the two statistics has outputs");
     }
     for (size_t cell = 0; cell < histograms_.size(); ++cell) {
         histograms_[cell] += other.histograms_[cell];

@@ -1,5 +1,5 @@
-// What a profile counts: for each MoE layer, expert and rank, the choices and the sum of their weights; and
-// for each expert, where that is asked for, how large what it put out was.
+// The statistics of a profile: for each MoE layer, expert and rank, the number of choices and the sum of
+// their weights; on request, activation norms of each expert.
 #pragma once
 
 #include <cstddef>
@@ -9,14 +9,14 @@
 
 namespace coe {
 
-// Adds a term to a sum that is kept in two doubles, `sum` the exact sum rounded and `rest` the difference,
-// so that a sum does not depend on the order of its terms and parts of a corpus add up to the whole. Terms
-// count as multiples of 2^-64, which every float from 2^-41 up is; sums up to 2^40 are exact then, for
-// neither error term needs more than a double's 53 bits (two-sum: Knuth, The Art of Computer Programming
-// 2, 4.2.2).
+// Adds a term to a sum that is kept in two doubles: `sum` is the exact sum, rounded, and `rest` the
+// difference. So a sum does not depend on the order of its terms, and parts of a corpus add up to the whole.
+// Terms are rounded to multiples of 2^-64, which every float from 2^-41 up is. Sums up to 2^40 are then
+// exact, because neither error term needs more than the 53 bits of a double (two-sum: Knuth, The Art of
+// Computer Programming 2, 4.2.2).
 void add_exactly(double& sum, double& rest, double term);
 
-// So many such sums.
+// An array of such sums.
 class ExactSums {
   public:
     ExactSums() = default;
@@ -29,7 +29,7 @@ class ExactSums {
     void clear();
 
     const std::vector<double>& sums() const { return sums_; }
-    // What rounding to double left out.
+    // Returns what rounding to double left out.
     const std::vector<double>& rests() const { return rests_; }
 
   private:
@@ -37,23 +37,23 @@ class ExactSums {
     std::vector<double> rests_;
 };
 
+// The statistics of one model.
 class RoutingStats {
   public:
-    // top_k: the most that any layer chooses for a token. with_outputs: whether `add_output` will be called.
+    // top_k: the maximum that a layer chooses for a token; with_outputs: whether `add_output` will be called.
     RoutingStats(size_t n_layers, size_t n_experts, size_t top_k, bool with_outputs = false);
 
     // Adds one token's k choices, at most top_k, to a layer. Rank 0 is the highest weight; equal weights keep
     // their order. Both arrays are reordered. Throws std::runtime_error for an id outside the experts and for
-    // a weight that is no finite number.
+    // a weight that is not finite.
     void add_token(size_t layer, int32_t* experts, float* weights, size_t k);
 
-    // Adds the norm of what one of a token's experts put out, and that of what it added to the layer's sum.
-    // Throws std::runtime_error for an id outside the experts and for a norm that is no finite number, and
+    // Adds the norm of one expert's output for a token, and that of its weighted output. Throws
+    // std::runtime_error for an id outside the experts and for a norm that is not finite, and
     // std::logic_error without outputs.
     void add_output(size_t layer, int32_t expert, float norm, double weighted_norm);
 
-    // Adds the counts of another of the same sizes. Throws std::logic_error unless both have outputs or
-    // neither.
+    // Adds other statistics of the same sizes. Throws std::logic_error if only one of the two has outputs.
     void add(const RoutingStats& other);
 
     void clear();

@@ -26,9 +26,9 @@ namespace fs = std::filesystem;
 
 [[noreturn]] void fail_by_errno() { throw std::system_error(errno, std::generic_category()); }
 
-// Throws std::runtime_error for a link that another user has put into a directory where everybody may write,
-// such as /tmp: it could lead to any file of ours. Linux has the same rule (protected_symlinks), not always
-// set.
+// Throws std::runtime_error for a symlink of another user in a directory where everybody may write, such as
+// /tmp: it could lead to any file of the user. Linux has the same rule (protected_symlinks), but it may be
+// off.
 void check_link(const fs::path& link) {
 #ifdef _WIN32
     static_cast<void>(link);
@@ -47,11 +47,11 @@ void check_link(const fs::path& link) {
 #endif
 }
 
-// A path with its links followed, also one to nothing yet: that is what is meant to be written.
+// Returns a path with its symlinks resolved, also a dangling one: its target is the file to write.
 fs::path followed(const fs::path& path) {
     constexpr int most_links = 40;
     fs::path found = path.is_absolute() ? path.root_path() : fs::current_path();
-    std::vector<fs::path> waiting;  // the next one last
+    std::vector<fs::path> waiting;  // the next one is the last
     const auto wait_for = [&](const fs::path& parts) {
         const fs::path relative = parts.relative_path();
         const std::vector<fs::path> names(relative.begin(), relative.end());
@@ -94,7 +94,7 @@ void sync_directory(const fs::path&) {}
 void set_mode(std::FILE*, const fs::file_status&) {}
 bool is_ours(std::FILE*) { return true; }
 #else
-// For its owner alone, until it is whole.
+// Readable by its owner only, until it is complete.
 OpenFile create(const fs::path& path) {
     const int descriptor = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, S_IRUSR | S_IWUSR);
     return OpenFile(descriptor < 0 ? nullptr : fdopen(descriptor, "wb"));
@@ -106,7 +106,7 @@ void sync(std::FILE* file) {
     }
 }
 
-// Makes a rename last. Some file systems refuse it.
+// Makes a rename durable. Some file systems refuse this.
 void sync_directory(const fs::path& directory) {
     const int descriptor = open(directory.empty() ? "." : directory.c_str(), O_RDONLY);
     if (descriptor >= 0) {
@@ -115,7 +115,7 @@ void sync_directory(const fs::path& directory) {
     }
 }
 
-// Gives a finished file the mode of the one that it replaces, or that of any new file.
+// Gives a finished file the mode of the file that it replaces, or that of a new file.
 void set_mode(std::FILE* file, const fs::file_status& before) {
     mode_t mode = static_cast<mode_t>(before.permissions() & fs::perms::mask);
     if (!fs::exists(before)) {
@@ -125,12 +125,12 @@ void set_mode(std::FILE* file, const fs::file_status& before) {
         umask(mask);
         mode = (S_IRUSR | S_IWUSR | S_IRGRP | S_IWGRP | S_IROTH | S_IWOTH) & ~mask;
     }
-    // Some file systems refuse it; the file stays private then.
+    // Some file systems refuse this; the file then stays private.
     static_cast<void>(fchmod(fileno(file), mode));
 }
 
-// Locked, as Python's writer wants it: that one removes what nobody holds. False where it has done so
-// already.
+// Locks a file, because Python's writer removes temporary files that are not locked. Returns false if it
+// has removed this one already.
 bool is_ours(std::FILE* file) {
     struct stat found = {};
     flock(fileno(file), LOCK_EX | LOCK_NB);
@@ -138,7 +138,7 @@ bool is_ours(std::FILE* file) {
 }
 #endif
 
-// A new file, locked, beside `target`, and its path, by which Python's writer knows leftovers.
+// Creates a locked file beside `target`, and gives its path, by whose name Python's writer finds leftovers.
 OpenFile create_beside(const fs::path& target, fs::path& path) {
     std::random_device random;
     while (true) {
@@ -163,7 +163,7 @@ void write_file(const std::string& path, const std::vector<uint8_t>& bytes) {
         const fs::path target = followed(fs::u8path(path));
         const fs::file_status before = fs::status(target);
         if (fs::exists(before) && !fs::is_regular_file(before)) {
-            throw std::runtime_error(path + ": is no regular file; name one to write");
+            throw std::runtime_error(path + ": is not a regular file; choose another output");
         }
         fs::path temporary;
         OpenFile file = create_beside(target, temporary);

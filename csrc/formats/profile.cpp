@@ -12,26 +12,10 @@ namespace coe {
 
 namespace {
 
-constexpr uint64_t most_shards = 10'000;
 constexpr uint64_t most_tokens = uint64_t{1} << 45;  // sums over all experts of a layer stay exact below
 constexpr double largest_float = std::numeric_limits<float>::max();
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
-
-bool is_ascending(const std::vector<uint64_t>& numbers) {
-    return std::adjacent_find(numbers.begin(), numbers.end(), std::greater_equal<>()) == numbers.end();
-}
-
-std::string shards_of(const CorpusRecord& record) {
-    std::string text = "shard ";
-    for (const uint64_t shard : record.shards) {
-        text += (text.back() == ' ' ? "" : ", ") + std::to_string(shard);
-    }
-    return text + " of " + std::to_string(record.n_shards);
-}
-
-// What a corpus record covers, for messages.
-std::string part_of(const CorpusRecord& record) { return record.n_shards == 1 ? "all" : shards_of(record); }
 
 // The rest of a sum must be less than half the last digit of the sum, or it would have been rounded
 // otherwise.
@@ -47,59 +31,6 @@ void check_rests(const ExactSums& sums, const char* what) {
 }
 
 }  // namespace
-
-void CorpusRecord::check() const {
-    const bool in_range = !shards.empty() && shards.front() >= 1 && shards.back() <= n_shards;
-    if (!in_range || !is_ascending(shards) || n_shards > most_shards) {
-        refuse("a corpus cannot have " + shards_of(*this));
-    }
-}
-
-bool CorpusRecord::completes(const CorpusRecord& other) const {
-    if (n_shards == 1 || sha256 != other.sha256 || run != other.run || n_shards != other.n_shards) {
-        return false;
-    }
-    return std::find_first_of(shards.begin(), shards.end(), other.shards.begin(), other.shards.end()) ==
-           shards.end();
-}
-
-void CorpusRecord::add(const CorpusRecord& other) {
-    documents += other.documents;
-    tokens += other.tokens;
-    shards.insert(shards.end(), other.shards.begin(), other.shards.end());
-    std::sort(shards.begin(), shards.end());
-    if (shards.size() == n_shards) {
-        shards = {1};
-        n_shards = 1;
-        run.clear();
-    }
-}
-
-std::vector<CorpusRecord> join_corpora(const std::vector<CorpusRecord>& ours,
-                                       const std::vector<CorpusRecord>& theirs) {
-    std::vector<CorpusRecord> joined = ours;
-    // A corpus that was given twice to a run has two records in each of its shards.
-    std::vector<bool> matched(ours.size(), false);
-    for (const CorpusRecord& record : theirs) {
-        size_t at = 0;
-        while (at < ours.size() && (matched[at] || !joined[at].completes(record))) {
-            ++at;
-        }
-        if (at < ours.size()) {
-            matched[at] = true;
-            joined[at].add(record);
-            continue;
-        }
-        for (const CorpusRecord& other : ours) {
-            if (other.sha256 == record.sha256 && std::max(other.n_shards, record.n_shards) > 1) {
-                refuse("both have documents of " + record.name + " (" + part_of(other) + ", " +
-                       part_of(record) + "); merge shards of one run, each once");
-            }
-        }
-        joined.push_back(record);
-    }
-    return joined;
-}
 
 bool Profile::is_whole() const {
     return std::all_of(layer_tokens.begin(), layer_tokens.end(),

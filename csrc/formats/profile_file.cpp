@@ -4,7 +4,6 @@
 #include <cstring>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <stdexcept>
@@ -307,72 +306,7 @@ Profile decode(const GgufFile& file, uint64_t version) {
     return profile;
 }
 
-using nlohmann::json;
-
-uint64_t count_of(const json& record, const char* key) {
-    const json& value = record.at(key);
-    if (!value.is_number_unsigned()) {
-        refuse(std::string("the ") + key + " of a corpus is not a count");
-    }
-    return value.get<uint64_t>();
-}
-
-CorpusRecord record_of(const json& value) {
-    CorpusRecord record;
-    record.name = value.at("name").get<std::string>();
-    record.documents = count_of(value, "documents");
-    record.tokens = count_of(value, "tokens");
-    record.sha256 = value.at("sha256").get<std::string>();
-    record.n_shards = value.contains("n_shards") ? count_of(value, "n_shards") : 1;
-    record.run = value.value("run", "");
-    if (value.contains("shards")) {
-        record.shards.clear();
-        for (const json& shard : value["shards"].get_ref<const json::array_t&>()) {
-            if (!shard.is_number_unsigned()) {
-                refuse("the shards of a corpus are not counts");
-            }
-            record.shards.push_back(shard.get<uint64_t>());
-        }
-    }
-    record.check();
-    if (record.n_shards == 1) {
-        record.run.clear();
-    }
-    return record;
-}
-
 }  // namespace
-
-std::string encode_corpora(const std::vector<CorpusRecord>& corpora) {
-    nlohmann::ordered_json records = nlohmann::ordered_json::array();
-    for (const CorpusRecord& record : corpora) {
-        nlohmann::ordered_json fields = {{"name", record.name},
-                                         {"documents", record.documents},
-                                         {"tokens", record.tokens},
-                                         {"sha256", record.sha256}};
-        if (record.n_shards > 1) {
-            fields["shards"] = record.shards;
-            fields["n_shards"] = record.n_shards;
-            fields["run"] = record.run;
-        }
-        records.push_back(fields);
-    }
-    // A host may name its text in another encoding than UTF-8.
-    return records.dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace);
-}
-
-std::vector<CorpusRecord> decode_corpora(const std::string& text) {
-    try {
-        std::vector<CorpusRecord> corpora;
-        const json records = json::parse(text);
-        for (const json& record : records.get_ref<const json::array_t&>()) {
-            corpora.push_back(record_of(record));
-        }
-        return corpora;
-    } catch (const json::exception&) {
-        refuse("its corpora are not a list of records");
-    }
-}
 
 std::vector<uint8_t> encode_profile(const Profile& profile, const ExtraMetadata& extra) {
     const std::unique_ptr<gguf_context, Free> file(gguf_init_empty());

@@ -20,8 +20,4 @@ std::vector<uint8_t> encode_profile(const Profile& profile, const ExtraMetadata&
 // version or is damaged.
 Profile decode_profile(const GgufFile& file);
 
-// Records of corpora as JSON. Throws std::invalid_argument.
-std::string encode_corpora(const std::vector<CorpusRecord>& corpora);
-std::vector<CorpusRecord> decode_corpora(const std::string& text);
-
 }  // namespace coe

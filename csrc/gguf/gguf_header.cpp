@@ -14,7 +14,7 @@ namespace {
 constexpr size_t longest_name = 65535;
 constexpr uint64_t most_dimensions = GGML_MAX_DIMS;
 
-// Far more than any model has: what claims more is damaged, and reading it would take the memory of a model.
+// Far more than any model has. A file that claims more is damaged, and reading it could use up memory.
 constexpr size_t most_header_bytes = size_t{256} << 20;
 constexpr uint64_t most_items = 65536;
 constexpr uint32_t most_alignment = 65536;
@@ -28,8 +28,8 @@ class Cursor {
 
     void skip(uint64_t n_bytes) {
         if (n_bytes > size_ - position_) {
-            throw GgufError(cut_ ? "its header claims more than 256 MB; it is damaged"
-                                 : "the file ends inside its header; it is damaged or not complete");
+            throw GgufError(cut_ ? "the header claims more than 256 MB; the file is damaged"
+                                 : "the file ends inside its header; it is damaged or incomplete");
         }
         position_ += static_cast<size_t>(n_bytes);
     }
@@ -39,7 +39,7 @@ class Cursor {
         T value;
         const size_t at = position_;
         skip(sizeof(T));
-        std::memcpy(&value, data_ + at, sizeof(T));  // GGUF is little-endian, as every machine we run on
+        std::memcpy(&value, data_ + at, sizeof(T));  // GGUF and all supported machines are little-endian
         return value;
     }
 
@@ -48,14 +48,14 @@ class Cursor {
     std::string take_name() {
         const auto length = take<uint64_t>();
         if (length > longest_name) {
-            throw GgufError("a name in its header has " + std::to_string(length) + " bytes");
+            throw GgufError("a name in the header has " + std::to_string(length) + " bytes");
         }
         const size_t at = position_;
         skip(length);
         for (size_t i = at; i < position_; ++i) {
-            // Names are ASCII in every model; this keeps them so for whoever prints or encodes them.
+            // Names are ASCII in every model, so they can be printed and encoded safely.
             if (data_[i] < 0x20 || data_[i] > 0x7e) {
-                throw GgufError("a name in its header holds byte " + std::to_string(data_[i]));
+                throw GgufError("a name in the header contains byte " + std::to_string(data_[i]));
             }
         }
         return {reinterpret_cast<const char*>(data_) + at, static_cast<size_t>(length)};
@@ -71,7 +71,7 @@ class Cursor {
 GgufType take_type(Cursor& cursor) {
     const auto type = cursor.take<uint32_t>();
     if (type > static_cast<uint32_t>(GgufType::f64)) {
-        throw GgufError("its metadata has a value of unknown type " + std::to_string(type));
+        throw GgufError("the metadata has a value of unknown type " + std::to_string(type));
     }
     return static_cast<GgufType>(type);
 }
@@ -86,7 +86,7 @@ GgufEntry take_entry(Cursor& cursor) {
         entry.element_type = take_type(cursor);
         entry.count = cursor.take<uint64_t>();
         if (entry.element_type == GgufType::array) {
-            throw GgufError("its metadata has an array of arrays at " + entry.key);
+            throw GgufError("the metadata has an array of arrays at " + entry.key);
         }
     }
     entry.value = cursor.position();
@@ -97,7 +97,7 @@ GgufEntry take_entry(Cursor& cursor) {
         }
     } else {
         if (entry.count > most_header_bytes) {
-            throw GgufError("its metadata has an array of " + std::to_string(entry.count) + " values at " +
+            throw GgufError("the metadata has an array of " + std::to_string(entry.count) + " values at " +
                             entry.key);
         }
         cursor.skip(entry.count * element_size);
@@ -106,7 +106,7 @@ GgufEntry take_entry(Cursor& cursor) {
     return entry;
 }
 
-// Bytes of a tensor, or throws: every product is checked, and rows must be whole blocks.
+// Returns the bytes of a tensor. Every product is checked for overflow, and rows must be whole blocks.
 uint64_t tensor_bytes(const GgufTensor& tensor) {
     if (tensor.type >= GGML_TYPE_COUNT) {
         throw GgufError("tensor " + tensor.name + " has unknown type " + std::to_string(tensor.type));
@@ -116,11 +116,11 @@ uint64_t tensor_bytes(const GgufTensor& tensor) {
     const uint64_t block_bytes = ggml_type_size(type);
     if (block == 0 || block_bytes == 0) {
         throw GgufError("tensor " + tensor.name + " has type " + std::to_string(tensor.type) +
-                        ", which ggml no longer knows");
+                        ", which ggml no longer supports");
     }
     if (tensor.shape[0] % block != 0) {
         throw GgufError("tensor " + tensor.name + " has rows of " + std::to_string(tensor.shape[0]) +
-                        " values, no multiple of its type's blocks of " + std::to_string(block));
+                        " values, which is not a multiple of its type's block size " + std::to_string(block));
     }
     uint64_t n_blocks = tensor.shape[0] / block;
     const uint64_t most_blocks = static_cast<uint64_t>(std::numeric_limits<int64_t>::max()) / block_bytes;
@@ -161,13 +161,13 @@ void read_alignment(GgufHeader& header, const uint8_t* data) {
     for (const GgufEntry& entry : header.entries) {
         if (entry.key == "general.alignment") {
             if (entry.type != GgufType::u32) {
-                throw GgufError("its alignment is no 32-bit number");
+                throw GgufError("general.alignment is not a 32-bit number");
             }
             uint32_t alignment;
             std::memcpy(&alignment, data + entry.value, sizeof(alignment));
             if (alignment == 0 || alignment > most_alignment || (alignment & (alignment - 1)) != 0) {
-                throw GgufError("its alignment is " + std::to_string(alignment) + ", no power of two up to " +
-                                std::to_string(most_alignment));
+                throw GgufError("general.alignment is " + std::to_string(alignment) +
+                                ", not a power of two up to " + std::to_string(most_alignment));
             }
             header.alignment = alignment;
         }
@@ -179,7 +179,7 @@ void refuse_duplicates(const Items& items, const char* what, Name name) {
     std::unordered_set<std::string> seen;
     for (const auto& item : items) {
         if (!seen.insert(name(item)).second) {
-            throw GgufError(std::string("it has two ") + what + " named " + name(item));
+            throw GgufError(std::string("the file has two ") + what + " named " + name(item));
         }
     }
 }
@@ -187,12 +187,12 @@ void refuse_duplicates(const Items& items, const char* what, Name name) {
 uint64_t take_count(Cursor& cursor, const char* what) {
     const auto count = cursor.take<uint64_t>();
     if (count > most_items) {
-        throw GgufError("its header claims " + std::to_string(count) + what + "; it is damaged");
+        throw GgufError("the header claims " + std::to_string(count) + what + "; the file is damaged");
     }
     return count;
 }
 
-// No two tensors share bytes: cutting one would cut the other.
+// Tensors must not share bytes: changing one would change the other.
 void refuse_overlaps(const std::vector<GgufTensor>& tensors) {
     std::vector<const GgufTensor*> ordered;
     for (const GgufTensor& tensor : tensors) {
@@ -205,7 +205,7 @@ void refuse_overlaps(const std::vector<GgufTensor>& tensors) {
     for (size_t i = 1; i < ordered.size(); ++i) {
         if (ordered[i]->offset - ordered[i - 1]->offset < ordered[i - 1]->n_bytes) {
             throw GgufError("tensors " + ordered[i - 1]->name + " and " + ordered[i]->name +
-                            " overlap; it is damaged");
+                            " overlap; the file is damaged");
         }
     }
 }
@@ -238,15 +238,15 @@ size_t gguf_type_size(GgufType type) {
 
 GgufHeader read_gguf_header(const uint8_t* data, size_t n_mapped, uint64_t file_size) {
     if (n_mapped < 4 || std::memcmp(data, "GGUF", 4) != 0) {
-        throw GgufError("it is not a GGUF file; give a model or a profile in that format");
+        throw GgufError("not a GGUF file; give a model or a profile in that format");
     }
     Cursor cursor(data, n_mapped);
     cursor.skip(4);
     GgufHeader header;
     header.version = cursor.take<uint32_t>();
     if (header.version != 2 && header.version != 3) {
-        throw GgufError("it has GGUF version " + std::to_string(header.version) +
-                        "; versions 2 and 3 can be read");
+        throw GgufError("GGUF version " + std::to_string(header.version) +
+                        " is not supported; versions 2 and 3 are");
     }
     const uint64_t n_tensors = take_count(cursor, " tensors");
     const uint64_t n_entries = take_count(cursor, " metadata entries");
@@ -264,14 +264,15 @@ GgufHeader read_gguf_header(const uint8_t* data, size_t n_mapped, uint64_t file_
     header.data_offset = (unaligned + header.alignment - 1) / header.alignment * header.alignment;
     for (GgufTensor& tensor : header.tensors) {
         if (file_size < header.data_offset) {
-            throw GgufError("it is truncated: the file ends before the data of tensor " + tensor.name);
+            throw GgufError("the file is truncated: it ends before the data of tensor " + tensor.name);
         }
         const uint64_t room = file_size - header.data_offset;
         if (tensor.offset % header.alignment != 0) {
             throw GgufError("tensor " + tensor.name + " does not start at a multiple of the alignment");
         }
         if (tensor.offset > room || tensor.n_bytes > room - tensor.offset) {
-            throw GgufError("it is truncated: tensor " + tensor.name + " ends behind the end of the file");
+            throw GgufError("the file is truncated: tensor " + tensor.name +
+                            " ends after the end of the file");
         }
         tensor.offset += header.data_offset;
     }

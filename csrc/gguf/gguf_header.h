@@ -1,4 +1,4 @@
-// Reads the header of a GGUF file: where each metadata entry and each tensor lies, and nothing else.
+// The header of a GGUF file: the positions of its metadata entries and tensors.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace coe {
 
-// The file is not a GGUF file that this can read; what() says what is wrong, in one line.
+// An error for a file that is not a readable GGUF file; what() is one line.
 class GgufError : public std::runtime_error {
   public:
     using std::runtime_error::runtime_error;
@@ -39,7 +39,7 @@ struct GgufEntry {
     uint64_t count;         // elements of an array; else 1
     size_t begin;           // first byte of the entry, its key included
     size_t value;           // first byte of the value; of an array: of its first element
-    size_t end;             // behind its last byte
+    size_t end;             // after its last byte
 };
 
 struct GgufTensor {
@@ -60,12 +60,12 @@ struct GgufHeader {
     uint64_t data_offset = 0;
 };
 
-// `data`: the file's first `n_mapped` bytes, at least its header; `file_size`: the whole file's size, against
-// which tensor offsets are checked. Nothing is allocated before the bytes that justify it have been seen.
-// Throws GgufError.
+// Reads a header from `data`, the first `n_mapped` bytes of a file of `file_size` bytes. They must contain
+// the whole header; tensor offsets are checked against the file's size. Memory is allocated only for entries
+// that were read. Throws GgufError.
 GgufHeader read_gguf_header(const uint8_t* data, size_t n_mapped, uint64_t file_size);
 
-// Bytes of one element of a fixed-size type; 0 for strings and arrays.
+// Returns the bytes of one element of a fixed-size type; 0 for strings and arrays.
 size_t gguf_type_size(GgufType type);
 
 }  // namespace coe

@@ -18,7 +18,7 @@ struct Workspace {
     std::vector<uint8_t> aligned = std::vector<uint8_t>(values_at_once * sizeof(double));
 };
 
-// In several running sums, which do not wait for each other.
+// Uses several running sums, which do not wait for each other.
 double sum_of_squares(const float* values, size_t n_values) {
     constexpr size_t n_lanes = 16;
     double lanes[n_lanes] = {};
@@ -51,7 +51,7 @@ double sum_of_squares(const uint8_t* data, size_t n_blocks, ggml_type type, Work
         if (type == GGML_TYPE_F32) {
             std::memcpy(workspace.values.data(), source, count * sizeof(float));
         } else {
-            // Copied, because a slice need not start where its type's alignment wants it.
+            // Copied, because a slice may start at any byte, and its type needs an alignment.
             std::memcpy(workspace.aligned.data(), source, count * block_bytes);
             to_float(workspace.aligned.data(), workspace.values.data(), static_cast<int64_t>(count * block));
         }

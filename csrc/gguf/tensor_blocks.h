@@ -7,12 +7,12 @@
 
 namespace coe {
 
-// Euclidean norm of each of `n_slices` equal runs of `n_bytes / n_slices` bytes of ggml type `type`, in
-// double precision; not finite where any value of the slice is not. Throws std::invalid_argument where a
+// Returns the Euclidean norm of each of `n_slices` equal slices of `n_bytes` bytes of ggml type `type`, in
+// double precision. A norm is not finite if a value of its slice is not. Throws std::invalid_argument if a
 // slice is not a whole number of blocks.
 std::vector<double> slice_norms(const uint8_t* data, size_t n_bytes, uint32_t type, size_t n_slices);
 
-// False for a type that ggml can't dequantise, whose norms can't be checked.
+// Returns whether ggml can dequantise a type, so that its norms can be checked.
 bool has_norm(uint32_t type);
 
 }  // namespace coe

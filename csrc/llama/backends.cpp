@@ -18,8 +18,7 @@ void start_backends() {
     });
 }
 
-// They are given to the model that asks for them, and not to llama.cpp's list of devices, from which every
-// later model would take them.
+// The devices are not added to llama.cpp's own list, from which every later model would use them.
 std::vector<ggml_backend_dev_t> rpc_devices(const std::string& endpoint) {
     const ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
     if (rpc == nullptr) {

@@ -1,4 +1,4 @@
-// llama.cpp's backends and the devices that they bring.
+// llama.cpp's backends and their devices.
 #pragma once
 
 #include <cstddef>
@@ -9,21 +9,20 @@
 
 namespace coe {
 
-// Loads the backends, once for the process.
+// Loads the backends, once for each process.
 void start_backends();
-// This machine's GPUs: separate ones, or where there are none, those that share the machine's memory.
+// Returns this machine's GPUs: discrete ones, or, if there are none, integrated ones.
 std::vector<ggml_backend_dev_t> local_gpus();
-// The devices of an rpc-server. Throws std::runtime_error where llama.cpp was built without RPC.
+// Returns the devices of an rpc-server. Throws std::runtime_error if llama.cpp was built without RPC.
 std::vector<ggml_backend_dev_t> rpc_devices(const std::string& endpoint);
 
-// Whether llama.cpp can use other machines' devices.
+// Returns whether llama.cpp can use devices of other machines.
 bool has_rpc();
-// Whether the CPU has AMX, and llama.cpp a memory layout for it.
+// Returns whether the CPU has AMX and llama.cpp has a memory layout for it.
 bool has_amx();
-// Bytes that this machine's GPUs have free; 0 without any.
+// Returns the free bytes of this machine's GPUs; 0 if there are none.
 size_t free_gpu_memory();
-// How many devices an rpc-server offers. llama.cpp ends the process where nothing answers as such a server
-// does.
+// Returns the number of devices of an rpc-server. llama.cpp ends the process if no rpc-server answers.
 size_t count_rpc_devices(const std::string& endpoint);
 
 }  // namespace coe

@@ -22,7 +22,7 @@ namespace coe {
 
 namespace {
 
-// A handler of signals may not allocate: the line is put together from these.
+// A text without allocations, which signal handlers must not make.
 struct Text {
     std::array<char, 1024> bytes{};
     size_t length = 0;
@@ -41,7 +41,7 @@ struct Text {
 
 Text line_prefix;
 Text line_subject;
-Text line_advice;  // empty where the file is what may be wrong
+Text line_advice;  // empty: the file may be damaged
 
 volatile std::sig_atomic_t listener = -1;
 constexpr unsigned listener_seconds = 20;
@@ -68,7 +68,7 @@ void write_text(const char* text, size_t length) {
     std::_Exit(1);
 }
 
-constexpr char maybe_damaged[] = "; the file may be damaged: fetch or make it again";
+constexpr char maybe_damaged[] = "; the file may be damaged: download or make it again";
 
 const char* advice() { return line_advice.length > 0 ? line_advice.bytes.data() : maybe_damaged; }
 
@@ -80,7 +80,7 @@ const char* advice() { return line_advice.length > 0 ? line_advice.bytes.data() 
     end(text);
 }
 
-// ggml's messages begin with the whole path of a source file.
+// Removes the directory of the source file that ggml's messages begin with.
 const char* without_directory(const char* message) {
     const char* rest = message;
     for (const char* at = message; *at != '\0' && *at != ':'; ++at) {
@@ -101,7 +101,8 @@ void on_signal(int number) {
 #if defined(SIGBUS)
     if (number == SIGBUS) {
         Text text;
-        text.add("a file was cut short while it was read, or its disk is gone; see to it and run this again");
+        text.add(
+            "a file was truncated while it was read, or its disk was removed; restore it and run this again");
         end(text);
     }
 #endif
@@ -114,18 +115,18 @@ void on_abort(const char* message) {
     Text text;
     text.add("llama.cpp gave up: ");
     text.add(without_directory(message), longest_message);
-    text.add(
-        memory ? "; half of --batch or --ctx needs about half of that memory, and --n-cpu-moe frees the GPU's"
-               : advice());
+    text.add(memory ? "; halve --batch or --ctx to need about half of that memory, or use --n-cpu-moe to "
+                      "free GPU memory"
+                    : advice());
     end(text);
 }
 
-void on_terminate() { end("ended by an exception of its own"); }
+void on_terminate() { end("ended by an exception"); }
 
 std::atomic<bool> reports_crashes{false};
 
 #if !defined(_WIN32)
-// A thread's stack for handlers, for the time that the thread lives.
+// A thread's stack for signal handlers, for the lifetime of the thread.
 class HandlerStack {
   public:
     HandlerStack() {

@@ -25,7 +25,7 @@ Divergence divergence(const float* reference, double reference_normaliser, const
     for (int32_t i = 0; i < n_vocab; ++i) {
         const double log_p = reference[i] - reference_normaliser;
         const double p = std::exp(log_p);
-        // What is impossible by the reference does not count, whatever the model has to say of it.
+        // Tokens that the reference excludes add nothing, whatever the model's logit is.
         if (p > 0.0) {
             kl += p * (log_p - (logits[i] - normaliser));
         }

@@ -12,7 +12,7 @@ namespace {
 
 std::mutex leases;
 size_t n_leases = 0;
-// The host's; read without the mutex, for they change only while nothing of ours can log.
+// The host's log; read without the mutex, because it changes only while no session can log.
 ggml_log_callback host_log = nullptr;
 void* host_data = nullptr;
 
@@ -56,7 +56,7 @@ void LogCapture::receive_error(const char* text) {
 
 std::string LogCapture::reason() const {
     std::string line = first_error_.substr(0, first_error_.find('\n'));
-    // It may quote what a damaged file has for a name.
+    // It may quote a name of a damaged file.
     std::replace_if(line.begin(), line.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
     return line.empty() ? "llama.cpp gave no reason" : line;
 }

@@ -1,13 +1,13 @@
-// llama.cpp's log while sessions live: what it says in a thread goes to whoever listens in that thread, and
-// else to the host, as before.
+// llama.cpp's log while there are sessions: messages of a thread go to that thread's LogCapture, or else to
+// the host, as before.
 #pragma once
 
 #include <string>
 
 namespace coe {
 
-// While one lives, llama.cpp's process-wide log is ours; when the last has gone, the host's is back. Only
-// that changes what all threads read, so a session holds one for as long as it runs anything.
+// A claim on llama.cpp's process-wide log. While any lease lives, the log is ours; after the last one, it is
+// the host's again. A session holds a lease as long as it runs, since the log may change only between leases.
 class LogLease {
   public:
     LogLease();
@@ -16,7 +16,7 @@ class LogLease {
     LogLease& operator=(const LogLease&) = delete;
 };
 
-// Keeps what llama.cpp reports in this thread, and prints nothing of it; for as long as a lease is held.
+// Collects llama.cpp's messages in this thread instead of printing them. A lease must be held.
 class LogCapture {
   public:
     LogCapture();
@@ -25,7 +25,7 @@ class LogCapture {
     LogCapture& operator=(const LogCapture&) = delete;
 
     void receive_error(const char* text);
-    // The first error, as one line.
+    // Returns the first error, as one line.
     std::string reason() const;
 
   private:

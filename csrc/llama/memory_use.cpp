@@ -5,8 +5,8 @@
 #include "ggml-backend.h"
 #include "llama.h"
 
-// llama.cpp exports this function for its own tools and installs no header for it. Names and layout are what
-// the pinned version has; another one is refused when the module is imported.
+// llama.cpp exports this function for its own tools, without a public header. Names and layout are those of
+// the pinned version; other versions are refused when the module is imported.
 struct llama_memory_breakdown_data {
     size_t model = 0;
     size_t context = 0;

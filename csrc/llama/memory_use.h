@@ -1,4 +1,4 @@
-// What a model and its context take of each kind of memory, by llama.cpp's own accounts.
+// Memory that a model and its context use, as llama.cpp reports it.
 #pragma once
 
 #include <cstddef>
@@ -9,12 +9,13 @@ struct llama_context;
 
 namespace coe {
 
+// The use of one kind of memory.
 struct MemoryUse {
     std::string buffer;  // llama.cpp's name for the kind of memory
-    bool on_gpu;         // else in the machine's own memory
+    bool on_gpu;         // else in host memory
     size_t weights;      // bytes
     size_t context;      // bytes of keys, values and states
-    size_t compute;      // bytes of what a batch is computed in
+    size_t compute;      // bytes of compute buffers
 };
 
 std::vector<MemoryUse> memory_use(const llama_context* context);

@@ -8,7 +8,7 @@ namespace coe {
 
 namespace {
 
-// What llama.cpp is to use, with a null pointer at the end; nothing where that is for llama.cpp to choose.
+// Returns the devices to use, with a null pointer at the end; empty if llama.cpp chooses.
 std::vector<ggml_backend_dev_t> find_devices(const std::vector<std::string>& names,
                                              const std::vector<std::string>& rpc) {
     std::vector<ggml_backend_dev_t> devices;
@@ -27,7 +27,8 @@ std::vector<ggml_backend_dev_t> find_devices(const std::vector<std::string>& nam
             for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
                 known += std::string(i > 0 ? ", " : "") + ggml_backend_dev_name(ggml_backend_dev_get(i));
             }
-            throw std::runtime_error("there is no device " + name + "; this build of llama.cpp has " + known);
+            throw std::runtime_error("device " + name + " does not exist; this build of llama.cpp has " +
+                                     known);
         }
         devices.push_back(device);
     }
@@ -37,7 +38,7 @@ std::vector<ggml_backend_dev_t> find_devices(const std::vector<std::string>& nam
     return devices;
 }
 
-// Patterns for llama.cpp's tensor placement: the experts of the first blocks, or of all.
+// Returns patterns for llama.cpp's tensor placement that match the experts of the first blocks, or of all.
 std::vector<std::string> expert_patterns(int32_t n_cpu_moe) {
     const std::string experts = "\\.ffn_(up|down|gate|gate_up)_(ch|)exps";
     std::vector<std::string> patterns;
@@ -62,8 +63,8 @@ WeightPlacement::WeightPlacement(const PlacementOptions& options) {
     if (!overrides_.empty()) {
         overrides_.push_back({nullptr, nullptr});
     }
-    // llama.cpp's code for AMX writes beyond its results where activations have three dimensions, which
-    // crashes on Gemma 4 (its issue 20824), and ends the process on latent attention.
+    // llama.cpp's AMX code writes out of bounds if activations have three dimensions, which crashes Gemma 4
+    // (llama.cpp issue 20824), and it ends the process on latent attention.
     repack_ = options.repack && !has_amx();
 }
 

@@ -1,4 +1,4 @@
-// Where a model's weights go.
+// Placement of a model's weights on devices.
 #pragma once
 
 #include <cstdint>
@@ -10,25 +10,26 @@
 
 namespace coe {
 
+// Options of the placement.
 struct PlacementOptions {
     int32_t n_gpu_layers = -1;  // negative: all
     int32_t n_cpu_moe = 0;      // number of first blocks whose experts stay in host memory; negative: all
     std::vector<std::string> devices;  // empty: all
     std::vector<std::string> rpc;      // llama.cpp's rpc-servers, HOST:PORT: their devices come first
-    bool repack = true;                // weights may be copied to a layout that the CPU reads faster
+    bool repack = true;                // whether weights may be copied to a layout that is faster on the CPU
 };
 
-// What llama.cpp's parameters point to, for as long as a model is being loaded.
+// The data that llama.cpp's parameters point to while a model is being loaded.
 class WeightPlacement {
   public:
-    // Throws std::runtime_error for a device that there is not.
+    // Throws std::runtime_error for a device that does not exist.
     explicit WeightPlacement(const PlacementOptions& options);
-    // A null pointer stands at the end of each; null where llama.cpp is to choose.
+    // Both arrays end with a null pointer; they are null if llama.cpp chooses.
     ggml_backend_dev_t* devices() { return devices_.empty() ? nullptr : devices_.data(); }
     const llama_model_tensor_buft_override* overrides() const {
         return overrides_.empty() ? nullptr : overrides_.data();
     }
-    // Whether llama.cpp may copy weights to other layouts of memory.
+    // Returns whether llama.cpp may copy weights to other memory layouts.
     bool repack() const { return repack_; }
 
   private:

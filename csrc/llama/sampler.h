@@ -1,4 +1,4 @@
-// Draws the next token from a model's logits.
+// Sampling of the next token from a model's logits.
 #pragma once
 
 #include <cstdint>
@@ -10,16 +10,18 @@ namespace coe {
 
 class Session;
 
+// Options of sampling.
 struct SamplingOptions {
-    float temperature = 0.6f;  // 0: always the likeliest token
-    int32_t top_k = 40;        // among so many likeliest; 0: all
-    float top_p = 0.95f;       // among the likeliest that have this probability together; 1: all
-    float min_p = 0.0f;        // among those with this share of the likeliest's probability; 0: all
+    float temperature = 0.6f;  // 0: always take the likeliest token
+    int32_t top_k = 40;        // sample from this many of the likeliest tokens; 0: all
+    float top_p = 0.95f;       // from the likeliest tokens that together have this probability; 1: all
+    float min_p = 0.0f;        // from tokens with at least this share of the likeliest's probability; 0: all
     float repeat_penalty = 1.0f;
-    int32_t repeat_last_n = 64;  // tokens back that the penalty looks at
+    int32_t repeat_last_n = 64;  // number of last tokens that the penalty looks at
     uint32_t seed = 0;
 };
 
+// Draws tokens from a model's logits.
 class Sampler {
   public:
     Sampler(int32_t n_vocab, const SamplingOptions& options);
@@ -27,9 +29,9 @@ class Sampler {
     Sampler(const Sampler&) = delete;
     Sampler& operator=(const Sampler&) = delete;
 
-    // Tokens that were there before: what repeats them is penalised too.
+    // Adds earlier tokens, whose repetition is penalised too.
     void accept(const std::vector<int32_t>& tokens);
-    // The token that follows the last decode of a session.
+    // Returns the token that follows the last decode of a session.
     int32_t next(Session& session);
 
   private:

@@ -15,8 +15,8 @@ namespace coe {
 
 namespace {
 
-// The options that give the longest context that can be made after all, by halving; "" where there is none.
-// What is free is known to the backends alone: trying is the one way that is right for all of them.
+// Returns the options for the longest context that can be made, found by halving; "" if there is none. Trying
+// is the only way, because only the backends know how much memory is free.
 std::string possible_context(llama_model* model, llama_context_params params) {
     const uint32_t n_batch = params.n_batch;
     for (params.n_ctx /= 2; params.n_ctx >= 32; params.n_ctx /= 2) {
@@ -65,13 +65,13 @@ Session::Session(const std::string& path, const SessionOptions& options)
     params.n_threads = options.n_threads;
     params.n_threads_batch = options.n_threads;
     params.kv_unified = true;
-    params.swa_full = false;  // layers with a sliding window keep no more than that: nothing here goes back
+    params.swa_full = false;  // layers with a sliding window keep no more than it: nothing here goes back
     if (options.f32_kv) {
         params.type_k = params.type_v = GGML_TYPE_F32;
-        // Flash attention would round keys and values to F16 all the same.
+        // Flash attention would still round keys and values to F16.
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     }
-    params.pooling_type = LLAMA_POOLING_TYPE_NONE;  // embeddings are of tokens
+    params.pooling_type = LLAMA_POOLING_TYPE_NONE;  // embeddings are per token
     params.no_perf = true;
     params.cb_eval = &RouterHooks::callback;
     params.cb_eval_user_data = &hooks_;
@@ -88,7 +88,7 @@ Session::Session(const std::string& path, const SessionOptions& options)
         llama_model_free(model_);
         throw std::runtime_error("llama.cpp cannot make a context of " + std::to_string(params.n_ctx) +
                                  " tokens: " + reason +
-                                 (possible.empty() ? "" : "; " + possible + " would do"));
+                                 (possible.empty() ? "" : "; " + possible + " would fit"));
     }
 }
 
@@ -115,9 +115,9 @@ void Session::watch(const std::vector<int>& blocks, size_t n_experts, const std:
     }
 }
 
-// On most architectures the last layer runs for those rows only whose output is asked for. Where it does not,
-// asking for one saves setting aside logits of every token: half a gigabyte at 262,144 tokens and a batch of
-// 512. Two tokens tell.
+// On most architectures the last layer runs only for rows whose output is requested. Where it runs for all,
+// one requested row is enough, which saves memory for logits: half a gigabyte with a vocabulary of 262,144
+// and a batch of 512. Two test tokens tell which is the case.
 void Session::find_what_routers_see() {
     router_sees_all_ = false;
     if (!has_memory() || n_batch_ < 2) {
@@ -134,7 +134,7 @@ void Session::find_what_routers_see() {
 
 void Session::unwatch() {
     if (was_ended_early_ && has_memory()) {
-        // The data too: a NaN left there would spread to later sequences, though its weight is zero.
+        // Clear the data too: a NaN in it would spread to later sequences, though its weight is zero.
         llama_memory_clear(llama_get_memory(context_), true);
     }
     was_ended_early_ = false;
@@ -158,7 +158,7 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
                      const std::vector<int32_t>& sequences, size_t first_output) {
     const size_t n_tokens = tokens.size();
     if (simulated_) {
-        throw std::logic_error("a simulated model has no weights to compute with");
+        throw std::logic_error("a simulated model has no weights, so it cannot run tokens");
     }
     if (n_tokens == 0 || n_tokens > static_cast<size_t>(n_batch_) || positions.size() != n_tokens ||
         sequences.size() != n_tokens) {
@@ -187,7 +187,7 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
         for (size_t i = 0; i < applications.size(); ++i) {
             if (applications[i] == 0 && hooks_.mask.drops_in(masked_blocks_[i])) {
                 throw std::runtime_error("the router of block " + std::to_string(masked_blocks_[i]) +
-                                         " did not run, so the mask had nothing to act on");
+                                         " did not run, so the mask had no effect");
             }
         }
     }
@@ -198,15 +198,15 @@ std::string Session::smaller_batch() const {
         return "";
     }
     const std::string half = std::to_string(n_batch_ / 2);
-    // What keeps nothing between batches sees a whole window in one.
+    // A model without memory between batches must run a whole window in one.
     return (has_memory() ? "; " : "; --ctx " + half + " ") + "--batch " + half +
-           " needs about half of the memory that it works in";
+           " needs about half of the compute memory";
 }
 
 void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
                   const std::vector<int32_t>& sequences, size_t first_output) {
     const size_t n_tokens = tokens.size();
-    // llama.cpp takes mutable pointers and leaves what they point to alone.
+    // llama.cpp takes mutable pointers but does not change the data.
     std::vector<int32_t>& mutable_sequences = const_cast<std::vector<int32_t>&>(sequences);
     sequence_pointers_.resize(n_tokens);
     for (size_t i = 0; i < n_tokens; ++i) {
@@ -233,7 +233,7 @@ void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>
     try {
         status = has_memory() ? llama_decode(context_, batch) : llama_encode(context_, batch);
         reason = log.reason();
-    } catch (const std::bad_alloc&) {  // its C functions let this through
+    } catch (const std::bad_alloc&) {  // llama.cpp's C functions may throw this
         status = -2;
         reason = "out of memory";
     }
@@ -248,7 +248,8 @@ void Session::run(const std::vector<int32_t>& tokens, const std::vector<int32_t>
 
 const float* Session::logits(int32_t i) {
     if (!has_logits()) {
-        throw std::invalid_argument("gave no logits: it is an encoder, or its graph was ended early");
+        throw std::invalid_argument(
+            "there are no logits: the model is an encoder, or its graph was ended early");
     }
     const float* row = llama_get_logits_ith(context_, i);
     if (row == nullptr) {
@@ -258,18 +259,18 @@ const float* Session::logits(int32_t i) {
 }
 
 int32_t Session::sample(llama_sampler* chain) {
-    logits(-1);  // says what is wrong where there are none
+    logits(-1);  // throws if there are none
     return llama_sampler_sample(chain, context_, -1);
 }
 
 void Session::want_embeddings(bool on) {
-    const LogCapture log;  // llama.cpp reports even this
+    const LogCapture log;  // llama.cpp logs even this
     llama_set_embeddings(context_, on);
 }
 
 const float* Session::embeddings(int32_t i) {
     if (hooks_.ended_early) {
-        throw std::invalid_argument("gave no embeddings: its graph was ended early");
+        throw std::invalid_argument("there are no embeddings: the graph was ended early");
     }
     const float* row = llama_get_embeddings_ith(context_, i);
     if (row == nullptr) {

@@ -42,9 +42,9 @@ std::string Tokenizer::token_text(int32_t token) const {
 std::vector<int32_t> Tokenizer::tokenize(const std::string& text, bool parse_special) const {
     if (text.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max()) - 8) {
         throw std::invalid_argument("a text of " + std::to_string(text.size()) +
-                                    " bytes is more than llama.cpp's tokenizers take; cut it into parts");
+                                    " bytes is too long for llama.cpp's tokenizers; split it");
     }
-    // No tokenizer makes more tokens than bytes, but for a prefix of its own.
+    // A tokenizer never makes more tokens than bytes, apart from a prefix of its own.
     std::vector<int32_t> tokens(text.size() + 8);
     const int32_t n_tokens =
         llama_tokenize(vocab_, text.data(), static_cast<int32_t>(text.size()), tokens.data(),

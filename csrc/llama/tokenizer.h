@@ -15,17 +15,17 @@ class Tokenizer {
     explicit Tokenizer(const llama_model* model) : model_(model), vocab_(llama_model_get_vocab(model)) {}
 
     int32_t n_vocab() const;
-    // Whether the file has a tokenizer; else it has only a number of tokens.
+    // Returns whether the file has a tokenizer, not only a number of tokens.
     bool exists() const;
-    // BOS and EOS ids that the model expects around a document, or -1.
+    // Return the ids of BOS and EOS that the model expects around a document, or -1.
     int32_t bos_token() const;
     int32_t eos_token() const;
     std::string chat_template() const;
-    // The bytes that a token stands for; none for a control token.
+    // Returns the bytes of a token; none for a control token.
     std::string token_text(int32_t token) const;
-    // Whether a token ends a text or a turn.
+    // Returns whether a token ends a text or a turn.
     bool ends(int32_t token) const { return llama_vocab_is_eog(vocab_, token); }
-    // Without BOS and EOS. Special tokens are parsed out of the text only if asked for.
+    // Returns the tokens of a text, without BOS and EOS. Special tokens in it are parsed only on request.
     std::vector<int32_t> tokenize(const std::string& text, bool parse_special) const;
 
   private:

@@ -8,22 +8,14 @@
 #include <stdexcept>
 
 #include "base/limits.h"
-#include "base/sha256.h"
-#include "ggml.h"
 #include "model/expert_tensors.h"
 
 namespace coe {
 
 namespace {
 
-constexpr size_t longest_name = 200;  // characters of a model's name
-constexpr uint64_t most_shards = 99999;
+constexpr size_t longest_name = 200;    // characters of a model's name
 constexpr size_t llama4_variant = 128;  // with this number of experts, llama.cpp builds another graph
-
-std::string padded(uint64_t number) {
-    const std::string digits = std::to_string(number);
-    return std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0') + digits;
-}
 
 std::string first_characters(const std::string& text, size_t n_characters) {
     size_t end = 0;
@@ -55,6 +47,7 @@ class LayoutFinder {
         check_layers();
         find_groups();
         find_obstacle();
+        find_second_router();
         return layout_;
     }
 
@@ -209,6 +202,21 @@ class LayoutFinder {
         }
     }
 
+    // llama.cpp runs GroveMoE's router once for the experts and once for their groups. The ids of the groups
+    // are computed from the experts', and so can be told from choices; but not where each expert is a group.
+    void find_second_router() {
+        for (const TensorPosition position : other_experts_) {
+            const GgufTensor& found = tensor(position);
+            if (parse_tensor_name(found.name)->kind == TensorKind::group_experts && !found.shape.empty() &&
+                found.shape.back() == layout_.shape.n_experts) {
+                layout_.cannot_count =
+                    found.name +
+                    " has a group for each expert, so llama.cpp runs the router twice in a "
+                    "layer, and its choices cannot be told apart";
+            }
+        }
+    }
+
     const ModelFiles& files_;
     const std::string& path_;
     RouterLayout layout_;
@@ -218,53 +226,16 @@ class LayoutFinder {
     std::vector<TensorPosition> other_experts_;
 };
 
-// A router's values in F32; nothing where ggml cannot convert their type.
-std::optional<std::vector<float>> router_values(const GgufTensor& router, const std::vector<uint8_t>& bytes) {
-    if (router.type >= GGML_TYPE_COUNT) {
-        return std::nullopt;
-    }
-    const auto* traits = ggml_get_type_traits(static_cast<ggml_type>(router.type));
-    if (traits->to_float == nullptr) {
-        return std::nullopt;
-    }
-    std::vector<float> values(router.shape[0] * router.shape[1]);
-    traits->to_float(bytes.data(), values.data(), static_cast<int64_t>(values.size()));
-    return values;
-}
-
-// docs/formats.md specifies the bytes. `by_value`: routers of other types count as what they are in F32.
-std::string find_fingerprint(const ModelFiles& files, const RouterLayout& layout, bool by_value) {
-    Sha256 digest;
-    const auto add = [&](const std::string& text) {
-        digest.update(text);
-        digest.update("\0", 1);
-    };
-    add(layout.architecture);
-    add(std::to_string(layout.n_blocks));
-    add(std::to_string(layout.shape.n_experts));
-    add(std::to_string(*std::max_element(layout.top_k.begin(), layout.top_k.end())));
-    for (const MoeLayer& layer : layout.layers) {
-        const GgufFile& file = *files[layer.router.file];
-        const GgufTensor& router = file.header().tensors[layer.router.index];
-        const std::vector<uint8_t> bytes = file.read(router);
-        const bool converts = by_value && router.type != GGML_TYPE_F32;
-        const auto values = converts ? router_values(router, bytes) : std::nullopt;
-        add(router.name);
-        add("(" + std::to_string(router.shape[0]) + ", " + std::to_string(router.shape[1]) + ")");
-        add(std::to_string(values ? static_cast<uint32_t>(GGML_TYPE_F32) : router.type));
-        if (values) {
-            digest.update(values->data(), values->size() * sizeof(float));
-        } else {
-            digest.update(bytes.data(), bytes.size());
-        }
-    }
-    return digest.hex();
-}
-
 }  // namespace
 
 bool RouterLayout::has_fingerprint(const std::string& other) const {
     return other == fingerprint || (!old_fingerprint.empty() && other == old_fingerprint);
+}
+
+void RouterLayout::check_countable() const {
+    if (!cannot_count.empty()) {
+        throw std::invalid_argument("cannot be profiled: " + cannot_count);
+    }
 }
 
 void RouterLayout::check_keep(size_t keep) const {
@@ -285,94 +256,6 @@ void RouterLayout::check_keep(size_t keep) const {
     }
 }
 
-std::vector<std::string> shard_paths(const GgufFile& first) {
-    const std::string& path = first.path();
-    const uint64_t count = first.count("split.count").value_or(1);
-    if (count <= 1) {
-        return {path};
-    }
-    if (count > most_shards) {
-        refuse_file(path, "says that it is one of " + std::to_string(count) + " shards; it is damaged");
-    }
-    const std::string of_count = "-of-" + padded(count) + ".gguf";
-    const std::string ending = "-00001" + of_count;
-    if (path.size() < ending.size() ||
-        path.compare(path.size() - of_count.size(), of_count.size(), of_count) != 0) {
-        refuse_file(path, "is one of " + std::to_string(count) + " shards but is not named NAME" + ending);
-    }
-    const std::string stem = path.substr(0, path.size() - ending.size());
-    if (path != stem + ending) {
-        refuse_file(path, "is not the first shard; give " + stem + ending);
-    }
-    if (first.count("split.no").value_or(0) != 0) {
-        refuse_file(path, "says that it is not the first shard; give the shards their names back");
-    }
-    std::vector<std::string> paths;
-    std::string missing;
-    for (uint64_t number = 1; number <= count; ++number) {
-        paths.push_back(stem + "-" + padded(number) + of_count);
-        if (!std::filesystem::exists(std::filesystem::u8path(paths.back()))) {
-            missing += (missing.empty() ? "" : ", ") + paths.back();
-        }
-    }
-    if (!missing.empty()) {
-        refuse_file(path, "is one of " + std::to_string(count) + " shards; missing: " + missing +
-                              "; put them beside it");
-    }
-    return paths;
-}
-
-void check_shards(const ModelFiles& files) {
-    if (files.size() == 1) {
-        return;
-    }
-    const GgufFile& first = *files[0];
-    std::set<std::string> names;
-    size_t n_tensors = 0;
-    for (size_t number = 0; number < files.size(); ++number) {
-        const GgufFile& file = *files[number];
-        if (number > 0 && (file.count("split.no") != number || file.count("split.count") != files.size())) {
-            refuse_file(file.path(), "is not shard " + std::to_string(number + 1) + " of " +
-                                         std::to_string(files.size()) + " of the model in " + first.path() +
-                                         "; give the shards their names back");
-        }
-        for (const GgufTensor& tensor : file.header().tensors) {
-            names.insert(tensor.name);
-            n_tensors += 1;
-        }
-    }
-    if (names.size() != n_tensors || first.count("split.tensors.count").value_or(n_tensors) != n_tensors) {
-        refuse_file(first.path(), "its " + std::to_string(files.size()) +
-                                      " shards do not hold the tensors of one model, each once");
-    }
-}
-
-ModelFiles open_model(const std::string& path) {
-    ModelFiles files = {std::make_shared<GgufFile>(path)};
-    const std::vector<std::string> paths = shard_paths(*files[0]);
-    for (size_t number = 1; number < paths.size(); ++number) {
-        files.push_back(std::make_shared<GgufFile>(paths[number]));
-    }
-    check_shards(files);
-    return files;
-}
-
 RouterLayout find_router_layout(const ModelFiles& files) { return LayoutFinder(files).find(); }
-
-void find_fingerprints(const ModelFiles& files, RouterLayout& layout) {
-    const auto is_f32 = [&](const MoeLayer& layer) {
-        return files[layer.router.file]->header().tensors[layer.router.index].type == GGML_TYPE_F32;
-    };
-    const bool all_f32 = std::all_of(layout.layers.begin(), layout.layers.end(), is_f32);
-    layout.fingerprint = find_fingerprint(files, layout, true);
-    layout.old_fingerprint = all_f32 ? "" : find_fingerprint(files, layout, false);
-}
-
-RouterLayout read_router_layout(const std::string& path) {
-    const ModelFiles files = open_model(path);
-    RouterLayout layout = find_router_layout(files);
-    find_fingerprints(files, layout);
-    return layout;
-}
 
 }  // namespace coe

@@ -3,17 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "gguf/gguf_file.h"
 #include "model/router_shape.h"
+#include "model/shards.h"
 
 namespace coe {
-
-// The files of a model, in the order of its shards.
-using ModelFiles = std::vector<std::shared_ptr<const GgufFile>>;
 
 struct TensorPosition {
     size_t file;   // index in ModelFiles
@@ -48,24 +44,15 @@ struct RouterLayout {
     size_t variant_n_experts = 0;  // number of experts with which llama.cpp computes another model; 0: none
 
     bool has_fingerprint(const std::string& other) const;
+    // Throws std::invalid_argument, with the reason, where the routers' choices cannot be counted.
+    void check_countable() const;
     // Throws std::invalid_argument, with the reason, where llama.cpp could not run the model with `keep`
     // experts a layer, or would compute something else than the kept experts' share.
     void check_keep(size_t keep) const;
 };
 
-// The paths of all shards of the model whose first file this is; only its own where it is not split. Throws
-// std::invalid_argument where it is not named as the first of several.
-std::vector<std::string> shard_paths(const GgufFile& first);
-// Throws std::invalid_argument unless the files are the shards of one model, each once.
-void check_shards(const ModelFiles& files);
-ModelFiles open_model(const std::string& path);
-
 // The layout without fingerprints: nothing but headers is read. Throws std::invalid_argument, in one line
 // that names the file.
 RouterLayout find_router_layout(const ModelFiles& files);
-// Reads the routers' weights.
-void find_fingerprints(const ModelFiles& files, RouterLayout& layout);
-// All of this for the model at a path, which is that of its first shard where it is split.
-RouterLayout read_router_layout(const std::string& path);
 
 }  // namespace coe

@@ -11,7 +11,7 @@
 #include "formats/atomic_file.h"
 #include "formats/mask_file.h"
 #include "formats/profile_file.h"
-#include "model/router_layout.h"
+#include "model/fingerprint.h"
 
 namespace {
 

@@ -23,7 +23,7 @@
 #include "ggml-backend.h"
 #include "graph_replay.h"
 #include "llama.h"
-#include "model/router_layout.h"
+#include "model/fingerprint.h"
 #include "node_orders.h"
 
 namespace {

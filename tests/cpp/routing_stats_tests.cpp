@@ -169,10 +169,10 @@ TEST(norms_add_up_by_expert) {
     CHECK_THROWS(std::runtime_error, "expert 3 of 3", stats.add_output(0, 3, 1.0f, 1.0));
     CHECK_THROWS(std::runtime_error, "expert -1 of 3", stats.add_output(0, -1, 1.0f, 1.0));
     for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
-        CHECK_THROWS(std::runtime_error, "expert 1 put out", stats.add_output(0, 1, bad, 1.0));
+        CHECK_THROWS(std::runtime_error, "expert 1 has", stats.add_output(0, 1, bad, 1.0));
     }
     coe::RoutingStats without(2, 3, 1);
-    CHECK_THROWS(std::logic_error, "no place for outputs", without.add_output(0, 1, 1.0f, 1.0));
+    CHECK_THROWS(std::logic_error, "without outputs", without.add_output(0, 1, 1.0f, 1.0));
     CHECK_THROWS(std::logic_error, "only one", without.add(stats));
     CHECK_THROWS(std::logic_error, "only one", stats.add(without));
     stats.clear();

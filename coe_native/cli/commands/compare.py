@@ -1,4 +1,4 @@
-"""``coe-native compare``."""
+"""The command ``coe-native compare``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 @click.command(name="compare", cls=Command)
 @click.argument("first", type=FILE)
 @click.argument("second", type=FILE)
-@click.option("--keep", type=int, help="For profiles: experts that their masks keep; half if not given.")
+@click.option("--keep", type=int, help="Experts that the masks of profiles keep; half if not given.")
 @method_option
 @json_option
 def command(first: Path, second: Path, keep: int | None, method: str, as_json: bool) -> None:
-    """Show how far two masks (or the masks of two profiles) overlap, layer by layer, beside chance."""
+    """Show how far two masks, or the masks of two profiles, overlap in each layer, compared with chance."""
     from coe_native.masks.overlap import compare
 
     overlaps = compare(_load(first, keep, method), _load(second, keep, method))

@@ -1,4 +1,4 @@
-"""``coe-native corpus``: stats and sample."""
+"""The commands ``coe-native corpus stats`` and ``coe-native corpus sample``."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.types import COUNT, FILE
 from coe_native.errors import InputError
 
-_by_option = click.option("--by", metavar="COLUMN", help="Divide by this column of .jsonl and .parquet files.")
+_by_option = click.option("--by", metavar="COLUMN", help="Column of .jsonl and .parquet files to group by.")
 _near_option = click.option(
     "--near",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.8,
     show_default=True,
-    help="Share of five-word runs in which two documents agree to be near duplicates.",
+    help="Share of five-word sequences that near duplicates have in common.",
 )
 _paths_argument = click.argument("paths", type=FILE, nargs=-1, required=True)
 
 
 @click.group(name="corpus")
 def command() -> None:
-    """Look at text before it is profiled, and draw samples from it."""
+    """Show statistics of text before it is profiled, and draw samples from it."""
 
 
 @command.command(name="stats", cls=Command)
@@ -39,7 +39,7 @@ def command() -> None:
 def stats_command(
     paths: tuple[Path, ...], model: Path | None, by: str | None, near: float, field: str | None, as_json: bool
 ) -> None:
-    """Show the documents, tokens and duplicates of PATHS, and the mix by source, or by a column."""
+    """Count the documents, tokens and duplicates of PATHS, by source or by column."""
     import contextlib
 
     from coe_native.corpus.read import read_corpus
@@ -94,11 +94,11 @@ def stats_command(
 @_paths_argument
 @click.option("-o", "--output", type=FILE, required=True, help=".jsonl file to write.")
 @_by_option
-@click.option("--size", type=COUNT, help="Documents in all, in proportion to what the strata have.")
-@click.option("--cap", type=COUNT, help="Most documents of each stratum.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another draws another sample.")
+@click.option("--size", type=COUNT, help="Documents to draw in all, in proportion to the sizes of the strata.")
+@click.option("--cap", type=COUNT, help="Maximum documents of each stratum.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random draw.")
 @_near_option
-@click.option("--keep-duplicates", is_flag=True, help="Leave in what is there before, word for word or nearly.")
+@click.option("--keep-duplicates", is_flag=True, help="Keep duplicates and near duplicates.")
 @field_option
 @force_option
 @json_option
@@ -115,9 +115,10 @@ def sample_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Draw documents from PATHS at random, as many of each stratum (a column's value, or a source) as asked for.
+    """Draw documents from PATHS at random, by stratum: a source, or a value of a column.
 
-    So a benchmark's questions make a corpus: corpus sample test.parquet --by category --cap 50 -o corpus.jsonl.
+    For example, a corpus of a benchmark's questions: corpus sample test.parquet --by category --cap 50 -o
+    corpus.jsonl
     """
     from collections import Counter
 
@@ -130,7 +131,7 @@ def sample_command(
     from coe_native.corpus.sampling import lines, sample
 
     if output.suffix != ".jsonl":
-        raise InputError(f"{output}: is to hold a document a line: give it a name that ends in .jsonl")
+        raise InputError(f"{output}: is written with one document a line; give it a name that ends in .jsonl")
     check_target(output, force=force, inputs=paths)
     read = [read_corpus(path, field, label=by) for path in paths]
     say_skipped(read)
@@ -143,6 +144,6 @@ def sample_command(
         print_json({"corpus": str(output), "documents": len(drawn), "of": there, "strata": dict(strata)})
         return
     if size is not None and len(drawn) < size:
-        say(f"there are fewer than the {size:,} asked for, with the cap and without near duplicates")
+        say(f"fewer than the requested {size:,} documents are left, with the cap and without near duplicates")
     of_each = f" in {len(strata)} strata of {by}" if by is not None else ""
     say(f"{output}: {len(drawn):,} of {there:,} documents{of_each}")

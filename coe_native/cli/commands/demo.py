@@ -1,4 +1,4 @@
-"""``coe-native demo``."""
+"""The command ``coe-native demo``."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 
 
 @click.command(name="demo", cls=Command)
-@click.option("-o", "--output", type=FILE, default=Path("coe-demo"), show_default=True, help="Directory to fill.")
+@click.option(
+    "-o", "--output", type=FILE, default=Path("coe-demo"), show_default=True, help="Directory to write to."
+)
 @click.option("--threads", type=THREADS, help="CPU threads; all cores if not given.")
 @force_option
 @json_option
 def command(output: Path, threads: int | None, force: bool, as_json: bool) -> None:
     """Make three specialists of the packaged 13 M parameter Gemma 4 and compare them with their parent.
 
-    One for Python code, one for English prose, one for C++, each with half the experts. Needs no network.
+    They are for Python code, English prose and C++, and keep half of the experts. No network is needed.
     """
     from coe_native.recipes import demo
-    from coe_native.surgery.plan import safety_notice
+    from coe_native.surgery.notice import safety_notice
 
     with step_progress() as watchers:
         result = demo.run(output, n_threads=threads, force=force, watchers=watchers)

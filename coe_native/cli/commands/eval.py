@@ -1,4 +1,4 @@
-"""``coe-native eval``."""
+"""The command ``coe-native eval``."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 @click.option(
     "--text", "texts", multiple=True, required=True, type=FILE, help="Held-out text: files, directories or -."
 )
-@click.option("--mask", "mask_path", type=FILE, help="Mask MODEL live, and so judge a specialist unwritten.")
-@click.option("--reference", type=FILE, help="Model to measure the KL divergence and top-1 agreement to.")
+@click.option(
+    "--mask", "mask_path", type=FILE, help="Mask to apply live to MODEL: judges a specialist without writing it."
+)
+@click.option("--reference", type=FILE, help="Model to compare with: adds KL divergence and top-1 agreement.")
 @field_option
 @model_options()
 @json_option
@@ -36,7 +38,7 @@ def command(
     options: ModelOptions,
     as_json: bool,
 ) -> None:
-    """Measure MODEL's perplexity on held-out text, by llama-perplexity's protocol."""
+    """Measure MODEL's perplexity on held-out text, with llama-perplexity's protocol."""
     import contextlib
 
     from coe_native.corpus.read import read_corpus
@@ -50,7 +52,7 @@ def command(
     with contextlib.ExitStack() as stack:
         loaded = stack.enter_context(LoadedModel(model, options))
         if mask is not None and reference is not None and _same_file(reference, model):
-            results = [evaluate_masks(loaded, text, [mask])[1][0] for text in read]  # one load is enough
+            results = [evaluate_masks(loaded, text, [mask])[1][0] for text in read]  # no second load is needed
         else:
             if mask is not None:
                 loaded.apply(mask)

@@ -1,4 +1,4 @@
-"""``coe-native import``."""
+"""The command ``coe-native import``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from coe_native.cli.types import COUNT, FILE
 @click.command(name="import", cls=Command)
 @click.argument("file", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="Profile or mask file to write.")
-@click.option("--model", type=FILE, help="The model that it is of: checked, and recorded.")
-@click.option("--experts", type=COUNT, help="Experts of a layer, where neither FILE nor --model says.")
+@click.option("--model", type=FILE, help="Model that FILE belongs to: checked, and recorded in the output.")
+@click.option("--experts", type=COUNT, help="Experts of a layer, if neither FILE nor --model tells.")
 @force_option
 @json_option
 def command(file: Path, output: Path, model: Path | None, experts: int | None, force: bool, as_json: bool) -> None:
-    """Take over counts or a mask from FILE: a .pt of torch.save, or a GGUF of llama-imatrix.
+    """Import counts or a mask from FILE: a .pt of torch.save, or a GGUF of llama-imatrix.
 
-    A .pt holds an integer tensor [layer, expert, rank] of counts, a list of one tensor of expert indices a layer,
-    or a boolean tensor [layer, expert]. Nothing in it is executed, and PyTorch is not needed. Such profiles know
-    no weights, and llama-imatrix's no ranks either: score them with --method rank-weighted or frequency.
+    A .pt holds an integer tensor [layer, expert, rank] of counts, a list of one tensor of expert indices for
+    each layer, or a boolean tensor [layer, expert]. Nothing in it is executed, and PyTorch is not needed.
+    Imported profiles have no router weights, and those of llama-imatrix no ranks either: score them with
+    --method rank-weighted or frequency.
     """
     from coe_native.files.atomic import check_target
     from coe_native.importers.import_file import import_file
@@ -49,4 +50,4 @@ def command(file: Path, output: Path, model: Path | None, experts: int | None, f
         return
     say(text)
     if moe is None:
-        say("It is of no model in particular: with --model, it would be checked, and be refused for any other.")
+        say("No model is recorded; pass --model to check the file, and to have it refused for other models.")

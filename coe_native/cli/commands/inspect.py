@@ -1,4 +1,4 @@
-"""``coe-native inspect``."""
+"""The command ``coe-native inspect``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.command(name="inspect", cls=Command)
 @click.argument("model", type=FILE)
-@click.option("--keep", type=int, help="Also show the size of a specialist with this many experts a layer.")
+@click.option("--keep", type=int, help="Also show the size of a specialist with this many experts in each layer.")
 @fit_option
 @click.option("--ctx", "n_ctx", type=COUNT, help="Also show the memory needed with a context of this many tokens.")
 @placement_options(with_ctx=False)
@@ -33,15 +33,16 @@ if TYPE_CHECKING:
 def command(
     model: Path, keep: int | None, fit_bytes: int | None, n_ctx: int | None, options: ModelOptions, as_json: bool
 ) -> None:
-    """Show what MODEL's header says about its experts, and what it and its specialists need. Loads no weights.
+    """Show MODEL's experts, and the size and memory of it and its specialists.
 
-    Memory is what llama.cpp would allocate: on the GPUs if there are any, else all of it.
+    Only the header is read; no weights are loaded. Memory is what llama.cpp would allocate: on the GPUs if
+    there are any, else all of it.
     """
     from coe_native.model.header import ModelHeader
     from coe_native.surgery.fit import largest_keep_that_fits, memory_of
 
     if keep is not None and fit_bytes is not None:
-        raise InputError("--keep says how many experts stay, and --fit asks for it: give one of them")
+        raise InputError("--keep and --fit both set the number of experts; give only one of them")
     moe = ModelHeader(model)
     facts = facts_of(moe)
     use = for_use(options, n_ctx or CTX_IN_USE)
@@ -61,7 +62,7 @@ def command(
 
 
 def facts_of(moe: ModelHeader) -> dict[str, Any]:
-    """All that a model's header says, as JSON has it."""
+    """Return what a model's header says, with the keys of the JSON output."""
     kinds: dict[tuple[str, str], list[Any]] = {}
     for layer in moe.layers:
         for tensor in layer.tensors:
@@ -83,6 +84,7 @@ def facts_of(moe: ModelHeader) -> dict[str, Any]:
         "expert_groups": moe.router_shape.n_groups,
         "expert_groups_used": moe.router_shape.n_groups_used,
         "obstacle": moe.obstacle,
+        "cannot_profile": moe.cannot_count,
         "gating": moe.gating,
         "expert_bytes": moe.expert_bytes,
         "expert_tensors": [
@@ -101,7 +103,7 @@ def facts_of(moe: ModelHeader) -> dict[str, Any]:
 
 
 def _mask(moe: ModelHeader) -> dict[str, Any]:
-    """What was done to the model."""
+    """Return what coe-native did to the model; empty if nothing."""
     if moe.surgery is None:
         return {}
     more = {key: moe.metadata(f"coe.mask.{key}") for key in ("parent_fingerprint", "parent_expert_count", "mtp")}
@@ -126,6 +128,8 @@ def _print(facts: dict[str, Any]) -> None:
         rows.append(["MTP layers with experts", _ranges(facts["mtp_layers"])])
     if facts["obstacle"]:
         rows.append(["cannot be pruned", facts["obstacle"]])
+    if facts["cannot_profile"]:
+        rows.append(["cannot be profiled", facts["cannot_profile"]])
     if facts["mask"]:
         done = facts["mask"]
         how = " in place" * done["in_place"]
@@ -176,7 +180,7 @@ def _chosen(facts: dict[str, Any]) -> str:
 
 
 def _ranges(blocks: list[int]) -> str:
-    """Ascending numbers, neighbours as ranges: 0-3, 5."""
+    """Return ascending numbers as text, with neighbours as ranges: 0-3, 5."""
     spans: list[list[int]] = []
     for block in blocks:
         if spans and block == spans[-1][1] + 1:

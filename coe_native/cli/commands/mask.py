@@ -1,4 +1,4 @@
-"""``coe-native mask``."""
+"""The command ``coe-native mask``."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 @click.option(
     "--combine",
     type=click.Choice(COMBINATIONS),
-    help="Several PROFILES, of one domain each: add their normalised scores up, or take the largest.",
+    help="For several PROFILES, one for each domain: add their normalised scores, or take the largest.",
 )
 @mask_options
-@click.option("--model", type=FILE, help="The model, or another quantisation of it, whose experts --fit counts.")
+@click.option("--model", type=FILE, help="Model to check the mask against, in the quantisation that --fit is for.")
 @placement_options()
 @click.option("-o", "--output", type=FILE, required=True, help="Mask file to write.")
 @force_option
@@ -43,7 +43,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Choose the experts to keep by PROFILES, in three passes: scores, structural experts, reasoning."""
+    """Choose the experts to keep from PROFILES, in three passes: score, structural experts, reasoning."""
     from coe_native.files.atomic import check_target
     from coe_native.masks.build import build
     from coe_native.masks.check import check_cut
@@ -54,7 +54,7 @@ def command(
     check_target(output, force=force, inputs=inputs)
     moe = None if model is None else ModelHeader(model)
     if (len(profiles) > 1) != (combine is not None):
-        raise InputError("several profiles go with --combine sum or --combine max, and one alone goes without")
+        raise InputError("give --combine sum or --combine max with several profiles, and no --combine with one")
     loaded = [load_profile(profile) for profile in profiles]
     mask = build(loaded, choice.load(moe, options, combine))
     if moe is not None:

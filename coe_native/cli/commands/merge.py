@@ -1,4 +1,4 @@
-"""``coe-native merge``."""
+"""The command ``coe-native merge``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from coe_native.cli.types import FILE
 @click.option(
     "--stats",
     type=click.Choice(["routing"]),
-    help="Leave out what experts put out (profile --stats contribution), which not all PROFILES may know.",
+    help="Leave out activation norms (profile --stats contribution), which some PROFILES may lack.",
 )
 @force_option
 @json_option
 def command(profiles: tuple[Path, ...], output: Path, stats: str | None, force: bool, as_json: bool) -> None:
     """Add up PROFILES of one model, as if all their text had been profiled at once.
 
-    All shards of a run (profile --shard) make the profile that one run over everything would have made.
+    Merging all shards of a run (profile --shard) gives the same profile as one run over all documents.
     """
     from coe_native.files.atomic import check_target
     from coe_native.routing.profile import merge
@@ -48,4 +48,4 @@ def command(profiles: tuple[Path, ...], output: Path, stats: str | None, force: 
         return
     say(f"{output}: {merged.n_tokens} tokens of {len(profiles)} profiles")
     for name, shards in missing.items():
-        say(f"{name}: without shard {', '.join(map(str, shards))}; merge the profiles of the others too")
+        say(f"{name}: shards missing: {', '.join(map(str, shards))}; merge their profiles too")

@@ -1,4 +1,4 @@
-"""``coe-native modelfile``."""
+"""The command ``coe-native modelfile``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from coe_native.cli.types import FILE
 
 @click.command(name="modelfile", cls=Command)
 @click.argument("model", type=FILE)
-@click.option("--domain", default="general", show_default=True, help="Whose system prompt: code, python, maths, …")
-@click.option("--system", help="Another system prompt.")
+@click.option(
+    "--domain", default="general", show_default=True, help="Domain of the system prompt: code, python, maths, …"
+)
+@click.option("--system", help="System prompt to use instead.")
 @click.option("-o", "--output", type=FILE, help="File to write; standard output if not given.")
 @force_option
 @json_option
 def command(model: Path, domain: str, system: str | None, output: Path | None, force: bool, as_json: bool) -> None:
-    """Print the Ollama Modelfile for MODEL: published parameters, a system prompt, and the prefill for raw APIs.
+    """Print the Ollama Modelfile for MODEL, with parameters, a system prompt and the prefill for raw APIs.
 
-    The prefill is how the model's own chat template begins an answer with the thinking block closed.
+    The parameters are the published ones. The prefill is how the model's own chat template begins an answer
+    with the thinking block closed.
     """
     from coe_native.files.atomic import check_target, replacing
     from coe_native.llama.loaded_model import LoadedModel
@@ -43,4 +46,4 @@ def command(model: Path, domain: str, system: str | None, output: Path | None, f
     else:
         say(f"{output}: ollama create NAME -f {output}")
     if not how.prefill and not as_json:
-        say("The model carries no chat template, so there is no prefill for raw APIs.")
+        say("The model has no chat template, so there is no prefill for raw APIs.")

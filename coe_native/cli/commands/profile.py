@@ -1,4 +1,4 @@
-"""``coe-native profile``."""
+"""The command ``coe-native profile``."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from coe_native.llama.options import ModelOptions
     from coe_native.masks.stability import Stability
     from coe_native.model.router_shape import RouterShape
+    from coe_native.routing.profile import RoutingProfile
 
 
 class _Shard(click.ParamType["Shard"]):
-    """``I/N``: the I-th of N parts."""
+    """A shard, written ``I/N``: the I-th of N parts."""
 
     name = "shard"
 
@@ -41,7 +42,7 @@ class _Shard(click.ParamType["Shard"]):
 
         match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value))
         if match is None:
-            self.fail(f"{value!r} is no part of a whole; write it like 2/8, from 1/8 to 8/8", param, ctx)
+            self.fail(f"{value!r} is not a shard; write it like 2/8, from 1/8 to 8/8", param, ctx)
         return Shard(int(match[1]), int(match[2]))
 
 
@@ -55,7 +56,7 @@ class _Shard(click.ParamType["Shard"]):
     type=click.Choice(STATS),
     default=Stats.ROUTING.value,
     show_default=True,
-    help="What to count: which experts are chosen, or also how much they contribute (see --method of mask).",
+    help="What to count: the routers' choices, or activation norms too (see --method of mask).",
 )
 @click.option(
     "--shard",
@@ -69,16 +70,18 @@ class _Shard(click.ParamType["Shard"]):
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Write what has been counted so far to OUTPUT.checkpoint so often.",
+    help="Seconds between checkpoints (OUTPUT.checkpoint).",
 )
-@click.option("--skip-bad", is_flag=True, help="Leave out documents that cannot be read or tokenised, and say so.")
-@click.option("--resume", is_flag=True, help="Go on from OUTPUT.checkpoint, if it is there.")
+@click.option(
+    "--skip-bad", is_flag=True, help="Leave out documents that cannot be read or tokenised, and print why."
+)
+@click.option("--resume", is_flag=True, help="Resume from OUTPUT.checkpoint if it exists.")
 @click.option(
     "--until-stable",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="SHARE",
-    help="End when the mask of --keep experts has stopped changing: when it agrees so far (0.99) with those at a "
-    "half and at three quarters of the text. Documents run in random order then.",
+    help="Stop when the mask of --keep experts is stable: when its agreement with the masks at half and at three "
+    "quarters of the text reaches SHARE, such as 0.99. Documents then run in random order.",
 )
 @click.option("--keep", type=int, help="Experts that the mask for --until-stable keeps; half if not given.")
 @method_option
@@ -102,7 +105,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Run text through MODEL and write which experts its routers chose."""
+    """Run a calibration corpus through MODEL and write which experts its routers chose."""
     from coe_native.corpus.bundles import WHOLE
     from coe_native.corpus.read import read_corpus
     from coe_native.files.atomic import check_target
@@ -112,6 +115,7 @@ def command(
     from coe_native.profiling.run import DOCUMENTS_AT_ONCE, Progress, check_options, profile_corpora
 
     moe = ModelHeader(model)
+    moe.check_countable()
     inputs = (*moe.paths, *corpora)
     check_target(output, force=force, inputs=inputs)
     checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
@@ -152,7 +156,7 @@ def command(
             )
         except BaseException as error:
             if checkpoint.path.exists() and not isinstance(error, InputError):
-                say(f"{checkpoint.path}: has what was counted so far; the same command with --resume goes on")
+                say(f"{checkpoint.path}: has the counts so far; run the same command with --resume to continue")
             raise
     profile.save(output, force=force)
     checkpoint.remove()
@@ -160,24 +164,8 @@ def command(
     if until is not None:
         _say_stable(until)
     if as_json:
-        print_json(
-            {
-                "profile": str(output),
-                "model": profile.model_name,
-                "fingerprint": profile.fingerprint,
-                "stats": stats,
-                "tokens": profile.n_tokens,
-                "left_out": len(bad),
-                "shard": None if shard is None else [shard.index, shard.count],
-                "documents": sum(corpus.documents for corpus in profile.corpora),
-                "moe_layers": len(profile.layers),
-                "experts": profile.n_experts,
-                "top_k": profile.top_k,
-                "tokens_per_second": round(rate, 1),
-                "stable": None if until is None else until.stable,
-                "agreement": [] if until is None else [asdict(agreement) for agreement in until.curve],
-            }
-        )
+        facts = _facts(profile, output, stats, shard, until)
+        print_json({**facts, "left_out": len(bad), "tokens_per_second": round(rate, 1)})
     else:
         part = "" if shard is None else f", shard {shard.index} of {shard.count}"
         say(
@@ -186,14 +174,33 @@ def command(
         )
 
 
+def _facts(
+    profile: RoutingProfile, output: Path, stats: str, shard: Shard | None, until: Stability | None
+) -> dict[str, Any]:
+    return {
+        "profile": str(output),
+        "model": profile.model_name,
+        "fingerprint": profile.fingerprint,
+        "stats": stats,
+        "tokens": profile.n_tokens,
+        "shard": None if shard is None else [shard.index, shard.count],
+        "documents": sum(corpus.documents for corpus in profile.corpora),
+        "moe_layers": len(profile.layers),
+        "experts": profile.n_experts,
+        "top_k": profile.top_k,
+        "stable": None if until is None else until.stable,
+        "agreement": [] if until is None else [asdict(agreement) for agreement in until.curve],
+    }
+
+
 def _until(threshold: float | None, keep: int | None, method: str, shape: RouterShape) -> Stability | None:
-    """What ends a run before its text does, if anything."""
+    """Return the check that may end a run before its text does, or None."""
     from coe_native.masks.options import MaskOptions
     from coe_native.masks.stability import Stability
 
     if threshold is None:
         if keep is not None:
-            raise InputError("--keep goes with --until-stable: a profile is of all experts")
+            raise InputError("--keep needs --until-stable: a profile counts all experts")
         return None
     keep = shape.half if keep is None else keep
     shape.check_keep(keep)
@@ -201,9 +208,9 @@ def _until(threshold: float | None, keep: int | None, method: str, shape: Router
 
 
 def _say_stable(until: Stability) -> None:
-    """How the mask came to rest, or that it has not."""
+    """Print how the mask has changed, and whether it is stable."""
     if not any(look.half is not None for look in until.curve):
-        say("the text is too short to say whether the mask is stable: that takes some 10,000 tokens")
+        say("the text is too short to tell whether the mask is stable: that takes about 10,000 tokens")
         return
     shares = ("quarter", "half", "three_quarters")
     rows = [
@@ -214,11 +221,11 @@ def _say_stable(until: Stability) -> None:
         for look in until.curve
     ]
     columns = ["tokens", "a quarter", "half", "three quarters"]
-    print_table("agreement of the mask with those at parts of its tokens", columns, rows, to_stderr=True)
+    print_table("agreement of the mask with the masks at parts of the tokens", columns, rows, to_stderr=True)
     if until.stable:
         say(f"the mask is stable: it agrees to {until.threshold:g} or more with those at half and three quarters")
     else:
         say(
-            f"the corpus ended before the mask was stable (agreement of {until.threshold:g}): more text of its "
-            "kind would still change it"
+            f"the corpus ended before the mask was stable (agreement of {until.threshold:g}): more text of "
+            "the same kind would still change it"
         )

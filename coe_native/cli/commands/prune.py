@@ -1,4 +1,4 @@
-"""``coe-native prune``."""
+"""The command ``coe-native prune``."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 @click.command(name="prune", cls=Command)
 @click.argument("model", type=FILE)
 @click.option("--mask", "mask_path", type=FILE, help="Mask file.")
-@click.option("--profile", type=FILE, help="Profile to make a mask from, with --keep or --fit: instead of --mask.")
+@click.option(
+    "--profile", type=FILE, help="Profile to build a mask from, instead of --mask; needs --keep or --fit."
+)
 @mask_options
 @placement_options()
 @click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")
-@click.option("--drop-mtp", is_flag=True, help="Leave out the layers that predict further tokens (MTP).")
+@click.option("--drop-mtp", is_flag=True, help="Leave out MTP layers (multi-token prediction).")
 @split_option
 @force_option
 @json_option
@@ -44,9 +46,9 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write MODEL with the kept experts only: smaller, and otherwise the same byte for byte."""
+    """Write MODEL with the kept experts only; everything else stays the same, byte for byte."""
     from coe_native.model.header import ModelHeader
-    from coe_native.surgery.plan import safety_notice
+    from coe_native.surgery.notice import safety_notice
     from coe_native.surgery.write import prune
 
     mask = _mask(ModelHeader(model), mask_path, profile, choice, options)
@@ -80,10 +82,12 @@ def _mask(
     from coe_native.masks.expert_mask import ExpertMask
 
     if (mask_path is None) == (profile is None):
-        raise InputError("prune needs --mask MASK, or --profile PROFILE with --keep or --fit, and not both")
+        raise InputError("prune needs either --mask MASK, or --profile PROFILE with --keep or --fit")
     if profile is not None:
         return build(load_profile(profile), choice.load(moe, options))
     if choice.is_given:
-        raise InputError(f"{mask_path}: says how many experts stay; --keep and --fit go with --profile")
+        raise InputError(
+            f"{mask_path}: a mask sets the number of experts; use --keep and --fit with --profile only"
+        )
     assert mask_path is not None
     return ExpertMask.load(mask_path)

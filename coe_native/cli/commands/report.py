@@ -1,4 +1,4 @@
-"""``coe-native report``."""
+"""The command ``coe-native report``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from coe_native.errors import InputError
 @click.command(name="report", cls=Command)
 @click.argument("profiles", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--output", type=FILE, required=True, help="HTML file to write.")
-@click.option("--keep", type=int, help="Experts that the profiles' masks keep; half if not given.")
-@click.option("--mask", "mask_paths", type=FILE, multiple=True, help="Masks to show instead (repeatable).")
-@click.option("--sweep", "sweep_path", type=FILE, help="Sweep to show (`sweep -o`).")
+@click.option("--keep", type=int, help="Experts that the masks of PROFILES keep; half if not given.")
+@click.option("--mask", "mask_paths", type=FILE, multiple=True, help="Mask to show instead of these (repeatable).")
+@click.option("--sweep", "sweep_path", type=FILE, help="Sweep to show: a file of `sweep -o`.")
 @method_option
 @force_option
 @json_option
@@ -33,13 +33,16 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Show PROFILES of one model, their masks and a sweep on one page of pictures, which needs no network."""
+    """Write an HTML page with charts of PROFILES of one model, their masks and a sweep.
+
+    The page needs no network.
+    """
     from coe_native.evaluation.sweep import Sweep
     from coe_native.files.atomic import check_target
     from coe_native.masks.expert_mask import ExpertMask
 
     if mask_paths and keep is not None:
-        raise InputError("--keep is for the profiles' own masks, and --mask shows others: give one of them")
+        raise InputError("--keep builds masks from the profiles, and --mask shows others; give only one of them")
     inputs = (*profiles, *mask_paths, *(() if sweep_path is None else (sweep_path,)))
     check_target(output, force=force, inputs=inputs)
     with needs_extra("report"):
@@ -60,7 +63,7 @@ def command(
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """What the files are called, by the first part of their names where that tells them apart."""
+    """Return names for the files, as short as tells them apart."""
     for names in ([path.name.partition(".")[0] for path in paths], [path.name for path in paths]):
         if len(set(names)) == len(names):
             return names

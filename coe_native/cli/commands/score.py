@@ -1,4 +1,4 @@
-"""``coe-native score``."""
+"""The command ``coe-native score``."""
 
 from __future__ import annotations
 

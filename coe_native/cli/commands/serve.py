@@ -1,4 +1,4 @@
-"""``coe-native serve``."""
+"""The command ``coe-native serve``."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
     "--output",
     type=FILE,
     required=True,
-    help="Profile file to write; those of prompts and of what was generated are written beside it.",
+    help="Profile file to write; those of prompts and of generated tokens are written beside it.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 for any that is free."
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 for any free one."
 )
 @click.option(
     "--api-key",
     envvar="COE_NATIVE_API_KEY",
     metavar="KEY",
-    help="Key that clients must send as `Authorization: Bearer KEY`; required unless the address is local; `auto` "
-    "prints a random one. Or set COE_NATIVE_API_KEY, which does not appear in process lists. Without a key, every "
-    "user of this machine can read the counts and apply masks.",
+    help="Key that clients must send as `Authorization: Bearer KEY`. Required unless the address is local; `auto` "
+    "prints a random one. COE_NATIVE_API_KEY sets it too, and does not appear in process lists. Without a key, "
+    "every user of this machine can read the counts and apply masks.",
 )
 @click.option(
     "--uds",
     type=FILE,
-    help="Listen on a Unix socket at this path, which only you can use, instead of --host and --port.",
+    help="Listen on a Unix socket at this path instead of --host and --port. Only you can use it.",
 )
 @click.option(
     "--save-every",
@@ -50,17 +50,19 @@ if TYPE_CHECKING:
     default=300.0,
     show_default=True,
     metavar="SECONDS",
-    help="Save so often, and at the end.",
+    help="Seconds between saves. Profiles are also saved at the end.",
 )
-@click.option("--resume", is_flag=True, help="Go on counting from the files of an earlier run.")
-@click.option("--mask", "mask_path", type=FILE, help="Live mask to begin with: serve what a specialist would be.")
+@click.option("--resume", is_flag=True, help="Continue the counts of an earlier run's files.")
+@click.option(
+    "--mask", "mask_path", type=FILE, help="Live mask to start with: the model answers as the specialist would."
+)
 @click.option("--keep", type=int, help="Experts of the mask whose stability is shown; half if not given.")
 @click.option(
     "--method",
     type=click.Choice([method for method in METHODS if not needs_outputs(method)]),
     default=DEFAULT_METHOD,
     show_default=True,
-    help="How its experts are scored: by which were chosen, which is all that is counted here.",
+    help="How experts are scored for that mask. Activation norms are not counted here.",
 )
 @click.option(
     "--stable",
@@ -68,13 +70,13 @@ if TYPE_CHECKING:
     default=0.99,
     show_default=True,
     metavar="SHARE",
-    help="Call the mask stable when it agrees so far with those at a half and at three quarters of the tokens.",
+    help="Agreement with the masks at half and at three quarters of the tokens that makes the mask stable.",
 )
 @click.option(
     "--logits-all",
     is_flag=True,
-    help="Compute logits of every prompt token: for clients that ask for logprobs, and to have all prompt tokens "
-    "in the last layer's counts. Slower, and takes memory for context times vocabulary.",
+    help="Compute logits of every prompt token: for clients that ask for logprobs, and to count all prompt tokens "
+    "in the last layer. Slower, and needs memory for context times vocabulary.",
 )
 @model_options(ctx=4096, rpc=False)
 @force_option
@@ -97,10 +99,10 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Serve MODEL through an OpenAI-compatible API, and count which experts your prompts and its answers need.
+    """Serve MODEL through an OpenAI-compatible API, and count which experts prompts and answers need.
 
-    GET /routing shows the counts, POST /routing/save writes the profiles, POST /routing/mask applies the mask in
-    its body, or with an empty one takes the mask away. No text is stored.
+    GET /routing returns the counts, POST /routing/save writes the profiles, and POST /routing/mask applies
+    the mask in its body, or removes the mask if the body is empty. No text is stored.
     """
     from coe_native.files.atomic import check_target
     from coe_native.masks.expert_mask import ExpertMask
@@ -108,14 +110,14 @@ def command(
     from coe_native.model.header import ModelHeader
 
     with needs_extra("serve"):
-        from coe_native.live.access import Address, new_key
+        from coe_native.live.address import Address, new_key
         from coe_native.live.routing_server import serve
         from coe_native.live.routing_state import LiveRouting
     from coe_native.masks.stability import Stability
 
     moe = ModelHeader(model)
     if resume and force:
-        raise InputError("--resume goes on from the files that are there; --force would begin anew: choose one")
+        raise InputError("--resume continues existing files and --force overwrites them; give only one of them")
     for path in LiveRouting.paths(output):
         check_target(path, force=force or resume, inputs=moe.paths)
     if api_key == "auto":
@@ -140,4 +142,4 @@ def command(
     elif saved:
         say(f"saved: {', '.join(map(str, saved))}")
     else:
-        say("nothing was asked, so nothing was saved")
+        say("no tokens were counted, so nothing was saved")

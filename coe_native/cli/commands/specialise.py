@@ -1,4 +1,4 @@
-"""``coe-native specialise``."""
+"""The command ``coe-native specialise``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     type=COUNT,
     default=8192,
     show_default=True,
-    help="Tokens of the context that is to fit too, with --fit.",
+    help="Tokens of the context that must fit too, with --fit.",
 )
 @field_option
 @model_options()
@@ -56,13 +56,13 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Profile, mask, prune, verify and evaluate MODEL for one kind of text, with a report beside the output."""
+    """Profile, mask, prune, verify and evaluate MODEL for one kind of text, and write a report."""
     from coe_native.corpus.read import read_corpus
     from coe_native.llama.loaded_model import LoadedModel
     from coe_native.model.header import ModelHeader
     from coe_native.profiling.run import DOCUMENTS_AT_ONCE
     from coe_native.recipes.specialise import check_outputs, specialise
-    from coe_native.surgery.plan import safety_notice
+    from coe_native.surgery.notice import safety_notice
 
     inputs = (*corpora, *texts, *choice.passes.inputs)
     moe = ModelHeader(model)
@@ -105,5 +105,5 @@ def command(
             )
         ],
     )
-    say(f"{output} is verified; its profile, mask and report lie beside it.")
+    say(f"{output} is verified; its profile, mask and report are beside it.")
     say(safety_notice(made.method))

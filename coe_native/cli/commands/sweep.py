@@ -1,4 +1,4 @@
-"""``coe-native sweep``."""
+"""The command ``coe-native sweep``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class _Text(click.ParamType[tuple[str, Path]]):
-    """``NAME=PATH``, or a path alone, which is its own name."""
+    """A text, written ``NAME=PATH``, or a path alone, which is also its name."""
 
     name = "text"
 
@@ -42,38 +42,38 @@ class _Text(click.ParamType[tuple[str, Path]]):
         if not equals or Path(value).exists():
             return str(value), Path(value)
         if not name or not path:
-            self.fail(f"{value!r} is no text; write it like own=held-out.txt", param, ctx)
+            self.fail(f"{value!r} is not a text; write it like own=held-out.txt", param, ctx)
         return name, Path(path)
 
 
 class _Keeps(click.ParamType[tuple[int, ...]]):
-    """Numbers of experts: ``16,32,48``."""
+    """Numbers of experts, written ``16,32,48``."""
 
     name = "keeps"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", str(value), re.ASCII):
-            self.fail(f"{value!r} is no list of numbers; write it like 16,32,48", param, ctx)
+            self.fail(f"{value!r} is not a list of numbers; write it like 16,32,48", param, ctx)
         return tuple(map(int, str(value).split(",")))
 
 
 class _Share(click.ParamType[float]):
-    """``1.5%``, or the same as 0.015."""
+    """A share, written ``1.5%`` or ``0.015``."""
 
     name = "share"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)(%?)", str(value), re.ASCII)
         if match is None:
-            self.fail(f"{value!r} is no share; write it like 5%", param, ctx)
+            self.fail(f"{value!r} is not a share; write it like 5%", param, ctx)
         if not match[2] and float(match[1]) > 1:
-            self.fail(f"{value!r} would be {value} times as much; write it like {value}%", param, ctx)
+            self.fail(f"{value!r} means {value} times as much; write {value}% for per cent", param, ctx)
         return float(match[1]) / (100 if match[2] else 1)
 
 
 @click.command(name="sweep", cls=Command)
 @click.argument("model", type=FILE)
-@click.option("--profile", type=FILE, required=True, help="Profile to make the masks from.")
+@click.option("--profile", type=FILE, required=True, help="Profile to build the masks from.")
 @click.option(
     "--text",
     "texts",
@@ -81,9 +81,15 @@ class _Share(click.ParamType[float]):
     required=True,
     type=_Text(),
     metavar="NAME=PATH",
-    help="Held-out text (repeatable). The first is what the specialist is for.",
+    help="Held-out text (repeatable). The first is of the specialist's domain.",
 )
-@click.option("--keep", "keeps", type=_Keeps(), metavar="N,N,…", help="Experts to keep; if not given, sixteenths.")
+@click.option(
+    "--keep",
+    "keeps",
+    type=_Keeps(),
+    metavar="N,N,…",
+    help="Numbers of experts to keep; sixteenths of all if not given.",
+)
 @click.option(
     "--method",
     "methods",
@@ -98,21 +104,21 @@ class _Share(click.ParamType[float]):
     type=_Share(),
     default="5%",
     show_default=True,
-    help="Show the smallest keep with which the first text's perplexity rises by no more.",
+    help="Show the smallest keep whose perplexity on the first text rises by at most this.",
 )
 @click.option(
     "--fit",
     "fit_bytes",
     type=Size(),
     metavar="SIZE",
-    help="Also show what each takes of memory, and what fits into so much (12GiB).",
+    help="Also show the memory that each keep needs, and which fit into this much (12GiB).",
 )
 @click.option(
-    "--fit-ctx", type=COUNT, default=8192, show_default=True, help="Tokens of the context that is to fit too."
+    "--fit-ctx", type=COUNT, default=8192, show_default=True, help="Tokens of the context that must fit too."
 )
 @pass_options
 @click.option("-o", "--output", type=FILE, help="JSON file to write, for `report --sweep`.")
-@click.option("--plot", type=FILE, help="HTML page with a plot to write.")
+@click.option("--plot", type=FILE, help="HTML page with a plot, to write.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print everything as CSV.")
 @field_option
 @model_options()
@@ -136,9 +142,10 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Judge MODEL under masks of many sizes, and show how small a specialist can be. No model is written.
+    """Evaluate MODEL under masks of many sizes, to show how small a specialist can be.
 
-    MODEL is loaded once and masked live: perplexity, KL divergence to the unmasked model and agreement with it.
+    MODEL is loaded once and masked live; no model is written. Each mask's perplexity is measured, and its KL
+    divergence and top-1 agreement with the unmasked model.
     """
     from coe_native.corpus.read import read_corpus
     from coe_native.evaluation.sweep import default_keeps, sweep
@@ -200,23 +207,23 @@ def command(
 def _check(
     texts: Sequence[tuple[str, Path]], output: Path | None, plot: Path | None, *, as_csv: bool, as_json: bool
 ) -> None:
-    """Raises InputError for options that cannot go together."""
+    """Check that the options go together."""
     if as_csv and as_json:
-        raise InputError("--csv and --json both go to standard output: give one of them")
+        raise InputError("--csv and --json both print to standard output; give only one of them")
     if output is not None and plot is not None and output.resolve() == plot.resolve():
         raise InputError(f"{output}: cannot be the JSON file and the page at once; give --plot another name")
     if len({name for name, _ in texts}) < len(texts):
-        raise InputError("--text: two texts have one name; give each its own: own=… other=…")
+        raise InputError("--text: two texts have the same name; give each its own: own=… other=…")
 
 
 def _fitting(
     found: Sweep, best: Mapping[str, SweepPoint | None], needed: Mapping[int, int], fit_bytes: int, fit_ctx: int
 ) -> str:
-    """What fits into memory of what was tried, and whether that is good enough, in words."""
+    """Return which of the tried sizes fit into memory, and whether they are good enough, as text."""
     size = f"{gibibytes(fit_bytes)} with a context of {fit_ctx} tokens"
     fits = [point for point in found.points if needed[point.keep] <= fit_bytes]
     if not fits:
-        return f"nothing that was tried fits into {size}: the smallest takes {gibibytes(min(needed.values()))}"
+        return f"none of the tried sizes fits into {size}: the smallest needs {gibibytes(min(needed.values()))}"
     if all(point is not None and point in fits for point in best.values()):
         return f"{'it fits' if len(best) == 1 else 'all of these fit'} into {size}"
     largest = min((point for point in fits), key=lambda point: (-point.keep, found.losses(point)[0]))
@@ -227,7 +234,7 @@ def _fitting(
 
 
 def _verdict(found: Sweep, method: str, point: SweepPoint | None, max_loss: float) -> Iterator[str]:
-    """What the smallest specialist within a loss is, in words."""
+    """Yield lines of text about the smallest specialist within a loss."""
     text = found.parent[0].text
     if point is None:
         yield f"{method}: every keep that was tried costs more than {max_loss:.1%} perplexity on {text}"
@@ -241,7 +248,7 @@ def _verdict(found: Sweep, method: str, point: SweepPoint | None, max_loss: floa
 
 
 def _print(found: Sweep, needed: Mapping[int, int]) -> None:
-    """A line for each mask and text: with all texts in one line, no terminal would be wide enough."""
+    """Print a row for each mask and text; one row for all texts would be too wide for a terminal."""
     memory = ["memory"] if needed else []
     columns = ["method", "keep", "size", *memory, "text", "perplexity", "loss", "KL", "same top"]
     rows = []

@@ -1,4 +1,4 @@
-"""``coe-native verify``."""
+"""The command ``coe-native verify``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from coe_native.cli.types import FILE
 
 @click.command(name="verify", cls=Command)
 @click.argument("written", type=FILE)
-@click.option("--parent", type=FILE, required=True, help="The model that it was made from.")
+@click.option("--parent", type=FILE, required=True, help="Model that WRITTEN was made from.")
 @mask_option
 @json_option
 def command(written: Path, parent: Path, mask_path: Path, as_json: bool) -> None:
-    """Check a pruned or zeroed model against its parent and mask: bytes, norms, and that llama.cpp runs it."""
+    """Check WRITTEN, a pruned or zeroed model, against its parent and mask.
+
+    Bytes and norms are compared, and llama.cpp must be able to run the model.
+    """
     from coe_native.masks.expert_mask import ExpertMask
     from coe_native.surgery.verify import verify
 

@@ -1,4 +1,4 @@
-"""``coe-native zero``."""
+"""The command ``coe-native zero``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from coe_native.cli.types import FILE
 from coe_native.errors import InputError
 from coe_native.units import gigabytes
 
-_STUDY = "The router can still choose a zeroed expert: this is for study. `prune` makes what you want to use."
+_STUDY = "The router can still choose a zeroed expert, so this model is for study; use `prune` for one to run."
 
 
 @click.command(name="zero", cls=Command)
 @click.argument("model", type=FILE)
 @mask_option
 @click.option("-o", "--output", type=FILE, help="GGUF file to write.")
-@click.option("--in-place", is_flag=True, help="Change MODEL itself. There is no way back.")
+@click.option("--in-place", is_flag=True, help="Change MODEL itself. This cannot be undone.")
 @click.option("--yes", is_flag=True, help="Do not ask before changing MODEL itself.")
 @force_option
 @json_option
@@ -37,7 +37,7 @@ def command(
     from coe_native.surgery.write import zero
 
     if in_place == (output is not None):
-        raise InputError("zero needs -o FILE or --in-place, and not both")
+        raise InputError("zero needs either -o FILE or --in-place")
     mask = ExpertMask.load(mask_path)
     if output is not None:
         with byte_progress("zeroing") as progress:
@@ -62,5 +62,5 @@ def _confirm(model: Path, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise InputError(f"{model}: --in-place destroys experts for good; pass --yes to say that you mean it")
+        raise InputError(f"{model}: --in-place destroys experts for good; pass --yes to confirm")
     click.confirm(f"Destroy experts in {model} itself?", abort=True, err=True)

@@ -1,4 +1,4 @@
-"""Records of Parquet files, read in a helper process: a file of a few hundred bytes can hold terabytes."""
+"""Read Parquet files in a helper process, because a file of a few hundred bytes can expand to terabytes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from coe_native.files.regular import open_regular
 from coe_native.helper_process import HelperError, HelperProcess, answer_questions
 
 MOST_MEMORY = 2 << 30
-"""Bytes that the helper may take."""
+"""Bytes that the helper may allocate."""
 
 MOST_EXPANSION = 1000
-"""How many times the size of its file the text may be; usual compression makes it a tenth."""
+"""Largest size of the text, as a multiple of the file's. Usually it is ten times as large as the file."""
 
 _ALWAYS_ALLOWED = 64 << 20
+"""Bytes of text that any file may have."""
+
 _SECONDS = 60.0
-"""For one batch."""
+"""Time limit for one batch of records."""
 
 _BATCH = 128
 
 
 class ParquetFile:
-    """A file's columns and records. Use it in a ``with`` block, which ends the helper.
+    """The columns and records of a file. Use it in a ``with`` block, which ends the helper.
 
-    All methods raise InputError where the file cannot be read.
+    All methods raise InputError if the file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,6 +47,7 @@ class ParquetFile:
         self._helper.close()
 
     def column_names(self) -> list[str]:
+        """Return the names of all columns."""
         return [str(name) for name in self._ask({"names": True})["names"]]
 
     def records(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -67,7 +70,7 @@ class ParquetFile:
 
 
 def serve() -> None:
-    """In the helper: read the file that the command line names."""
+    """Read the file that the command line names. Runs in the helper."""
     import pyarrow
     import pyarrow.parquet
 
@@ -93,7 +96,7 @@ def serve() -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with None for all in it that JSON does not have, such as dates: no text is made of these."""
+    """Return a value with None in place of what JSON does not have, such as dates. These are never text."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list):

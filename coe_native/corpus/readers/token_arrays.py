@@ -33,8 +33,10 @@ def read_token_array(path: Path) -> Iterator[Found]:
 
 
 def _read_array(path: Path) -> NDArray[Any]:
-    """Return the array of a .npy file. Unlike numpy.load, this never unpickles, reads no archives, and trusts no
-    size in the header that the file does not have."""
+    """Return the array of a .npy file.
+
+    Unlike numpy.load, this never unpickles, reads no archives, and trusts no size that the file does not have.
+    """
     with open_regular(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about headers of old versions of Python
         try:

@@ -1,7 +1,7 @@
-"""llama-cpp-python's server for one model, with what must be changed in it.
+"""llama-cpp-python's server for one model, with the changes that it needs.
 
-Whatever a client sends is checked before llama.cpp sees it, because llama.cpp may end the process on bad input.
-Chat templates and grammars run in helper processes.
+Whatever a client sends is checked before llama.cpp sees it, because llama.cpp may end the process on bad
+input. Chat templates and grammars run in helper processes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from coe_native.llama.options import ModelOptions
 from coe_native.model.header import ModelHeader
 
 _ERROR = 4
-"""ggml.h's GGML_LOG_LEVEL_ERROR; llama-cpp-python goes by older numbers, shows warnings and hides errors."""
+"""ggml.h's GGML_LOG_LEVEL_ERROR. llama-cpp-python uses older numbers, so it shows warnings and hides errors."""
 
 _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
 """Pages that load scripts from other sites."""
@@ -50,11 +50,11 @@ _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
 _TOKEN_PATHS = ("/extras/tokenize", "/extras/tokenize/count", "/extras/detokenize")
 
 _MOST_TOKENS = 1 << 16
-"""That are made text at once, where the context is smaller: the time for it grows with the square."""
+"""Maximum tokens to detokenize at once, unless the context is larger: the time grows with the square."""
 
 
 _LONGEST_RUN = 1 << 18
-"""Characters, twice: some 120 MB of stack."""
+"""Twice the maximum run of characters to tokenize: about 120 MB of stack."""
 
 
 _errors: list[str] = []
@@ -73,7 +73,7 @@ def _show_errors(level: int, text: bytes, _: int) -> None:
 
 
 class _ArgumentsAlone:
-    """The server's settings read variables like SEED and LORA_PATH from the environment; these do not."""
+    """A base for settings that are not read from environment variables such as SEED and LORA_PATH."""
 
     @classmethod
     def settings_customise_sources(cls, _: type, init_settings: Any, **__: Any) -> tuple[Any, ...]:
@@ -92,7 +92,15 @@ class _ServerSettings(_ArgumentsAlone, ServerSettings):  # type: ignore[misc]
 def llama_app(
     model: Path, options: ModelOptions, *, logits_all: bool
 ) -> Iterator[tuple[FastAPI, llama_cpp.Llama]]:
-    """Load a model, and yield llama-cpp-python's application with the Llama that it uses.
+    """Load a model into llama-cpp-python's application.
+
+    Args:
+        model: The model's GGUF file.
+        options: How to load it.
+        logits_all: Compute logits of every prompt token.
+
+    Yields:
+        The application, and the Llama that it uses.
 
     Raises:
         CoeError: llama.cpp cannot load the model.
@@ -111,10 +119,10 @@ def llama_app(
         n_threads_batch=options.n_threads or available_cores(),
         logits_all=logits_all,
         use_mlock=False,
-        cache=False,  # its states would outlive a change of masks
+        cache=False,  # its states would be used after a mask has changed
         verbose=False,
     )
-    # Keys are asked for before a request reaches the application.
+    # API keys are checked before a request reaches the application.
     server_settings = _ServerSettings(interrupt_requests=False)  # a second request waits for the first answer
     _errors.clear()
     llama_api.llama_log_set(_keep_errors, None)
@@ -150,40 +158,43 @@ def llama_app(
             with checked_requests(model):
                 yield app, llama
         finally:
-            # Before the interpreter takes what llama.cpp would call, and not while another thread is in it.
+            # Before the interpreter frees llama.cpp's callbacks, and not while another thread tokenizes.
             with tokenizing:
                 llama_server._llama_proxy.free()
 
 
 @contextlib.asynccontextmanager
 async def between_answers() -> AsyncIterator[None]:
-    """Wait for the model, and keep requests from it while the block runs."""
+    """Wait for the model, and hold requests back while the block runs."""
     async with contextlib.asynccontextmanager(llama_server.get_llama_proxy)():
         yield
 
 
 @contextlib.contextmanager
 def placed(options: ModelOptions) -> Iterator[None]:
-    """Put models that llama-cpp-python loads in the block where the options say.
+    """Place the models that llama-cpp-python loads in the block as the options say.
 
-    It has no options of its own for devices and for experts in host memory.
+    llama-cpp-python has no options of its own for devices and for experts in host memory.
+
+    Args:
+        options: Devices, and blocks whose experts stay in host memory.
     """
     where = core.WeightPlacement(devices=list(options.devices), n_cpu_moe=options.n_cpu_moe)
     defaults = llama_api.llama_model_default_params
 
-    def placed() -> Any:
+    def params_with_placement() -> Any:
         params = defaults()
         params.devices = where.devices or None
         params.tensor_buft_overrides = where.overrides or None
         params.use_extra_bufts = where.repack
         return params
 
-    with replaced(llama_api, "llama_model_default_params", placed):
+    with replaced(llama_api, "llama_model_default_params", params_with_placement):
         yield
 
 
 def _token_routes() -> APIRouter:
-    """Return routes in place of llama-cpp-python's, which block the whole server, and crash on unknown tokens."""
+    """Return routes that replace llama-cpp-python's, which block the server and crash on unknown tokens."""
     router = APIRouter(tags=["Extras"])
 
     async def tokens_of(given: str) -> list[int]:

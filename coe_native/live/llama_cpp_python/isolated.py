@@ -1,4 +1,4 @@
-"""Chat templates and grammars of llama-cpp-python's answers, in helper processes."""
+"""Helper processes for the chat templates and grammars of llama-cpp-python's answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from coe_native.llama.chat import ChatTemplate
 
 
 class _IsolatedFormatter:
-    """llama-cpp-python's Jinja2ChatFormatter, but the template runs in a helper process."""
+    """A replacement of llama-cpp-python's Jinja2ChatFormatter, whose template runs in a helper process."""
 
     started: list[ChatTemplate]
 
@@ -62,7 +62,7 @@ class _IsolatedFormatter:
 
 @contextlib.contextmanager
 def isolated_chat_templates() -> Iterator[None]:
-    """Chat templates of models that are loaded in the block run in helper processes."""
+    """Run the chat templates of models that are loaded in the block in helper processes."""
     started: list[ChatTemplate] = []
     isolated = type("IsolatedFormatter", (_IsolatedFormatter,), {"started": started})
     try:
@@ -75,7 +75,11 @@ def isolated_chat_templates() -> Iterator[None]:
 
 @contextlib.contextmanager
 def isolated_grammars(model: Path) -> Iterator[None]:
-    """While the block runs, a helper process follows the grammars of all answers."""
+    """Follow the grammars of all answers in a helper process while the block runs.
+
+    Args:
+        model: The model's GGUF file.
+    """
     sample = llama_internals.LlamaSampler.sample
 
     def checked_sample(self: Any, *args: Any, **options: Any) -> Any:
@@ -104,15 +108,17 @@ def isolated_grammars(model: Path) -> Iterator[None]:
 
 
 class _FollowedGrammar:
-    """The grammar of one answer, as a sampler that llama.cpp calls. It must not raise; `error` says what went
-    wrong."""
+    """The grammar of one answer, as a sampler that llama.cpp calls.
+
+    It must not raise; `error` has what went wrong.
+    """
 
     def __init__(self, helper: GrammarHelper, grammar: str, root: str) -> None:
         self._helper = helper
         self._allowed = helper.begin(grammar, root)
         self.error: InputError | None = None
         self.sampler = llama_internals.CustomSampler(self._apply)
-        # llama.cpp calls it as long as the sampler lives.
+        # Kept, because llama.cpp calls it as long as the sampler lives.
         self._accept_callback = llama_api.llama_sampler_i_accept(self._accept)
         self.sampler.sampler.iface.contents.accept = self._accept_callback
 

@@ -1,4 +1,4 @@
-"""Replace attributes of other packages for a while."""
+"""Temporary changes to other packages and to the environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[Any]:
-    """Replace an attribute while the block runs. Yields what it was."""
+    """Replace an attribute while the block runs.
+
+    Args:
+        owner: The object or module that has it.
+        name: Its name.
+        value: Its value in the block.
+
+    Yields:
+        Its previous value.
+    """
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -21,7 +30,11 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def without_variable(variable: str) -> Iterator[None]:
-    """Without an environment variable, by which the server would read somebody else's settings."""
+    """Remove an environment variable while the block runs, so that the server reads no settings from it.
+
+    Args:
+        variable: Its name.
+    """
     value = os.environ.pop(variable, None)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Requests are checked before llama.cpp sees them, and errors explained."""
+"""Checks of requests before llama.cpp sees them, and errors for clients."""
 
 from __future__ import annotations
 
@@ -27,29 +27,44 @@ _MOST_LOGPROBS = 100
 
 
 _MOST_WRONG = 5
-"""Fields of a request that an error names."""
+"""Maximum fields of a request that an error names."""
 
 
 _MOST_UINT32 = 2**32 - 1
 
 
 _CONTEXT_IS_FULL = "llama_decode returned 1"
-"""llama-cpp-python does not check max_tokens while the last bytes of an answer are not UTF-8."""
+"""The error if the context is full: max_tokens is not checked while an answer's last bytes are not UTF-8."""
 
 
 _failures_said: set[type[Exception]] = set()
-"""Unexpected errors that were printed. Clients could fill the log with them."""
+"""Types of unexpected errors that were printed. Each is printed once, so that the log stays short."""
 
 
 def check_tokens(name: str, tokens: list[int], n_vocab: int) -> None:
+    """Check that tokens are in the vocabulary.
+
+    Args:
+        name: The request's field, for the message.
+        tokens: Token ids.
+        n_vocab: Size of the vocabulary.
+
+    Raises:
+        HTTPException: One is not in the vocabulary.
+    """
     if not all(0 <= token < n_vocab for token in tokens):
-        raise HTTPException(422, f"{name}: the model's tokens are the numbers from 0 to {n_vocab - 1}")
+        raise HTTPException(422, f"{name}: token ids must be from 0 to {n_vocab - 1}")
 
 
 @contextlib.contextmanager
 def checked_requests(model: Path) -> Iterator[None]:
-    """While the block runs, check completions before they reach llama.cpp, and send errors to the client without
-    logging any text of the request."""
+    """Check completions while the block runs, and send errors to the client.
+
+    Nothing of a request's text is logged.
+
+    Args:
+        model: The model's GGUF file, whose directory is left out of messages.
+    """
     prepare, publish = llama_server.prepare_request_resources, llama_server.get_event_publisher
 
     def explained(_: Any, error: Exception, body: Any = None) -> tuple[int, Any]:
@@ -61,7 +76,7 @@ def checked_requests(model: Path) -> Iterator[None]:
         return prepare(body, proxy, *args)
 
     async def published(*, inner_send_chan: Any, llama_call: Any, body: Any, **options: Any) -> None:
-        """A stream has no status left to say that something is wrong: it says so in an event."""
+        """Publish a stream. Errors are sent as events, because the status was sent before."""
 
         def calls(*args: Any, **kwargs: Any) -> Iterator[Any]:
             try:
@@ -86,14 +101,17 @@ def checked_requests(model: Path) -> Iterator[None]:
 
 
 async def answer_to_http_error(_: Request, error: Any) -> JSONResponse:
+    """Return the answer to an HTTP error."""
     return JSONResponse({"error": _error(str(error.detail))}, error.status_code)
 
 
 async def answer_to_bad_input(_: Request, error: Exception) -> JSONResponse:
+    """Return the answer to an InputError."""
     return JSONResponse({"error": _error(str(error))}, 400)
 
 
 async def answer_to_bad_fields(_: Request, error: Any) -> JSONResponse:
+    """Return the answer to a request whose fields are missing or wrong."""
     return JSONResponse({"error": _error(_bad_fields(error))}, 422)
 
 
@@ -102,7 +120,7 @@ def _bad_fields(error: RequestValidationError) -> str:
 
 
 def _explain(error: Exception, body: Any) -> tuple[int, Any]:
-    """Return the status and the error that a client gets. llama-cpp-python's function would log the request."""
+    """Return the status and the error for a client; llama-cpp-python's function would log the request."""
     if isinstance(error, HTTPException):
         return error.status_code, _error(str(error.detail))
     if isinstance(error, RequestValidationError):
@@ -129,17 +147,17 @@ def _error(message: str) -> dict[str, Any]:
 
 
 def _check_completion(body: Any, llama: llama_cpp.Llama) -> None:
-    """Raise HTTPException for what llama.cpp would not survive, or would silently take for something else."""
+    """Raise HTTPException for values that would crash llama.cpp, or that it would silently misread."""
     if body.logprobs and not llama._logits_all:
         raise HTTPException(422, "logprobs: the server must be started with --logits-all")
     bias = body.logit_bias or {}
     if body.logit_bias_type == "tokens":
-        # They are made tokens in the thread that serves all clients.
+        # They are tokenized in the thread that serves all clients.
         if sum(map(len, bias)) > _MOST_BIASED:
-            raise HTTPException(422, f"logit_bias: its texts must have at most {_MOST_BIASED} characters together")
+            raise HTTPException(422, f"logit_bias: its texts must have at most {_MOST_BIASED} characters in all")
     else:
         if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in bias):
-            raise HTTPException(422, "logit_bias: its keys must be numbers of tokens")
+            raise HTTPException(422, "logit_bias: its keys must be token ids")
         check_tokens("logit_bias", [int(key) for key in bias], llama._n_vocab)
     if body.seed is not None and not 0 <= body.seed <= _MOST_UINT32:
         raise HTTPException(422, f"seed: must be from 0 to {_MOST_UINT32}")

@@ -1,4 +1,4 @@
-"""A Llama whose context is watched."""
+"""Attach to a Llama: its class, its callback and its context are replaced by watched ones."""
 
 from __future__ import annotations
 
@@ -17,51 +17,146 @@ from coe_native.errors import CoeError
 from coe_native.live.parts import Part
 
 
-class Original:
-    """What attaching changes in a Llama."""
+class Attachment:
+    """A Llama that is watched until `detach`. Its class, its callback and its context are replaced.
+
+    Attributes:
+        in_use: Held while the Llama uses its context, so that no other thread replaces that.
+    """
+
+    def __init__(self, llama: Llama, live: core.LiveProfiler, check: Callable[[], None]) -> None:
+        """Attach to a Llama.
+
+        Args:
+            llama: The Llama.
+            live: Counts its routers' choices.
+            check: Called after two test tokens have run in the new context; raises if they were not counted.
+
+        Raises:
+            CoeError: llama.cpp cannot make the new context. The Llama is as it was before, also if `check` fails.
+        """
+        self._live = live
+        self.in_use = threading.RLock()
+        self._llama: Llama | None = llama
+        self._before = _Original(llama)
+        live.chain(self._before.callback, self._before.user_data or 0)
+        _set_callback(llama, live.callback, live.user_data)
+        renew_context(llama, lambda llama: self._watched_context(llama, check), self._before)
+        live.reset()
+        llama.coe_native_live = live
+        llama.coe_native_masked = False
+        llama.coe_native_in_use = self.in_use
+        llama.__class__ = type(type(llama).__name__, (WatchedLlama, type(llama)), {})
+
+    @property
+    def llama(self) -> Llama | None:
+        """Return the Llama, or None once it is detached."""
+        return self._llama
+
+    @property
+    def is_decoding(self) -> bool:
+        """Return whether a batch is running."""
+        return self._llama is not None and getattr(self._llama._ctx, "decoding", False)
+
+    def set_masked(self, masked: bool) -> None:
+        """Say whether tokens run under a live mask from now on, and forget what the context holds."""
+        assert self._llama is not None
+        self._llama.coe_native_masked = masked
+        if self._llama._ctx.ctx is not None:
+            self._llama.reset()
+
+    def interrupt(self) -> None:
+        """Make everything that the Llama runs, now or later, end with an exception, after the current batch."""
+        if self._llama is not None:
+            self._llama._ctx.interrupted = True
+            with self.in_use:
+                pass
+
+    def detach(self) -> None:
+        """Restore the Llama as it was."""
+        llama, self._llama = self._llama, None
+        if llama is None:
+            return
+        self._before.restore_callback(llama)
+        try:
+            if llama._ctx.ctx is not None:
+                renew_context(llama, _plain_context, self._before)
+        finally:
+            # Last: until then, calls from other threads wait.
+            self._before.restore_class(llama)
+
+    def _watched_context(self, llama: Llama, check: Callable[[], None]) -> LlamaContext:
+        """Return a watched context, after two test tokens have been counted in it."""
+        context = _WatchedContext(model=llama._model, params=llama.context_params, verbose=llama.verbose)
+        context.in_use, context.live, context.before = self.in_use, self._live, self._before
+        try:
+            if context.memory is not None:
+                tokens = (llama_cpp.llama_token * min(2, llama.n_batch))()
+                llama_cpp.llama_decode(context.ctx, llama_cpp.llama_batch_get_one(tokens, len(tokens)))
+                context.kv_cache_clear()
+                check()
+        except BaseException:
+            context.close()
+            raise
+        return context
+
+
+class _Original:
+    """The parts of a Llama that attaching changes, as they were before."""
 
     def __init__(self, llama: Llama) -> None:
         params = llama.context_params
         self._kind = type(llama)
-        # The field itself would change with the structure that it is part of.
+        # As a number: the field itself would change with its structure.
         self.callback = ctypes.cast(params.cb_eval, ctypes.c_void_p).value or 0
         self.user_data = params.cb_eval_user_data
-        # What keeps a callback of Python's alive.
+        # References that keep a Python callback alive.
         self._referred = dict(params._objects or {})
 
     def restore_callback(self, llama: Llama) -> None:
-        set_callback(llama, self.callback, self.user_data)
+        """Give a Llama its callback back, for contexts that are made from now on."""
+        _set_callback(llama, self.callback, self.user_data)
         llama.context_params._objects.update(self._referred)
 
     def restore_class(self, llama: Llama) -> None:
+        """Give a Llama its class back."""
         llama.__class__ = self._kind
         for name in ("coe_native_live", "coe_native_masked", "coe_native_in_use"):
             llama.__dict__.pop(name, None)
 
 
-def set_callback(llama: Llama, address: int, user_data: int | None) -> None:
-    """For the contexts that are made from now on."""
+def _set_callback(llama: Llama, address: int, user_data: int | None) -> None:
+    """Set the callback of a Llama, for contexts that are made from now on.
+
+    Args:
+        llama: The Llama.
+        address: Address of the callback; 0: none.
+        user_data: Address that the callback is called with.
+    """
     params = llama.context_params
     params.cb_eval = ctypes.cast(address, type(params.cb_eval))
     params.cb_eval_user_data = user_data
 
 
 def _using(llama: Llama) -> contextlib.AbstractContextManager[Any]:
-    """Keep the context from being taken away. Another thread may just have detached the Llama."""
+    """Return a lock that keeps the context in place; another thread may just have detached the Llama."""
     in_use: threading.RLock | None = llama.__dict__.get("coe_native_in_use")
     return in_use or contextlib.nullcontext()
 
 
 class WatchedLlama(Llama):  # type: ignore[misc]
-    """What a Llama becomes: it tells the counts which part its tokens belong to, and keeps its context from being
-    taken away while it uses it. Nothing of it refers to the Capture, so that forgetting both frees the model at
-    once."""
+    """The class of an attached Llama.
+
+    Its methods tell the counts which part their tokens belong to, and keep the context in place while they
+    use it. It has no reference to the Capture, so that the model is freed as soon as both are forgotten.
+    """
 
     coe_native_live: core.LiveProfiler
     coe_native_masked: bool
     coe_native_in_use: threading.RLock
 
     def generate(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        """Generate tokens, as the Llama's own method; they count as a prompt's until one is sampled."""
         in_use = _using(self)  # also once the Llama has been detached
         with in_use:
             steps = WatchedLlama._unwatched(self, "generate", Part.PROMPT)(*args, **kwargs)
@@ -77,59 +172,74 @@ class WatchedLlama(Llama):  # type: ignore[misc]
             steps.close()
 
     def eval(self, *args: Any, **kwargs: Any) -> None:
+        """Run tokens, as the Llama's own method."""
         with _using(self):
             WatchedLlama._unwatched(self, "eval")(*args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """Return embeddings, as the Llama's own method; tokens count as a prompt's."""
         with _using(self):
             return WatchedLlama._unwatched(self, "embed", Part.PROMPT)(*args, **kwargs)
 
     def reset(self) -> None:
+        """Reset the Llama, as its own method; tokens that follow count as a prompt's."""
         with _using(self):
             WatchedLlama._unwatched(self, "reset", Part.PROMPT)()
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample a token, as the Llama's own method; tokens that follow count as generated."""
         with _using(self):
             return WatchedLlama._unwatched(self, "sample", Part.GENERATED)(*args, **kwargs)
 
     def save_state(self) -> Any:
+        """Return the state, as the Llama's own method."""
         with _using(self):
             return WatchedLlama._unwatched(self, "save_state")()
 
     def load_state(self, *args: Any, **kwargs: Any) -> None:
+        """Load a state, as the Llama's own method."""
         with _using(self):
             WatchedLlama._unwatched(self, "load_state")(*args, **kwargs)
 
     def n_ctx(self) -> Any:
+        """Return the size of the context, as the Llama's own method."""
         with _using(self):
             return WatchedLlama._unwatched(self, "n_ctx")()
 
     def pooling_type(self) -> Any:
+        """Return the type of pooling, as the Llama's own method."""
         with _using(self):
             return WatchedLlama._unwatched(self, "pooling_type")()
 
     def _unwatched(self, name: str, part: Part | None = None) -> Callable[..., Any]:
-        """Return the method of the Llama's own class, and count its tokens for `part`, unless another thread has
-        just detached the Llama."""
+        """Return the method of the Llama's own class, after selecting the part that its tokens count for.
+
+        Nothing is selected if another thread has just detached the Llama.
+        """
         if not isinstance(self, WatchedLlama):
             return getattr(self, name)
         if part is not None:
-            # Reading the counts raises the error; the answer goes on.
+            # The answer continues; reading the counts raises the error.
             with contextlib.suppress(RuntimeError):
                 self.coe_native_live.select(Part.MASKED if self.coe_native_masked else part)
         return getattr(super(), name)  # type: ignore[no-any-return]
 
 
-class WatchedContext(LlamaContext):  # type: ignore[misc]
-    """A context that announces its batches to the counts, and whose callbacks live as long as it does."""
+class _WatchedContext(LlamaContext):  # type: ignore[misc]
+    """A context that announces its batches to the counts, and keeps its callbacks alive."""
 
     in_use: threading.RLock
     live: core.LiveProfiler
-    before: Original
+    before: _Original
     interrupted = False
     decoding = False
 
     def decode(self, batch: Any) -> None:
+        """Run a batch.
+
+        Raises:
+            RuntimeError: The Capture has interrupted the Llama, or llama.cpp fails.
+        """
         with self.in_use:
             if self.interrupted:
                 raise RuntimeError("interrupted")
@@ -142,13 +252,24 @@ class WatchedContext(LlamaContext):  # type: ignore[misc]
                 self.live.end_decode()
 
 
-def plain_context(llama: Llama) -> LlamaContext:
+def _plain_context(llama: Llama) -> LlamaContext:
+    """Return a new context of llama-cpp-python's own class."""
     return LlamaContext(model=llama._model, params=llama.context_params, verbose=llama.verbose)
 
 
-def renew_context(llama: Llama, make: Callable[[Llama], LlamaContext], before: Original) -> None:
-    """Gives a Llama the context that `make` returns, with what the old one held in memory; where that fails, one
-    as `before`. The old one is closed first, for there may be no room for two."""
+def renew_context(llama: Llama, make: Callable[[Llama], LlamaContext], before: _Original) -> None:
+    """Replace the context of a Llama, and keep what it held in memory.
+
+    The old context is closed first, because there may be no room for two.
+
+    Args:
+        llama: The Llama.
+        make: Makes the new context. If it fails, the Llama gets a context as it had before.
+        before: The Llama's original callback.
+
+    Raises:
+        CoeError: llama.cpp cannot make the context, or cannot restore what the old one held.
+    """
     old, state = llama._ctx, None
     if llama.n_tokens > 0 and old.memory is not None:
         buffer = (ctypes.c_uint8 * old.get_state_size())()
@@ -160,14 +281,14 @@ def renew_context(llama: Llama, make: Callable[[Llama], LlamaContext], before: O
     except BaseException as error:
         before.restore_callback(llama)
         llama._ctx.close()
-        _put_context(llama, plain_context(llama), state)
+        _put_context(llama, _plain_context(llama), state)
         if isinstance(error, ValueError):
-            raise CoeError(f"{llama.model_path}: llama.cpp cannot make its context anew: {error}") from error
+            raise CoeError(f"{llama.model_path}: llama.cpp cannot recreate its context: {error}") from error
         raise
 
 
 def _put_context(llama: Llama, context: LlamaContext, state: Any) -> None:
-    # The model closes it before itself.
+    # The model closes its context before itself.
     llama._ctx = context
     if llama._lora_adapter is not None:
         adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(llama._lora_adapter)
@@ -178,8 +299,8 @@ def _put_context(llama: Llama, context: LlamaContext, state: Any) -> None:
     if llama_cpp.llama_state_set_data(context.ctx, state, len(state)) != len(state):
         raise CoeError(f"{llama.model_path}: llama.cpp cannot restore what its context held")
     if not llama._requires_eval:
-        # The state has no logits, and somebody may sample from them: the last token is run again, or all where
-        # the memory cannot be cut back.
+        # The state has no logits, which may be sampled from: run the last token again, or all tokens if the
+        # memory cannot be truncated.
         tokens = llama.input_ids[: llama.n_tokens].tolist()
         kept = len(tokens) - 1
         if not context.kv_cache_seq_rm(-1, kept, -1):

@@ -7,7 +7,7 @@
 
 #include "capture/live_profiler.h"
 #include "fuzz.h"
-#include "model/router_layout.h"
+#include "model/fingerprint.h"
 #include "scratch_file.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

