@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ class ExpertMask:
         except ValueError as error:
             raise InputError(str(error)) from error
 
-    @cached_property
+    @property
     def native(self) -> core.Mask:
         """Return the mask as the C++ core has it."""
         return core.Mask(self.architecture, self.fingerprint, self.n_experts, self.keep, dict(self.kept))

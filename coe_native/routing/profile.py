@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -97,7 +97,7 @@ class RoutingProfile:
             if values.shape != shape[:2]:
                 raise InputError(f"a profile's {name} needs a number for each expert of each layer")
 
-    @cached_property
+    @property
     def native(self) -> core.Profile:
         """Return the profile as the C++ core has it, with copies of the arrays."""
         made = core.Profile()
@@ -204,7 +204,7 @@ class RoutingProfile:
         Raises:
             InputError: The profiles are of different models, count different things, or share documents.
         """
-        total = core.Profile(self.native)
+        total = self.native
         try:
             total.add(other.native)
         except ValueError as error:

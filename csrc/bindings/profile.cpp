@@ -47,7 +47,6 @@ void set_outputs(Profile& profile, const Numbers& norm_sum, const Numbers& weigh
 void register_profile(py::module_& module) {
     py::class_<Profile>(module, "Profile")
         .def(py::init<>())
-        .def(py::init<const Profile&>(), py::arg("copied"))
         .def_property(
             "architecture", [](const Profile& p) { return to_str(p.architecture); },
             [](Profile& p, const py::bytes& text) { p.architecture = text; })

@@ -122,9 +122,7 @@ std::vector<py::dict> memory(const Session& session) {
     return uses;
 }
 
-}  // namespace
-
-void register_session(py::module_& module) {
+void register_process(py::module_& module) {
     module.def("report_crashes", &report_crashes, py::arg("prefix"));
     module.def("prepare_thread_for_crashes", &prepare_thread_for_crashes);
     module.def("set_crash_advice", &set_crash_advice, py::arg("advice"));
@@ -133,6 +131,9 @@ void register_session(py::module_& module) {
     module.def("has_amx", &has_amx);
     module.def("free_gpu_memory", &free_gpu_memory);
     module.def("count_rpc_devices", &count_rpc_devices, py::arg("endpoint"), ReleaseGil());
+}
+
+void register_placement(py::module_& module) {
     // Pointers are passed as addresses, for ctypes, with which llama_cpp loads models.
     py::class_<WeightPlacement>(module, "WeightPlacement")
         .def(py::init([](const std::vector<std::string>& devices, int32_t n_cpu_moe) {
@@ -147,6 +148,9 @@ void register_session(py::module_& module) {
         .def_property_readonly(
             "overrides", [](const WeightPlacement& p) { return reinterpret_cast<uintptr_t>(p.overrides()); })
         .def_property_readonly("repack", &WeightPlacement::repack);
+}
+
+void register_options(py::module_& module) {
     py::class_<SessionOptions>(module, "SessionOptions")
         .def(py::init<>())
         .def_readwrite("n_ctx", &SessionOptions::n_ctx)
@@ -161,6 +165,29 @@ void register_session(py::module_& module) {
         .def_readwrite("repack", &SessionOptions::repack)
         .def_readwrite("mtp", &SessionOptions::mtp)
         .def_readwrite("simulate", &SessionOptions::simulate);
+}
+
+void register_sampler(py::module_& module) {
+    py::class_<Sampler>(module, "Sampler")
+        .def(py::init([](int32_t n_vocab, float temperature, int32_t top_k, float top_p, float min_p,
+                         float repeat_penalty, int32_t repeat_last_n, uint32_t seed) {
+                 return std::make_unique<Sampler>(
+                     n_vocab,
+                     SamplingOptions{temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed});
+             }),
+             py::arg("n_vocab"), py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
+             py::arg("min_p"), py::arg("repeat_penalty"), py::arg("repeat_last_n"), py::arg("seed"))
+        .def("accept",
+             [](Sampler& sampler, const Tokens& tokens) { sampler.accept(to_vector<int32_t>(tokens)); })
+        .def("next", &Sampler::next, py::arg("session"), ReleaseGil());
+}
+
+}  // namespace
+
+void register_session(py::module_& module) {
+    register_process(module);
+    register_placement(module);
+    register_options(module);
     py::class_<Session>(module, "Session")
         .def(py::init<const std::string&, const SessionOptions&>(), py::arg("path"), py::arg("options"),
              ReleaseGil())
@@ -233,18 +260,7 @@ void register_session(py::module_& module) {
         .def(
             "ends", [](const Session& s, int32_t token) { return s.tokenizer().ends(token); },
             py::arg("token"));
-    py::class_<Sampler>(module, "Sampler")
-        .def(py::init([](int32_t n_vocab, float temperature, int32_t top_k, float top_p, float min_p,
-                         float repeat_penalty, int32_t repeat_last_n, uint32_t seed) {
-                 return std::make_unique<Sampler>(
-                     n_vocab,
-                     SamplingOptions{temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed});
-             }),
-             py::arg("n_vocab"), py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-             py::arg("min_p"), py::arg("repeat_penalty"), py::arg("repeat_last_n"), py::arg("seed"))
-        .def("accept",
-             [](Sampler& sampler, const Tokens& tokens) { sampler.accept(to_vector<int32_t>(tokens)); })
-        .def("next", &Sampler::next, py::arg("session"), ReleaseGil());
+    register_sampler(module);
 }
 
 }  // namespace coe::bindings

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <functional>
-#include <nlohmann/json.hpp>
+#include <limits>
 #include <stdexcept>
+
+#include "formats/json_fields.h"
 
 namespace coe {
 
@@ -28,31 +30,21 @@ std::string shards_of(const CorpusRecord& record) {
 // What a corpus record covers, for messages.
 std::string part_of(const CorpusRecord& record) { return record.n_shards == 1 ? "all" : shards_of(record); }
 
-using nlohmann::json;
+constexpr uint64_t most = std::numeric_limits<uint64_t>::max();
 
-uint64_t count_of(const json& record, const char* key) {
-    const json& value = record.at(key);
-    if (!value.is_number_unsigned()) {
-        refuse(std::string("the ") + key + " of a corpus is not a count");
-    }
-    return value.get<uint64_t>();
-}
-
-CorpusRecord record_of(const json& value) {
+CorpusRecord record_of(const Json& value) {
+    const auto number = [&](const char* key) { return count(field(value, key), key, 0, most); };
     CorpusRecord record;
-    record.name = value.at("name").get<std::string>();
-    record.documents = count_of(value, "documents");
-    record.tokens = count_of(value, "tokens");
-    record.sha256 = value.at("sha256").get<std::string>();
-    record.n_shards = value.contains("n_shards") ? count_of(value, "n_shards") : 1;
-    record.run = value.value("run", "");
+    record.name = text_field(value, "name");
+    record.documents = number("documents");
+    record.tokens = number("tokens");
+    record.sha256 = text_field(value, "sha256");
+    record.n_shards = value.contains("n_shards") ? number("n_shards") : 1;
+    record.run = value.contains("run") ? text_field(value, "run") : "";
     if (value.contains("shards")) {
         record.shards.clear();
-        for (const json& shard : value["shards"].get_ref<const json::array_t&>()) {
-            if (!shard.is_number_unsigned()) {
-                refuse("the shards of a corpus are not counts");
-            }
-            record.shards.push_back(shard.get<uint64_t>());
+        for (const Json& shard : list_field(value, "shards")) {
+            record.shards.push_back(count(shard, "a shard", 0, most));
         }
     }
     record.check();
@@ -118,12 +110,12 @@ std::vector<CorpusRecord> join_corpora(const std::vector<CorpusRecord>& ours,
 }
 
 std::string encode_corpora(const std::vector<CorpusRecord>& corpora) {
-    nlohmann::ordered_json records = nlohmann::ordered_json::array();
+    Json records = Json::array();
     for (const CorpusRecord& record : corpora) {
-        nlohmann::ordered_json fields = {{"name", record.name},
-                                         {"documents", record.documents},
-                                         {"tokens", record.tokens},
-                                         {"sha256", record.sha256}};
+        Json fields = {{"name", record.name},
+                       {"documents", record.documents},
+                       {"tokens", record.tokens},
+                       {"sha256", record.sha256}};
         if (record.n_shards > 1) {
             fields["shards"] = record.shards;
             fields["n_shards"] = record.n_shards;
@@ -132,20 +124,23 @@ std::string encode_corpora(const std::vector<CorpusRecord>& corpora) {
         records.push_back(fields);
     }
     // A host may name its text in another encoding than UTF-8.
-    return records.dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace);
+    return records.dump(-1, ' ', true, Json::error_handler_t::replace);
 }
 
 std::vector<CorpusRecord> decode_corpora(const std::string& text) {
-    try {
-        std::vector<CorpusRecord> corpora;
-        const json records = json::parse(text);
-        for (const json& record : records.get_ref<const json::array_t&>()) {
-            corpora.push_back(record_of(record));
-        }
-        return corpora;
-    } catch (const json::exception&) {
-        refuse("its corpora are not a list of records");
+    const Json records = Json::parse(text, nullptr, false);
+    if (!records.is_array()) {
+        refuse("the corpora are not a list of records");
     }
+    std::vector<CorpusRecord> corpora;
+    for (const Json& record : records) {
+        try {
+            corpora.push_back(record_of(record));
+        } catch (const std::invalid_argument& wrong) {
+            refuse(std::string("a corpus is damaged: ") + wrong.what());
+        }
+    }
+    return corpora;
 }
 
 }  // namespace coe

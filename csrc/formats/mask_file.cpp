@@ -2,17 +2,15 @@
 
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <system_error>
 
 #include "base/limits.h"
+#include "formats/json_fields.h"
 
 namespace coe {
 
 namespace {
-
-using nlohmann::json;
 
 constexpr int known_version = 1;
 constexpr int most_depth = 100;
@@ -50,120 +48,85 @@ int block_index(const std::string& text) {
     const bool is_number = !text.empty() && text.size() < 7 && (text == "0" || text[0] != '0') &&
                            text.find_first_not_of("0123456789") == std::string::npos;
     if (!is_number || std::stoi(text) >= most_blocks) {
-        refuse_damaged("a layer is not named by a block index");
+        refuse(shortened(text) + " is not a block index");
     }
     return std::stoi(text);
 }
 
-size_t count(const json& document, const char* key, size_t most) {
-    const json& value = document.at(key);
-    if (!value.is_number_unsigned() || value.get<uint64_t>() == 0 || value.get<uint64_t>() > most) {
-        refuse_damaged(std::string(key) + " is not a number from 1 to " + std::to_string(most));
+std::vector<int> kept_experts(const Json& experts, const std::string& block, size_t n_experts) {
+    if (!experts.is_array()) {
+        refuse("the experts of block " + block + " are not a list");
     }
-    return value.get<size_t>();
-}
-
-int64_t whole_number(const json& value, const char* what) {
-    // A number above int64_t's range is an unsigned one.
-    if (!value.is_number_integer() ||
-        (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX))) {
-        refuse_damaged(std::string(what) + " is not a whole number");
-    }
-    return value.get<int64_t>();
-}
-
-double number(const json& value, const char* what) {
-    if (!value.is_number()) {
-        refuse_damaged(std::string(what) + " is not a number");
-    }
-    return value.get<double>();
-}
-
-const json& list(const json& document, const char* key) {
-    static const json none = json::array();
-    const auto found = document.find(key);
-    if (found != document.end() && !found->is_array()) {
-        refuse_damaged(std::string(key) + " is not a list");
-    }
-    return found == document.end() ? none : *found;
-}
-
-std::vector<int> kept_experts(const json& experts, size_t n_experts) {
+    const std::string name = "an expert in block " + block;
     std::vector<int> kept;
-    for (const json& expert : experts.get_ref<const json::array_t&>()) {
-        if (!expert.is_number_unsigned() || expert.get<uint64_t>() >= n_experts) {
-            refuse_damaged("an expert is not a number from 0 to " + std::to_string(n_experts - 1));
-        }
-        kept.push_back(expert.get<int>());
+    for (const Json& expert : experts) {
+        kept.push_back(static_cast<int>(count(expert, name.c_str(), 0, n_experts - 1)));
     }
     return kept;
 }
 
-Swap swap_of(const json& swap) {
-    const Swap made = {whole_number(swap.at("layer"), "a swap's layer"),
-                       whole_number(swap.at("incoming"), "a swap's incoming expert"),
-                       whole_number(swap.at("outgoing"), "a swap's outgoing expert"),
-                       whole_number(swap.at("stage"), "a swap's stage"),
-                       number(swap.at("incoming_score"), "a swap's incoming score"),
-                       number(swap.at("outgoing_score"), "a swap's outgoing score")};
+double score(const Json& swap, const char* key) {
+    const Json& value = field(swap, key);
+    if (!value.is_number()) {
+        refuse(std::string(key) + " is " + shortened(value) + ", not a number");
+    }
+    return value.get<double>();
+}
+
+Swap swap_of(const Json& swap) {
+    const auto number = [&](const char* key) { return integer(field(swap, key), key); };
+    const Swap made = {number("layer"),
+                       number("incoming"),
+                       number("outgoing"),
+                       number("stage"),
+                       score(swap, "incoming_score"),
+                       score(swap, "outgoing_score")};
     if (made.stage != 2 && made.stage != 3) {
-        refuse_damaged("a swap's stage is neither 2 nor 3");
+        refuse("stage is " + std::to_string(made.stage) + ", neither 2 nor 3");
     }
     return made;
 }
 
-std::pair<int64_t, int64_t> pair_of(const json& pair) {
+std::pair<int64_t, int64_t> pair_of(const Json& pair) {
     if (!pair.is_array() || pair.size() != 2) {
-        refuse_damaged("unplaced is not a list of pairs of block and expert");
+        refuse("unplaced is not a list of pairs of block and expert");
     }
-    return {whole_number(pair[0], "an unplaced expert's block"), whole_number(pair[1], "an unplaced expert")};
+    return {integer(pair[0], "the block of an unplaced expert"), integer(pair[1], "an unplaced expert")};
 }
 
-void check_version(const json& document) {
-    const json& version = document.at("version");
-    if (!version.is_number_unsigned() || version.get<uint64_t>() < 1) {
-        refuse_damaged("its version is not a number");
-    }
-    if (version.get<uint64_t>() > known_version) {
-        refuse("has mask version " + version.dump() + "; this coe-native reads up to " +
-               std::to_string(known_version));
-    }
-}
-
-MaskFile decode(const json& document) {
+MaskFile decode(const Json& document) {
     MaskFile file;
     Mask& mask = file.mask;
-    mask.architecture = document.at("architecture").get<std::string>();
-    mask.fingerprint = document.at("fingerprint").get<std::string>();
-    mask.n_experts = count(document, "expert_count", most_experts);
-    mask.keep = count(document, "keep", mask.n_experts);
-    for (const auto& [name, experts] : document.at("layers").get_ref<const json::object_t&>()) {
-        mask.kept[block_index(name)] = kept_experts(experts, mask.n_experts);
+    mask.architecture = text_field(document, "architecture");
+    mask.fingerprint = text_field(document, "fingerprint");
+    mask.n_experts = count(field(document, "expert_count"), "expert_count", 1, most_experts);
+    mask.keep = count(field(document, "keep"), "keep", 1, mask.n_experts);
+    const Json& layers = field(document, "layers");
+    if (!layers.is_object()) {
+        refuse("layers is not an object");
     }
-    for (const json& swap : list(document, "swaps")) {
+    for (const auto& [name, experts] : layers.items()) {
+        mask.kept[block_index(name)] = kept_experts(experts, name, mask.n_experts);
+    }
+    for (const Json& swap : list_field(document, "swaps")) {
         file.swaps.push_back(swap_of(swap));
     }
-    for (const json& pair : list(document, "unplaced")) {
+    for (const Json& pair : list_field(document, "unplaced")) {
         file.unplaced.push_back(pair_of(pair));
     }
     const auto provenance = document.find("provenance");
     if (provenance != document.end()) {
         if (!provenance->is_object()) {
-            refuse_damaged("provenance is not an object");
+            refuse("provenance is not an object");
         }
         file.provenance = provenance->dump();
     }
-    try {
-        mask.check();
-    } catch (const std::invalid_argument& wrong) {
-        refuse_damaged(wrong.what());
-    }
+    mask.check();
     return file;
 }
 
-}  // namespace
-
-MaskFile parse_mask(const std::string& text) {
+// Returns the document, if it is a mask of a version that can be read.
+Json parse_document(const std::string& text) {
     if (text.size() > most_mask_bytes) {
         refuse("is not a mask: it has more than " + std::to_string(most_mask_bytes >> 20) + " MB");
     }
@@ -172,23 +135,30 @@ MaskFile parse_mask(const std::string& text) {
         refuse(no_mask);
     }
     check_depth(text);
-    json document;
-    try {
-        document = json::parse(text);
-    } catch (const json::exception&) {
-        refuse(no_mask);
-    }
+    Json document = Json::parse(text, nullptr, false);
     if (!document.is_object() || document.find("format") == document.end() ||
         document["format"] != "coe-native.expert-mask") {
         refuse(no_mask);
     }
+    const auto version = document.find("version");
+    if (version == document.end() || !version->is_number_unsigned() || version->get<uint64_t>() < 1) {
+        refuse_damaged("its version is not a number");
+    }
+    if (version->get<uint64_t>() > known_version) {
+        refuse("has mask version " + version->dump() + "; this coe-native reads up to " +
+               std::to_string(known_version));
+    }
+    return document;
+}
+
+}  // namespace
+
+MaskFile parse_mask(const std::string& text) {
+    const Json document = parse_document(text);
     try {
-        check_version(document);
         return decode(document);
-    } catch (const json::out_of_range&) {
-        refuse_damaged("a field is missing");
-    } catch (const json::exception&) {
-        refuse_damaged("a field has another type than a mask's");
+    } catch (const std::invalid_argument& wrong) {
+        refuse_damaged(wrong.what());
     }
 }
 

@@ -143,9 +143,10 @@ class TensorReader {
         uint64_t n_bytes = 0;
         for (const int block : blocks_) {
             const GgufTensor& tensor = of_block(block, part);
-            shape = shape.empty() ? tensor.shape : shape;
-            if (tensor.type != static_cast<uint32_t>(type) || tensor.shape.size() != n_dimensions ||
-                tensor.shape != shape) {
+            std::vector<uint64_t> own = tensor.shape;
+            own.resize(std::max(own.size(), n_dimensions), 1);  // ggml leaves out dimensions of 1 at the end
+            shape = shape.empty() ? own : shape;
+            if (tensor.type != static_cast<uint32_t>(type) || own.size() != n_dimensions || own != shape) {
                 refuse(tensor.name + " has another type or shape than the " + part + " of a profile");
             }
             n_bytes += tensor.n_bytes;
@@ -213,6 +214,9 @@ std::string required_text(const GgufFile& file, const std::string& key) {
     const std::optional<std::string> text = file.text(key);
     if (!text) {
         refuse("its " + key + " is not a text");
+    }
+    if (text->find('\0') != std::string::npos) {
+        refuse("its " + key + " contains a zero byte");
     }
     return *text;
 }

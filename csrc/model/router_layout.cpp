@@ -63,7 +63,8 @@ class LayoutFinder {
     void find_sizes() {
         const GgufFile& first = *files_[0];
         layout_.architecture = first.text("general.architecture").value_or("");
-        if (layout_.architecture.empty() || layout_.architecture.size() > longest_name) {
+        if (layout_.architecture.empty() || layout_.architecture.size() > longest_name ||
+            layout_.architecture.find('\0') != std::string::npos) {
             refuse_file(path_, "names no architecture; it is not a model");
         }
         const uint64_t n_experts = count("expert_count");
@@ -78,7 +79,8 @@ class LayoutFinder {
         layout_.shape.n_experts = n_experts;
         layout_.n_blocks = layout_.first_mtp_block = n_blocks;
         const std::string stem = std::filesystem::u8path(path_).stem().u8string();
-        layout_.model_name = first_characters(first.text("general.name").value_or(stem), longest_name);
+        const std::string name = first.text("general.name").value_or(stem);
+        layout_.model_name = first_characters(name.substr(0, name.find('\0')), longest_name);
     }
 
     void find_layers() {

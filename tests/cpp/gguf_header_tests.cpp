@@ -297,8 +297,7 @@ TEST(gguf_headers_beyond_256_megabytes_are_refused) {
 TEST(gguf_huge_lengths_are_refused) {
     for (const uint64_t length : {uint64_t{5}, uint64_t{65535}, uint64_t{65536}, uint64_t{1} << 32,
                                   uint64_t{1} << 63, huge - 31, huge}) {
-        const std::string name_error =
-            length > 65535 ? std::to_string(length) : "ends inside its header";
+        const std::string name_error = length > 65535 ? std::to_string(length) : "ends inside its header";
         refuse(Writer(0, 1).string("key4", length), name_error);
         refuse(Writer(1, 0).string("name", length), name_error);
         refuse(Writer(0, 1).string("key").number(GgufType::string).string("text", length),

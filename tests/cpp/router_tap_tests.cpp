@@ -354,8 +354,7 @@ TEST(tap_keeps_an_output_that_is_no_number_for_rethrow) {
     input.logits[14] = std::numeric_limits<float>::infinity();
     watched.tap.begin_batch();
     watched.runner.run(kind, {input});
-    CHECK_THROWS(std::runtime_error, "not a finite number in block 0",
-                 watched.tap.end_batch(4));
+    CHECK_THROWS(std::runtime_error, "not a finite number in block 0", watched.tap.end_batch(4));
 }
 
 TEST(tap_of_a_host_that_announces_no_batches) {
