@@ -137,7 +137,7 @@ std::vector<CorpusRecord> decode_corpora(const std::string& text) {
         try {
             corpora.push_back(record_of(record));
         } catch (const std::invalid_argument& wrong) {
-            refuse(std::string("a corpus is damaged: ") + wrong.what());
+            refuse(std::string("a record of its corpora: ") + wrong.what());
         }
     }
     return corpora;
