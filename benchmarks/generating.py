@@ -89,7 +89,7 @@ def llamas(parent: Path, threads: int) -> Iterator[tuple[llama_cpp.Llama, llama_
 
 
 def reading(llama: llama_cpp.Llama) -> Measure:
-    """A prompt of a window, anew each time."""
+    """A prompt of a window, again each time."""
     tokens = np.random.default_rng(1).integers(5, llama.n_vocab(), WINDOW).tolist()
 
     def measure() -> float:

@@ -64,7 +64,7 @@ class _Domain(click.ParamType["tuple[str, Path, Path]"]):
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Path, Path]:
         match = re.fullmatch(r"([^=]+)=([^,]+),([^,]+)", str(value))
         if match is None:
-            self.fail(f"{value!r} is no kind of text; write it like python=profile.jsonl,test.jsonl", param, ctx)
+            self.fail(f"{value!r} must be written like python=profile.jsonl,test.jsonl", param, ctx)
         return match[1], Path(match[2]), Path(match[3])
 
 

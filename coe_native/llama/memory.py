@@ -50,10 +50,13 @@ def simulated_memory(path: Path, options: ModelOptions) -> Memory:
     On a machine with GPUs that is what it would put there, else all of it.
 
     Raises:
-        RuntimeError: llama.cpp cannot load the file.
+        InputError: llama.cpp cannot load the file.
     """
     simulated = dataclasses.replace(options, tokenizer_only=True)
-    uses = core.Session(os.fsencode(path), simulated.for_session()).memory()
+    try:
+        uses = core.Session(os.fsencode(path), simulated.for_session()).memory()
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error}") from error
     on_gpu = any(use["on_gpu"] for use in uses)
     counted = [use for use in uses if use["on_gpu"] == on_gpu]
     parts = {part: sum(use[part] for use in counted) for part in ("weights", "context", "compute")}
@@ -125,7 +128,7 @@ def advice_for_gpu(header: ModelHeader, options: ModelOptions, free: int) -> str
         # The blocks that may stay on the GPU.
         on_gpu = _largest(header.n_blocks, lambda n: n_bytes(header.n_blocks - n) <= free)
         helps = on_gpu > 0 or n_bytes(header.n_blocks) <= free
-    except RuntimeError:
+    except InputError:
         return ""
     if wanted <= free or not helps:
         return ""

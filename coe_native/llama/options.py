@@ -54,7 +54,11 @@ class ModelOptions:
             raise InputError("the context, the batch and the number of sequences must be at least 1")
 
     def for_session(self) -> core.SessionOptions:
-        """Return the options of the compiled module."""
+        """Return the options of the compiled module.
+
+        Raises:
+            InputError: It cannot take one of the values.
+        """
         options = core.SessionOptions()
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given["n_threads"] = given["n_threads"] or available_cores()
@@ -62,7 +66,10 @@ class ModelOptions:
         given["n_ctx"] = max(self.n_ctx, self.n_batch)
         given["devices"], given["rpc"] = list(self.devices), list(self.rpc)
         for name, value in given.items():
-            setattr(options, name, value)
+            try:
+                setattr(options, name, value)
+            except (TypeError, UnicodeEncodeError) as error:
+                raise InputError(f"{name} cannot be {value!r}") from error
         return options
 
 

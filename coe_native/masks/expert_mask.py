@@ -18,8 +18,8 @@ from coe_native.files.atomic import check_target, replacing
 from coe_native.files.regular import read_regular
 from coe_native.routing.profile import UNKNOWN
 
-FORMAT = "coe-native.expert-mask"
-VERSION = 1
+FORMAT: str = core.MASK_FORMAT
+VERSION: int = core.MASK_VERSION
 MOST_BYTES: int = core.MOST_MASK_BYTES
 """Size of the largest file that is read as a mask."""
 
@@ -50,6 +50,10 @@ class Swap:
     stage: Pass
     incoming_score: float
     outgoing_score: float
+
+    def __post_init__(self) -> None:
+        if self.stage not in tuple(Pass):
+            raise InputError(f"a swap belongs to pass 2 or 3, not {self.stage}")
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class ExpertMask:
         try:
             self.native.check()
         except TypeError as error:
-            raise InputError(f"a mask cannot keep {self.keep} of {self.n_experts} experts") from error
+            raise InputError("a mask's blocks, experts and their numbers must be those of a model") from error
         except ValueError as error:
             raise InputError(str(error)) from error
 

@@ -88,8 +88,9 @@ class ModelHeader:
         ]
         self.mtp_blocks = range(self.native.first_mtp_block, self.native.n_blocks)
         self.layers = tuple(layers)
-        self.routed_layers = tuple(layer for layer in layers if layer.block not in self.mtp_blocks)
-        self.mtp_layers = tuple(layer for layer in layers if layer.block in self.mtp_blocks)
+        is_mtp = {layer.block: layer.is_mtp for layer in self.native.layers}
+        self.routed_layers = tuple(layer for layer in layers if not is_mtp[layer.block])
+        self.mtp_layers = tuple(layer for layer in layers if is_mtp[layer.block])
         self.blocks = [layer.block for layer in self.routed_layers]
         shape = self.native.shape
         self.router_shape = RouterShape(shape.n_experts, shape.top_k, shape.n_groups, shape.n_groups_used)
@@ -168,7 +169,8 @@ class ModelHeader:
             InputError: llama.cpp could not run it, or would compute something else than the kept experts' share.
         """
         try:
-            self.native.check_keep(max(keep, 0))
+            self.router_shape.check_keep(keep)
+            self.native.check_keep(keep)
         except ValueError as error:
             raise InputError(f"{self.path}: {error}") from error
 

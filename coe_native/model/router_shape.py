@@ -51,7 +51,9 @@ class RouterShape:
             InputError: It cannot; says which numbers are possible.
         """
         try:
-            core.RouterShape(*astuple(self)).check_keep(max(keep, 0))
+            core.RouterShape(*astuple(self)).check_keep(keep)
+        except TypeError as error:  # beyond 64 bits
+            raise InputError(f"keep must be at most {self.n_experts}, not {keep}") from error
         except ValueError as error:
             raise InputError(str(error)) from error
 

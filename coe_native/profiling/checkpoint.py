@@ -19,7 +19,7 @@ _LOOKS = "coe.checkpoint.looks"
 
 _START_OVER = "start over with --force and without --resume"
 
-Run = Mapping[str, "int | str"]
+RunKey = Mapping[str, "int | str"]
 """What must be the same for a run to continue, by the names that messages use."""
 
 
@@ -59,7 +59,7 @@ class Checkpoint:
         self.path = output.with_name(f"{output.name}.checkpoint")
         self._every = every
         self._resume = resume
-        self._run: Run = {}
+        self._run: RunKey = {}
         self._saved = time.monotonic()
         # It may be in a directory of text, because no reader mistakes it for text.
         check_target(self.path, force=True, inputs=tuple(path for path in inputs if path.is_file()))
@@ -69,7 +69,7 @@ class Checkpoint:
             )
 
     def begin(
-        self, run: Run, old_run: Callable[[], Run], until: Stability | None = None
+        self, run: RunKey, old_run: Callable[[], RunKey], until: Stability | None = None
     ) -> tuple[Position, RoutingProfile | None]:
         """Return where to start, and what was counted before that.
 

@@ -10,7 +10,7 @@ from coe_native.corpus.bundles import Shard
 from coe_native.corpus.documents import Corpus
 from coe_native.llama.loaded_model import LoadedModel, RouterCounts
 from coe_native.masks.stability import Stability
-from coe_native.profiling.checkpoint import Checkpoint, Position, Run
+from coe_native.profiling.checkpoint import Checkpoint, Position, RunKey
 from coe_native.profiling.cutter import Window
 from coe_native.routing.corpus_record import CorpusRecord
 from coe_native.routing.profile import RoutingProfile
@@ -32,8 +32,7 @@ class Tally:
         self._digest = _digest_of(digests)
         self._records = [
             CorpusRecord(
-                # A file's name need not be UTF-8.
-                name=corpus.name.encode("utf-8", "replace").decode(),
+                name=corpus.name,
                 documents=0,
                 tokens=0,
                 sha256=digest,
@@ -44,7 +43,7 @@ class Tally:
             for corpus, digest in zip(corpora, digests, strict=True)
         ]
         self._before: RoutingProfile | None = None
-        self._noted: tuple[Position, RouterCounts, tuple[CorpusRecord, ...]]
+        self._noted: tuple[Position, RouterCounts, tuple[CorpusRecord, ...]] | None = None
 
     def resume(self, checkpoint: Checkpoint, until: Stability | None) -> Position:
         """Take over what a checkpoint has counted, and return where to begin.
@@ -61,10 +60,14 @@ class Tally:
             is_past_the_end = position > Position(self._n_bundles)
             if is_past_the_end or len(self._before.corpora) != len(self._records):
                 raise checkpoint.past_the_end()
-            self._records = list(self._before.corpora)
+            # The digests are this version's, though a checkpoint of version 0.1.0 has others.
+            self._records = [
+                replace(counted, sha256=record.sha256, run=record.run)
+                for counted, record in zip(self._before.corpora, self._records, strict=True)
+            ]
         return position
 
-    def _run(self, until: Stability | None, digest: str) -> Run:
+    def _run(self, until: Stability | None, digest: str) -> RunKey:
         model = self._model
         return {
             "model": model.moe.header_digest,
@@ -93,15 +96,16 @@ class Tally:
     @property
     def position(self) -> Position:
         """Return the position of the last note."""
-        return self._noted[0]
+        return Position() if self._noted is None else self._noted[0]
 
     @property
     def n_tokens(self) -> int:
         """Return the number of tokens at the last note."""
-        return sum(record.tokens for record in self._noted[2])
+        return 0 if self._noted is None else sum(record.tokens for record in self._noted[2])
 
     def profile(self) -> RoutingProfile:
         """Return the profile of everything that was run before the last note."""
+        assert self._noted is not None
         _, counts, records = self._noted
         header = self._model.moe
         before = 0 if self._before is None else self._before.n_tokens

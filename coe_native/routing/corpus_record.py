@@ -30,6 +30,10 @@ class CorpusRecord:
     n_shards: int = 1
     run: str = ""
 
+    def __post_init__(self) -> None:
+        # A file's name need not be UTF-8, and JSON must be.
+        object.__setattr__(self, "name", self.name.encode("utf-8", "replace").decode())
+
     def as_json(self) -> dict[str, Any]:
         """Return what a profile's file records; the shards only where they are not the whole corpus."""
         fields = {"name": self.name, "documents": self.documents, "tokens": self.tokens, "sha256": self.sha256}

@@ -91,6 +91,8 @@ class RoutingProfile:
 
     def _check_shapes(self) -> None:
         shape = self.histograms.shape
+        if self.histograms.dtype.kind not in "iu":
+            raise InputError(f"a profile's histograms must be integers, not {self.histograms.dtype}")
         if len(shape) != 3 or {self.weight_sum.shape, self.weight_sum_rest.shape} != {shape}:
             raise InputError("a profile needs histograms and weight sums of one shape [layer, expert, rank]")
         for name, values in () if self.outputs is None else vars(self.outputs).items():
@@ -208,7 +210,7 @@ class RoutingProfile:
         try:
             total.add(other.native)
         except ValueError as error:
-            raise InputError(f"{other.place} and {self.place}: {error}") from error
+            raise InputError(f"{self.place} and {other.place}: {error}") from error
         return self.from_native(total)
 
     def save(

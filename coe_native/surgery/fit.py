@@ -54,8 +54,8 @@ def memory_of(moe: ModelHeader, keep: int, options: ModelOptions) -> Memory:
     with _header_only(moe, keep) as path:
         try:
             return simulated_memory(path, options)
-        except RuntimeError as error:
-            raise InputError(f"{moe.path}: {error}".replace(str(path), str(moe.path))) from error
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), str(moe.path))) from error
 
 
 def largest_keep_that_fits(moe: ModelHeader, n_bytes: int, options: ModelOptions) -> Fit:

@@ -29,7 +29,7 @@ MTP_BY_NORM, MTP_DROPPED = "kept by router norm", "dropped"
 
 
 @dataclass(frozen=True)
-class Run:
+class SliceRange:
     """Neighbouring slices of a tensor.
 
     Attributes:
@@ -59,7 +59,7 @@ class PlannedTensor:
     source: Tensor
     shape: tuple[int, ...]
     n_slices: int
-    runs: tuple[Run, ...]
+    runs: tuple[SliceRange, ...]
     touched: bool = True
 
     @classmethod
@@ -69,7 +69,7 @@ class PlannedTensor:
             source=tensor,
             shape=tensor.shape,
             n_slices=tensor.n_bytes,
-            runs=(Run(0, tensor.n_bytes),),
+            runs=(SliceRange(0, tensor.n_bytes),),
             touched=False,
         )
 
@@ -83,18 +83,18 @@ class PlannedTensor:
         """Return the size of the output tensor in bytes."""
         return self.slice_bytes * sum(run.count for run in self.runs)
 
-    def pieces(self) -> Iterator[Run]:
+    def pieces(self) -> Iterator[SliceRange]:
         """Yield the runs in pieces of whole slices, each of about CHUNK bytes."""
         most = max(1, CHUNK // max(1, self.slice_bytes))
         for run in self.runs:
             for start in range(run.first, run.first + run.count, most):
-                yield Run(start, min(most, run.first + run.count - start), run.zero)
+                yield SliceRange(start, min(most, run.first + run.count - start), run.zero)
 
-    def where(self, piece: Run) -> tuple[int, int]:
+    def where(self, piece: SliceRange) -> tuple[int, int]:
         """Return the offset of a piece in the parent's file, and its size in bytes."""
         return self.source.offset + piece.first * self.slice_bytes, piece.count * self.slice_bytes
 
-    def expected(self, file: BinaryIO, piece: Run) -> bytes:
+    def expected(self, file: BinaryIO, piece: SliceRange) -> bytes:
         """Return the bytes that a piece must have in the output.
 
         Args:
@@ -276,18 +276,18 @@ def _check_not_zeroed(mask: ExpertMask, model: ModelHeader) -> None:
         )
 
 
-def _dropped_runs(mask: ExpertMask, layer: MoeLayer) -> list[Run]:
-    return [Run(run.first, run.count, zero=True) for run in _runs(tuple(mask.dropped(layer.block)))]
+def _dropped_runs(mask: ExpertMask, layer: MoeLayer) -> list[SliceRange]:
+    return [SliceRange(run.first, run.count, zero=True) for run in _runs(tuple(mask.dropped(layer.block)))]
 
 
-def _runs(experts: tuple[int, ...]) -> tuple[Run, ...]:
+def _runs(experts: tuple[int, ...]) -> tuple[SliceRange, ...]:
     """Return ascending experts as runs of neighbours."""
-    runs: list[Run] = []
+    runs: list[SliceRange] = []
     for expert in experts:
         if runs and runs[-1].first + runs[-1].count == expert:
-            runs[-1] = Run(runs[-1].first, runs[-1].count + 1)
+            runs[-1] = SliceRange(runs[-1].first, runs[-1].count + 1)
         else:
-            runs.append(Run(expert, 1))
+            runs.append(SliceRange(expert, 1))
     return tuple(runs)
 
 
@@ -313,7 +313,7 @@ def _entries(
     return (*kept, *(encode_entry(key, value) for key, value in record.items()))
 
 
-def check_finite(tensor: PlannedTensor, piece: Run, data: bytes, where: str) -> bool:
+def check_finite(tensor: PlannedTensor, piece: SliceRange, data: bytes, where: str) -> bool:
     """Check that the norms of a piece's slices are finite, and 0 for zeroed ones.
 
     Args:

@@ -26,7 +26,7 @@ from coe_native.surgery.plan import (
     Plan,
     PlannedTensor,
     Readers,
-    Run,
+    SliceRange,
     check_finite,
     plan_prune,
     plan_zero,
@@ -35,6 +35,10 @@ from coe_native.surgery.write import Report
 
 # On the CPU and memory-mapped, because the parent may occupy the GPU, and may be larger than the memory.
 _CHECKED_AS = ModelOptions(n_ctx=8, n_batch=8, n_gpu_layers=0, repack=False, mtp=True)
+
+
+_WRITTEN_DIFFERENTLY = (b"coe.mask.parent_fingerprint", b"coe.mask.notice")
+"""Metadata whose wording or digest depends on the version of coe-native."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,17 @@ def _metadata(written: ModelHeader, plan: Plan, mask: ExpertMask) -> str:
     if done.digest != mask.digest:
         raise CoeError(f"was made with another mask ({done.digest[:12]}..., not {mask.digest[:12]}...)")
     expected = _raw_metadata(plan.model) if done.in_place else list(plan.entries)
-    if _raw_metadata(written) != expected:
+    if _comparable(_raw_metadata(written)) != _comparable(expected):
         raise CoeError("differs from the parent's in more than the number of experts and the record of the mask")
+    if not done.in_place and not plan.model.has_fingerprint(str(written.metadata("coe.mask.parent_fingerprint"))):
+        raise CoeError("was made from another parent")
     return f"{len(expected)} entries, mask {mask.digest[:12]}..."
+
+
+def _comparable(entries: list[bytes]) -> list[bytes]:
+    """Return the entries without those that other versions of coe-native write differently."""
+    starts = tuple(len(key).to_bytes(8, "little") + key for key in _WRITTEN_DIFFERENTLY)
+    return [entry for entry in entries if not entry.startswith(starts)]
 
 
 def _layout(written: ModelHeader, plan: Plan) -> str:
@@ -160,7 +172,7 @@ class _Piece:
     """A piece of the plan, and its offset in the written model."""
 
     planned: PlannedTensor
-    run: Run
+    run: SliceRange
     tensor: Tensor
     offset: int
 

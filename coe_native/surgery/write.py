@@ -22,7 +22,7 @@ from coe_native.surgery.plan import (
     Plan,
     PlannedTensor,
     Readers,
-    Run,
+    SliceRange,
     check_finite,
     plan_prune,
     plan_zero,
@@ -198,7 +198,7 @@ class _Checks:
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def start(self, tensor: PlannedTensor, piece: Run) -> None:
+    def start(self, tensor: PlannedTensor, piece: SliceRange) -> None:
         """Start to check a piece."""
         if tensor.touched:
             _, n_bytes = tensor.where(piece)
@@ -216,7 +216,7 @@ class _Checks:
             check.result()
             self._behind -= size
 
-    def _check(self, tensor: PlannedTensor, piece: Run) -> bool:
+    def _check(self, tensor: PlannedTensor, piece: SliceRange) -> bool:
         data = tensor.expected(self._readers[tensor.source.file], piece)
         return check_finite(tensor, piece, data, self._where)
 

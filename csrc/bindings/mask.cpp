@@ -24,6 +24,8 @@ std::vector<SwapFields> swaps(const MaskFile& file) {
 }  // namespace
 
 void register_mask(py::module_& module) {
+    module.attr("MASK_FORMAT") = mask_format;
+    module.attr("MASK_VERSION") = mask_version;
     module.attr("MOST_MASK_BYTES") = most_mask_bytes;
 
     py::class_<Mask>(module, "Mask")

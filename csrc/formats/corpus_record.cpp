@@ -128,7 +128,7 @@ std::string encode_corpora(const std::vector<CorpusRecord>& corpora) {
 }
 
 std::vector<CorpusRecord> decode_corpora(const std::string& text) {
-    const Json records = Json::parse(text, nullptr, false);
+    const Json records = parse_json(text);
     if (!records.is_array()) {
         refuse("the corpora are not a list of records");
     }

@@ -7,14 +7,47 @@ namespace coe {
 
 namespace {
 
+constexpr int most_depth = 100;
+
 [[noreturn]] void refuse(const std::string& name, const std::string& what) {
     throw std::invalid_argument(name + " " + what);
 }
 
+// Counted before parsing: a callback of nlohmann_json's parser would take quadratic time.
+bool is_flat(const std::string& text) {
+    int depth = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < text.size(); ++i) {
+        if (in_string) {
+            if (text[i] == '\\') {
+                ++i;  // an escaped quote does not end the string
+            } else {
+                in_string = text[i] != '"';
+            }
+        } else if (text[i] == '"') {
+            in_string = true;
+        } else if (text[i] == '[' || text[i] == '{') {
+            if (++depth > most_depth) {
+                return false;
+            }
+        } else if (text[i] == ']' || text[i] == '}') {
+            --depth;
+        }
+    }
+    return true;
+}
+
 }  // namespace
+
+Json parse_json(const std::string& text) {
+    return is_flat(text) ? Json::parse(text, nullptr, false) : Json(Json::value_t::discarded);
+}
 
 std::string shortened(const Json& value) {
     constexpr size_t longest = 40;
+    if (value.is_structured()) {
+        return value.is_array() ? "a list" : "an object";
+    }
     const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
     return text.size() <= longest ? text : text.substr(0, longest) + "...";
 }

@@ -9,6 +9,9 @@ namespace coe {
 
 using Json = nlohmann::ordered_json;  // keeps the order of keys
 
+// Parses a text. Returns a discarded value for what is not JSON, or is nested more than 100 deep.
+Json parse_json(const std::string& text);
+
 // A value as text for messages, cut off if it is long.
 std::string shortened(const Json& value);
 

@@ -12,36 +12,11 @@ namespace coe {
 
 namespace {
 
-constexpr int known_version = 1;
-constexpr int most_depth = 100;
 const char* const no_mask = "is not a mask; make one with `coe-native mask`";
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 [[noreturn]] void refuse_damaged(const std::string& what) {
     refuse("is a damaged mask (" + what + "); make it again");
-}
-
-// Counted before parsing: a callback of nlohmann_json's parser would take quadratic time.
-void check_depth(const std::string& text) {
-    int depth = 0;
-    bool in_string = false;
-    for (size_t i = 0; i < text.size(); ++i) {
-        if (in_string) {
-            if (text[i] == '\\') {
-                ++i;  // an escaped quote does not end the string
-            } else {
-                in_string = text[i] != '"';
-            }
-        } else if (text[i] == '"') {
-            in_string = true;
-        } else if (text[i] == '[' || text[i] == '{') {
-            if (++depth > most_depth) {
-                refuse_damaged("it is nested too deeply");
-            }
-        } else if (text[i] == ']' || text[i] == '}') {
-            --depth;
-        }
-    }
 }
 
 int block_index(const std::string& text) {
@@ -134,19 +109,18 @@ Json parse_document(const std::string& text) {
     if (text.empty() || text[0] == '\xef' || text.find('\0') != std::string::npos) {
         refuse(no_mask);
     }
-    check_depth(text);
-    Json document = Json::parse(text, nullptr, false);
+    const Json document = parse_json(text);
     if (!document.is_object() || document.find("format") == document.end() ||
-        document["format"] != "coe-native.expert-mask") {
+        document["format"] != mask_format) {
         refuse(no_mask);
     }
     const auto version = document.find("version");
     if (version == document.end() || !version->is_number_unsigned() || version->get<uint64_t>() < 1) {
         refuse_damaged("its version is not a number");
     }
-    if (version->get<uint64_t>() > known_version) {
+    if (version->get<uint64_t>() > mask_version) {
         refuse("has mask version " + version->dump() + "; this coe-native reads up to " +
-               std::to_string(known_version));
+               std::to_string(mask_version));
     }
     return document;
 }

@@ -11,6 +11,8 @@
 
 namespace coe {
 
+constexpr const char* mask_format = "coe-native.expert-mask";
+constexpr int mask_version = 1;
 constexpr size_t most_mask_bytes = 16 << 20;  // 256 layers of 4096 experts have about 6 MB
 
 // One expert that replaced another.

@@ -45,7 +45,7 @@ std::vector<int64_t> Profile::layer_top_k() const {
         int64_t total = 0;
         std::vector<bool> is_used(n_ranks, false);
         for (size_t i = 0; i < n_values; ++i) {
-            total += counts[i];
+            total += has_ranks() ? 0 : counts[i];
             is_used[i % n_ranks] = is_used[i % n_ranks] || counts[i] != 0;
         }
         chosen.push_back(has_ranks()
@@ -86,7 +86,7 @@ void Profile::check_sizes() const {
     if (layer_tokens.size() != blocks.size() ||
         !std::all_of(layer_tokens.begin(), layer_tokens.end(), is_part)) {
         refuse("a profile of " + std::to_string(n_tokens) +
-               " tokens needs the number of tokens that each layer has seen, at most as many");
+               " tokens needs the number of tokens that each layer has seen, and no layer can see more");
     }
     if (!has_ranks() && (n_ranks != 1 || n_chosen > n_experts)) {
         refuse("a profile without ranks cannot choose " + std::to_string(n_chosen) + " experts for a token");
@@ -135,7 +135,7 @@ void Profile::check_totals() const {
         }
         if (!is_right) {
             refuse("block " + std::to_string(blocks[layer]) + " has seen " + std::to_string(seen) + " of " +
-                   std::to_string(n_tokens) + " tokens, and its choices are not as many at each rank");
+                   std::to_string(n_tokens) + " tokens, but its choices do not add up to that at each rank");
         }
     }
 }
@@ -178,13 +178,12 @@ void Profile::check_addable(const Profile& other) const {
         different = "router weights";
     }
     if (different != nullptr) {
-        refuse(std::string("is not of the same model: their ") + different +
-               " differ; only profiles of one model can be added");
+        refuse(std::string("their ") + different + " differ; only profiles of one model can be added");
     }
     if (outputs.has_value() != other.outputs.has_value()) {
-        refuse(
-            "only one of them has activation norms; make both with the same --stats, or leave the norms out "
-            "(merge --stats routing)");
+        refuse(std::string(outputs ? "the second" : "the first") +
+               " has no activation norms; make both with the same --stats, or leave the norms out "
+               "(merge --stats routing)");
     }
 }
 

@@ -79,7 +79,7 @@ void Mask::check_model(const RouterLayout& layout) const {
 
 void Mask::check_cut(const RouterLayout& layout) const {
     check_model(layout);
-    layout.check_keep(keep);
+    layout.check_keep(static_cast<int64_t>(keep));
     std::vector<int> uneven;
     for (const auto& [block, experts] : kept) {
         if (!layout.shape.is_even(experts)) {

@@ -117,6 +117,10 @@ class LayoutFinder {
                             " slices, not one for each of the " + std::to_string(layout_.shape.n_experts) +
                             " experts; it is damaged or of a kind that cannot be cut");
         }
+        if (name.block >= layout_.n_blocks) {
+            refuse_file(path_, tensor(position).name + " is beyond the " + std::to_string(layout_.n_blocks) +
+                                   " blocks that the metadata counts; the file is damaged");
+        }
         MoeLayer& layer = layers_[name.block];
         layer.tensors.push_back(position);
         if (name.kind == TensorKind::weights) {
@@ -240,8 +244,9 @@ void RouterLayout::check_countable() const {
     }
 }
 
-void RouterLayout::check_keep(size_t keep) const {
-    shape.check_keep(keep);
+void RouterLayout::check_keep(int64_t wanted) const {
+    shape.check_keep(wanted);
+    const auto keep = static_cast<size_t>(wanted);
     if (keep == shape.n_experts) {
         return;
     }

@@ -48,7 +48,7 @@ struct RouterLayout {
     void check_countable() const;
     // Throws std::invalid_argument, with the reason, where llama.cpp could not run the model with `keep`
     // experts a layer, or would compute something else than the kept experts' share.
-    void check_keep(size_t keep) const;
+    void check_keep(int64_t keep) const;
 };
 
 // The layout without fingerprints: nothing but headers is read. Throws std::invalid_argument, in one line

@@ -18,10 +18,11 @@ void RouterShape::check_groups() const {
     }
 }
 
-void RouterShape::check_keep(size_t keep) const {
+void RouterShape::check_keep(int64_t keep) const {
+    const auto to_int = [](size_t number) { return static_cast<int64_t>(number); };
     const std::string not_so_many = std::to_string(n_experts) + ", not " + std::to_string(keep);
     if (n_groups == 1) {
-        if (keep < top_k || keep > n_experts) {
+        if (keep < to_int(top_k) || keep > to_int(n_experts)) {
             throw std::invalid_argument("keep must be from " + std::to_string(top_k) +
                                         " (experts that a token needs) to " + not_so_many);
         }
@@ -29,11 +30,11 @@ void RouterShape::check_keep(size_t keep) const {
     }
     // llama.cpp scores a group by its two best experts, and chooses within the best groups alone.
     const size_t in_each = std::max(size_t{2}, (top_k + n_groups_used - 1) / n_groups_used);
-    if (keep % n_groups != 0 || keep < in_each * n_groups || keep > n_experts) {
+    const size_t least = in_each * n_groups;
+    if (keep % to_int(n_groups) != 0 || keep < to_int(least) || keep > to_int(n_experts)) {
         throw std::invalid_argument("keep must be a multiple of " + std::to_string(n_groups) +
-                                    ", the number of expert groups, from " +
-                                    std::to_string(in_each * n_groups) + " (a group needs " +
-                                    std::to_string(in_each) + ") to " + not_so_many);
+                                    ", the number of expert groups, from " + std::to_string(least) +
+                                    " (a group needs " + std::to_string(in_each) + ") to " + not_so_many);
     }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace coe {
@@ -18,7 +19,7 @@ struct RouterShape {
     // there are.
     void check_groups() const;
     // Throws std::invalid_argument, saying what is possible, unless llama.cpp can run `keep` experts a layer.
-    void check_keep(size_t keep) const;
+    void check_keep(int64_t keep) const;
     // Whether every group keeps the same number of these experts.
     bool is_even(const std::vector<int>& kept) const;
 };

@@ -1,4 +1,4 @@
-"""Sum what the demo model's experts put out with transformers: figures that coe-native must reproduce.
+"""Sum the norms of the demo model's expert outputs with transformers: figures that coe-native must reproduce.
 
 The model is the one that ships, its weights read back from the GGUF and taken as they are in float32, so that
 nothing else is needed to make the figures again. Every row of TOKENS is one window. The result holds ``counts``

@@ -115,7 +115,7 @@ TEST(damaged_masks_are_refused) {
     CHECK_THROWS(std::invalid_argument, "not a mask", parse_mask("[]"));
     CHECK_THROWS(std::invalid_argument, "not a mask", parse_mask(""));
     CHECK_THROWS(std::invalid_argument, "not a mask", parse_mask(mask_text + std::string(1, '\0')));
-    CHECK_THROWS(std::invalid_argument, "damaged", parse_mask(std::string(1 << 20, '[')));
+    CHECK_THROWS(std::invalid_argument, "not a mask", parse_mask(std::string(1 << 20, '[')));
 }
 
 TEST(masks_are_checked_against_a_model) {

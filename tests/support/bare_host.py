@@ -23,7 +23,7 @@ class BareHost:
     ) -> None:
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
-        model_params.use_extra_bufts = not core.has_amx()  # as in csrc/session.cpp, which says why
+        model_params.use_extra_bufts = not core.has_amx()  # as in csrc/llama/placement.cpp, which says why
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = n_ctx

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.options import force_option, json_option, model_options
+from coe_native.cli.options import CTX_IN_USE, force_option, json_option, model_options
 from coe_native.cli.output import print_json, say
 from coe_native.cli.progress import problem_progress
 from coe_native.cli.types import COUNT, FILE
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 @click.option("--max-tokens", type=COUNT, default=16384, show_default=True, help="Maximum tokens of an answer.")
 @click.option("--stop", multiple=True, help="End an answer before this text (repeatable); \\n is a new line.")
 @click.option("--resume", is_flag=True, help="Resume from OUTPUT if it exists.")
-@model_options(ctx=8192)
+@model_options(ctx=CTX_IN_USE)
 @force_option
 @json_option
 def command(

@@ -11,6 +11,7 @@ import click
 from coe_native.cli.command import Command
 from coe_native.cli.mask_options import MaskChoice, mask_options
 from coe_native.cli.options import (
+    CTX_IN_USE,
     corpus_option,
     field_option,
     for_use,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--fit-ctx",
     type=COUNT,
-    default=8192,
+    default=CTX_IN_USE,
     show_default=True,
     help="Tokens of the context that must fit too, with --fit.",
 )

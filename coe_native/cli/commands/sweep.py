@@ -12,6 +12,7 @@ import click
 from coe_native.cli.command import Command
 from coe_native.cli.mask_options import PassChoice, pass_options, slower_on_cuda
 from coe_native.cli.options import (
+    CTX_IN_USE,
     field_option,
     for_use,
     force_option,
@@ -114,7 +115,7 @@ class _Share(click.ParamType[float]):
     help="Also show the memory that each keep needs, and which fit into this much (12GiB).",
 )
 @click.option(
-    "--fit-ctx", type=COUNT, default=8192, show_default=True, help="Tokens of the context that must fit too."
+    "--fit-ctx", type=COUNT, default=CTX_IN_USE, show_default=True, help="Tokens of the context that must fit too."
 )
 @pass_options
 @click.option("-o", "--output", type=FILE, help="JSON file to write, for `report --sweep`.")
