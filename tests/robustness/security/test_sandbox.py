@@ -297,6 +297,17 @@ def test_limits_end_a_program(run: Run, code: str, result: str) -> None:
     assert time.monotonic() - started < 10
 
 
+def test_processes_do_not_multiply_on_a_busy_machine(run: Run) -> None:
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        outcomes = [run("import os\nwhile True:\n    os.fork()", QUICK) for _ in range(8)]
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert all(outcome.seconds < 5 for outcome in outcomes), outcomes
+
+
 @pytest.mark.parametrize(
     "code",
     [

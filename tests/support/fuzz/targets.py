@@ -115,7 +115,7 @@ def profile(data: bytes) -> None:
     except coe.InputError:
         pass
     with contextlib.suppress(coe.InputError):
-        Checkpoint(DIRECTORY / "p.gguf", resume=True).begin({"ctx": 512})
+        Checkpoint(DIRECTORY / "p.gguf", resume=True).begin({"ctx": 512}, old_run=dict)
 
 
 def mask(data: bytes) -> None:
