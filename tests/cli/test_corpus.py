@@ -36,6 +36,17 @@ def test_corpora_are_counted_and_sampled(texts: Path, tmp_path: Path) -> None:
     ok("profile", demo.MODEL, "-c", tmp_path / "s.jsonl", "-o", tmp_path / "p.gguf", *TWO_THREADS)
 
 
+def test_a_sample_that_is_too_small_gives_the_reasons(tmp_path: Path) -> None:
+    text = tmp_path / "same.jsonl"
+    text.write_text('{"text": "the same words in every line of this file"}\n' * 6)
+    line = ("corpus", "sample", text, "-o", tmp_path / "s.jsonl", "--size", 9, "--force")
+    assert "duplicates" in ok(*line).err
+    kept = ok(*line, "--keep-duplicates")
+    assert "9" in kept.err
+    assert "duplicates" not in kept.err
+    assert "--cap" in ok(*line, "--cap", 2).err
+
+
 BAD_LINES: list[tuple[str, str]] = [
     ("corpus sample python.test.txt --cap 1 -o out.txt", r"\.jsonl"),
     ("corpus stats missing.txt", r"missing\.txt"),

@@ -144,6 +144,8 @@ def sample_command(
         print_json({"corpus": str(output), "documents": len(drawn), "of": there, "strata": dict(strata)})
         return
     if size is not None and len(drawn) < size:
-        say(f"fewer than the requested {size:,} documents are left, with the cap and without near duplicates")
+        reasons = {"--cap": cap is not None, "the removal of duplicates": not keep_duplicates}
+        causes = " and ".join(name for name, holds in reasons.items() if holds)
+        say(f"fewer than the requested {size:,} documents were available" + (f" after {causes}" if causes else ""))
     of_each = f" in {len(strata)} strata of {by}" if by is not None else ""
     say(f"{output}: {len(drawn):,} of {there:,} documents{of_each}")
