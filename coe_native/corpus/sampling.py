@@ -15,7 +15,7 @@ from coe_native.corpus.documents import Corpus, Document, Message
 from coe_native.errors import InputError
 
 SHINGLE = 5
-"""Words of a shingle: so few that one changed word leaves most shingles equal, so many that each is rare."""
+"""Words in a shingle. More would let one changed word change most shingles; fewer would make shingles common."""
 
 Shingles = frozenset[str]
 
