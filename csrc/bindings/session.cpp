@@ -122,11 +122,20 @@ std::vector<py::dict> memory(const Session& session) {
     return uses;
 }
 
+// Lets other threads run Python code while this one, which has crashed, waits for them.
+void release_gil_if_held() {
+    if (PyGILState_Check() != 0) {
+        PyEval_SaveThread();
+    }
+}
+
 void register_process(py::module_& module) {
     module.def("report_crashes", &report_crashes, py::arg("prefix"));
     module.def("prepare_thread_for_crashes", &prepare_thread_for_crashes);
     module.def("set_crash_advice", &set_crash_advice, py::arg("advice"));
-    module.def("set_crash_listener", &set_crash_listener, py::arg("descriptor"));
+    module.def(
+        "set_crash_listener", [](int descriptor) { set_crash_listener(descriptor, &release_gil_if_held); },
+        py::arg("descriptor"));
     module.def("has_rpc", &has_rpc);
     module.def("has_amx", &has_amx);
     module.def("free_gpu_memory", &free_gpu_memory);

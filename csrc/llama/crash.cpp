@@ -44,6 +44,7 @@ Text line_subject;
 Text line_advice;  // empty: the file may be damaged
 
 volatile std::sig_atomic_t listener = -1;
+std::atomic<void (*)()> release_for_listener{nullptr};
 constexpr unsigned listener_seconds = 20;
 
 void write_text(const char* text, size_t length) {
@@ -62,6 +63,9 @@ void write_text(const char* text, size_t length) {
     write_text("\n", 1);
 #if !defined(_WIN32)
     if (listener >= 0 && write(listener, "x", 1) == 1) {
+        if (void (*release)() = release_for_listener) {
+            release();
+        }
         sleep(listener_seconds);
     }
 #endif
@@ -181,7 +185,10 @@ void report_crashes(const std::string& prefix) {
 
 void set_crash_advice(const std::string& advice) { line_advice.set(advice); }
 
-void set_crash_listener(int descriptor) { listener = descriptor; }
+void set_crash_listener(int descriptor, void (*release)()) {
+    release_for_listener = release;
+    listener = descriptor;
+}
 
 void set_crash_subject(const std::string& subject) {
     static std::mutex one_at_a_time;

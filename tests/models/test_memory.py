@@ -180,6 +180,30 @@ def test_a_crash_is_one_line(crash: str) -> None:
     assert len(run.stderr) < 1000
 
 
+LISTENING = """
+import subprocess, threading
+crashed, crash = os.pipe()
+
+def wait():
+    os.read(crashed, 1)
+    print("saved", flush=True)
+    os._exit(1)
+
+threading.Thread(target=wait, daemon=True).start()
+core.set_crash_listener(crash)
+# From another process, because this one's thread would hold the GIL itself.
+subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -ABRT {os.getpid()}"])
+while True:
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="crashes as Linux does")
+def test_another_thread_can_save_although_python_code_was_running() -> None:
+    run = subprocess.run([sys.executable, "-c", CRASHING + LISTENING], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (1, "saved\n")
+
+
 def test_a_crash_names_the_model(model_file: ModelFile) -> None:
     path = model_file("qwen3moe", "F32")
     code = f"import coe_native as coe; model = coe.Model({str(path)!r}, n_gpu_layers=0); ctypes.string_at(0)"
