@@ -19,6 +19,12 @@ LENGTHS = (40, 130, 1, 64, 97, 33)
 """Tokens of each document: below, at and above a batch of 64, and of a window of 128."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-docs", action="store_true", help="write what the documentation's commands print into its pages"
+    )
+
+
 def pytest_configure() -> None:
     """Hides GPUs, unless they are what is to be tested: equal to the last bit is only what one device computes."""
     if "COE_TEST_GPU" not in os.environ:

@@ -77,17 +77,50 @@ def _directory(name: str, variable: str) -> dict[str, Any]:
     }
 
 
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print the version. With --json, also the environment: what a bug report needs."""
+    if not wanted:
+        return
+    if context.params.get("as_json"):
+        from coe_native.cli.output import print_json
+
+        print_json(_environment())
+    else:
+        click.echo(f"coe-native, version {__version__}")
+    context.exit()
+
+
+def _environment() -> dict[str, Any]:
+    import platform
+
+    facts = {"coe_native": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    try:
+        from coe_native.llama.versions import describe_llama_cpp
+    except (ImportError, OSError) as error:
+        return facts | {"error": printable(str(error))}
+    return facts | describe_llama_cpp()
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="coe-native")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit; with --json, also versions of what it uses, and devices.",
+)
+@click.option("--json", "as_json", is_flag=True, is_eager=True, hidden=True)  # before --version
 @click.option("--cmake-dir", **_directory("cmake/coe_native", "CMake's coe_native_DIR"))
 @click.option("--pkg-config-dir", **_directory("pkgconfig", "PKG_CONFIG_PATH"))
 @click.option("--debug", is_flag=True, help="Show a traceback with each error.")
-def group(debug: bool) -> None:
+def group(debug: bool, as_json: bool) -> None:  # noqa: ARG001
     """Make domain specialists from quantised mixture-of-experts GGUFs.
 
     Results go to standard output, progress and messages to standard error. Exit status: 0 success, 1 an
     operation or a check failed, 2 bad usage or bad input.
     """
+    if as_json:
+        raise click.UsageError("--json goes behind the command, or beside --version")
 
 
 def main() -> None:
@@ -100,6 +133,11 @@ def main() -> None:
 
     # Exit as after an error, so that half-written files are removed. The status is the customary one.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    completion = os.environ.get("_COE_NATIVE_COMPLETE")
+    if completion:
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(group, {}, "coe-native", "_COE_NATIVE_COMPLETE", completion))
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # reported from here on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from coe_native.corpus.documents import Corpus
 from coe_native.corpus.read import read_corpus
 from coe_native.evaluation.perplexity import Evaluation
+from coe_native.files.atomic import check_target, replacing
 from coe_native.llama.loaded_model import LoadedModel
 from coe_native.masks.options import MaskOptions
 from coe_native.profiling.run import DOCUMENTS_AT_ONCE
@@ -43,6 +45,29 @@ class Demo:
     parent_bytes: int
     parent: tuple[Evaluation, ...]
     specialists: Mapping[str, Specialist]
+
+
+def copy_inputs(directory: Path, *, force: bool = False) -> list[Path]:
+    """Copy the demo's model and texts into a directory, which is created if it does not exist.
+
+    Args:
+        directory: Where to copy them.
+        force: Replace existing files.
+
+    Returns:
+        The copies.
+
+    Raises:
+        InputError: A file exists (without `force`), or the directory cannot be written to.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    copies = {path: directory / path.name for path in (MODEL, *sorted(DATA.glob("*.jsonl")))}
+    for path, copy in copies.items():
+        check_target(copy, force=force, inputs=(path,))
+    for path, copy in copies.items():
+        with path.open("rb") as source, replacing(copy) as target:
+            shutil.copyfileobj(source, target)
+    return list(copies.values())
 
 
 def run(

@@ -24,6 +24,7 @@ PYBIND11_MODULE(_core, module) {
     module.doc() = "The compiled half of coe_native: capture, live masks and GGUF blocks.";
     refuse_other_ggml();
     module.attr("ggml_version") = ggml_version();
+    module.attr("ggml_commit") = ggml_commit();
     coe::bindings::register_errors(module);
     coe::bindings::register_gguf(module);
     coe::bindings::register_blocks(module);

@@ -136,6 +136,13 @@ void register_process(py::module_& module) {
     module.def(
         "set_crash_listener", [](int descriptor) { set_crash_listener(descriptor, &release_gil_if_held); },
         py::arg("descriptor"));
+    py::class_<DeviceFacts>(module, "DeviceFacts")
+        .def_readonly("name", &DeviceFacts::name)
+        .def_readonly("description", &DeviceFacts::description)
+        .def_readonly("backend", &DeviceFacts::backend)
+        .def_readonly("total_memory", &DeviceFacts::total_memory)
+        .def_readonly("free_memory", &DeviceFacts::free_memory);
+    module.def("describe_devices", &describe_devices);
     module.def("has_rpc", &has_rpc);
     module.def("has_amx", &has_amx);
     module.def("free_gpu_memory", &free_gpu_memory);

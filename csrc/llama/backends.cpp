@@ -49,6 +49,20 @@ std::vector<ggml_backend_dev_t> local_gpus() {
     return {};
 }
 
+std::vector<DeviceFacts> describe_devices() {
+    start_backends();
+    std::vector<DeviceFacts> facts;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        const ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        DeviceFacts& fact = facts.emplace_back();
+        fact.name = ggml_backend_dev_name(device);
+        fact.description = ggml_backend_dev_description(device);
+        fact.backend = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device));
+        ggml_backend_dev_memory(device, &fact.free_memory, &fact.total_memory);
+    }
+    return facts;
+}
+
 bool has_rpc() {
     start_backends();
     return ggml_backend_reg_by_name("RPC") != nullptr;

@@ -16,6 +16,17 @@ std::vector<ggml_backend_dev_t> local_gpus();
 // Returns the devices of an rpc-server. Throws std::runtime_error if llama.cpp was built without RPC.
 std::vector<ggml_backend_dev_t> rpc_devices(const std::string& endpoint);
 
+// What llama.cpp says about a device that it can compute on.
+struct DeviceFacts {
+    std::string name;
+    std::string description;
+    std::string backend;
+    size_t total_memory;
+    size_t free_memory;
+};
+
+// Returns this machine's devices, the CPU included.
+std::vector<DeviceFacts> describe_devices();
 // Returns whether llama.cpp can use devices of other machines.
 bool has_rpc();
 // Returns whether the CPU has AMX and llama.cpp has a memory layout for it.

@@ -23,9 +23,9 @@ PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "
 CHAT = "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
 
 
-def write_reader(path: Path, template: str = CHAT) -> None:
-    """A model with a tokenizer and a chat template."""
-    metadata = {
+def byte_tokenizer(template: str = CHAT) -> dict[str, Any]:
+    """The metadata of a tokenizer with PIECES, and of a chat template."""
+    return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": PIECES,
         "tokenizer.ggml.scores": [0.0] * len(PIECES),
@@ -35,7 +35,13 @@ def write_reader(path: Path, template: str = CHAT) -> None:
         "tokenizer.ggml.add_space_prefix": False,
         "tokenizer.chat_template": template,
     }
-    write_random_model(path, "qwen3moe", n_vocab=len(PIECES), extra_metadata=metadata, **SMALL)
+
+
+def write_reader(path: Path, template: str = CHAT) -> None:
+    """A model with a tokenizer and a chat template."""
+    write_random_model(
+        path, "qwen3moe", n_vocab=len(PIECES), extra_metadata=byte_tokenizer(template), **SMALL
+    )
 
 
 BAD_MASKS: dict[str, tuple[dict[str, Any], str]] = {

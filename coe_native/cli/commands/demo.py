@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     "-o", "--output", type=FILE, default=Path("coe-demo"), show_default=True, help="Directory to write to."
 )
 @click.option("--threads", type=THREADS, help="CPU threads; all cores if not given.")
+@click.option(
+    "--inputs-only", is_flag=True, help="Only copy the model and texts to the directory, for trying other commands."
+)
 @force_option
 @json_option
-def command(output: Path, threads: int | None, force: bool, as_json: bool) -> None:
+def command(output: Path, threads: int | None, inputs_only: bool, force: bool, as_json: bool) -> None:
     """Make three specialists of the packaged 13 M parameter Gemma 4 and compare them with their parent.
 
     They are for Python code, English prose and C++, and keep half of the experts. No network is needed.
@@ -36,6 +39,13 @@ def command(output: Path, threads: int | None, force: bool, as_json: bool) -> No
     from coe_native.recipes import demo
     from coe_native.surgery.notice import safety_notice
 
+    if inputs_only:
+        copied = demo.copy_inputs(output, force=force)
+        if as_json:
+            print_json({"files": [str(path) for path in copied]})
+        else:
+            say(f"{output}/ has the demo's model and texts: {', '.join(path.name for path in copied)}")
+        return
     with step_progress() as watchers:
         result = demo.run(output, n_threads=threads, force=force, watchers=watchers)
     if as_json:

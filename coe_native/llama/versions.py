@@ -1,0 +1,34 @@
+"""Versions of llama.cpp and the devices that it finds, for reports of problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llama_cpp
+
+from coe_native._native import core
+
+
+def describe_llama_cpp() -> dict[str, Any]:
+    """Return the versions of the loaded llama.cpp and the devices that it can compute on.
+
+    Returns:
+        ``llama_cpp_python``, ``ggml``, ``ggml_commit``, ``system`` (features of its build), and ``devices``: the name, description,
+        backend, total and free bytes of each.
+    """
+    return {
+        "llama_cpp_python": llama_cpp.__version__,
+        "ggml": core.ggml_version,
+        "ggml_commit": core.ggml_commit,
+        "system": llama_cpp.llama_print_system_info().decode(errors="replace").strip(" |"),
+        "devices": [
+            {
+                "name": device.name,
+                "description": device.description,
+                "backend": device.backend,
+                "total_bytes": device.total_memory,
+                "free_bytes": device.free_memory,
+            }
+            for device in core.describe_devices()
+        ],
+    }

@@ -1,0 +1,53 @@
+"""The README is short, and its commands work: those that install in a fresh clone, those for a real model on a small one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.bad_files import PIECES, byte_tokenizer
+from support.documentation import environment, run_page
+from support.random_models import write_random_model
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+
+pytestmark = pytest.mark.docs
+
+
+def test_it_has_at_most_800_words() -> None:
+    assert len(README.read_text(encoding="utf-8").split()) <= 800
+
+
+def test_its_commands_for_a_real_model_run(tmp_path: Path) -> None:
+    """On a random model with as many experts, under the names that the README uses."""
+    model = tmp_path / "gemma-4-26B-A4B-it-Q4_K_M.gguf"
+    write_random_model(
+        model, "gemma4", n_experts=128, top_k=8, n_vocab=len(PIECES), extra_metadata=byte_tokenizer()
+    )
+    (tmp_path / "parent.gguf").hardlink_to(model)
+    (tmp_path / "my-texts").mkdir()
+    for name in ("scores.py", "profile.py"):
+        source = ROOT / "coe_native" / "routing" / name
+        (tmp_path / "my-texts" / name).write_text(source.read_text(encoding="utf-8")[:4000], encoding="utf-8")
+    (tmp_path / "held-out.txt").write_text((ROOT / "noxfile.py").read_text(encoding="utf-8")[:4000], encoding="utf-8")
+    failed = [d for d in run_page(README, tmp_path, tmp_path) if d.status != 0]
+    assert not failed, "\n".join(map(str, failed))
+    assert (tmp_path / "my-specialist.gguf").stat().st_size < model.stat().st_size
+    assert (tmp_path / "specialist.gguf").exists()
+
+
+def test_its_first_command_works_in_a_fresh_clone(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^python3 -m venv .*coe-native demo$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    variables = environment(tmp_path) | {"HOME": os.environ["HOME"]}  # pip's cache
+    run = subprocess.run(
+        command, shell=True, cwd=clone, env=variables, capture_output=True, text=True, check=False, timeout=1200
+    )
+    assert run.returncode == 0, run.stderr
+    assert "python specialist" in run.stdout
+    assert len(list((clone / "coe-demo").glob("*-specialist.gguf"))) == 3
