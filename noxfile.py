@@ -83,7 +83,7 @@ def lint(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site without warnings and run its commands; --update-docs writes what they print into the pages."""
     install(session, "test", "docs")
-    session.run("mkdocs", "build", "--quiet")
+    session.run("zensical", "build", "--clean", "--strict")
     session.run("pytest", "-m", "docs", *session.posargs)
 
 

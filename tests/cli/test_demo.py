@@ -8,11 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.command_line import ok, report, run
 
 import coe_native as coe
 from coe_native.recipes import demo
 
-pytestmark = pytest.mark.slow
+
+def test_inputs_only_copies_the_model_and_the_texts(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    files = [Path(path) for path in report("demo", "--inputs-only", "-o", out)["files"]]
+    assert {path.name for path in files} == {path.name for path in out.iterdir()}
+    assert out / "demo-Q8_0.gguf" in files
+    assert all(path.read_bytes() == (demo.DATA / path.name).read_bytes() for path in files)
+    assert run("demo", "--inputs-only", "-o", out).status == 2
+    ok("demo", "--inputs-only", "-o", out, "--force")
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +34,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return directory / "out", json.loads(run.stdout)
 
 
+@pytest.mark.slow
 def test_each_specialist_is_best_at_its_own_kind(demo_run: tuple[Path, dict[str, object]]) -> None:
     """The point of it all: far less is lost on the text that chose the experts than on the others."""
     _, result = demo_run
@@ -37,6 +47,7 @@ def test_each_specialist_is_best_at_its_own_kind(demo_run: tuple[Path, dict[str,
         assert all(check["passed"] for check in specialist["checks"])
 
 
+@pytest.mark.slow
 def test_experts_that_contribute_are_worth_more(demo_run: tuple[Path, dict[str, object]]) -> None:
     """Kept by how much they add to the layer's output, experts lose less than by how much they were asked."""
     _, result = demo_run
@@ -53,6 +64,7 @@ def test_experts_that_contribute_are_worth_more(demo_run: tuple[Path, dict[str, 
         assert perplexity["contribution"] < perplexity["utility"], (kind, perplexity)
 
 
+@pytest.mark.slow
 def test_pruned_equals_live_masked(demo_run: tuple[Path, dict[str, object]]) -> None:
     """Quantised weights let a last bit grow, hence a tolerance; what the masks change is far more."""
     for specialist in demo_run[1]["specialists"].values():
@@ -60,6 +72,7 @@ def test_pruned_equals_live_masked(demo_run: tuple[Path, dict[str, object]]) -> 
             assert pruned["perplexity"] == pytest.approx(live["perplexity"], rel=2e-3)
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_what_it_says(demo_run: tuple[Path, dict[str, object]]) -> None:
     directory, _ = demo_run
     for kind in demo.KINDS:
@@ -74,6 +87,7 @@ def test_the_demo_leaves_what_it_says(demo_run: tuple[Path, dict[str, object]]) 
     assert len(list(directory.iterdir())) == 12
 
 
+@pytest.mark.slow
 def test_the_demo_asks_before_it_overwrites(demo_run: tuple[Path, dict[str, object]]) -> None:
     with pytest.raises(coe.InputError, match=r"python-specialist\.gguf"):
         demo.run(demo_run[0])

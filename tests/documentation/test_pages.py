@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 from support.documentation import blocks, run_page, update
-from support.random_models import write_random_model
-from support.texts import write_texts
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -29,6 +28,18 @@ def check(page: Path, directory: Path, home: Path, config: pytest.Config) -> Non
         assert not differences, "\n".join(f"{page.relative_to(ROOT)}:{d.command.line}: {d}" for d in differences)
 
 
+def take_pictures(directory: Path) -> None:
+    """Save the pictures of the tutorial's pages that the documentation shows."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for name in ("sweep", "report"):
+            page = browser.new_page(viewport={"width": 900, "height": 700}, color_scheme="light")
+            page.goto((directory / f"{name}.html").as_uri())
+            page.locator("figure").first.screenshot(path=ROOT / "docs" / "images" / f"{name}.png")
+        browser.close()
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
@@ -39,6 +50,8 @@ def after_tutorial(tmp_path_factory: pytest.TempPathFactory, home: Path, request
     """The directory in which a reader has followed the tutorial. The other pages go on from there."""
     directory = tmp_path_factory.mktemp("tutorial")
     check(TUTORIAL, directory, home, request.config)
+    if request.config.getoption("--update-docs"):
+        take_pictures(directory / "tutorial")
     return directory / "tutorial"
 
 

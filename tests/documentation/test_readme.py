@@ -33,7 +33,9 @@ def test_its_commands_for_a_real_model_run(tmp_path: Path) -> None:
     for name in ("scores.py", "profile.py"):
         source = ROOT / "coe_native" / "routing" / name
         (tmp_path / "my-texts" / name).write_text(source.read_text(encoding="utf-8")[:4000], encoding="utf-8")
-    (tmp_path / "held-out.txt").write_text((ROOT / "noxfile.py").read_text(encoding="utf-8")[:4000], encoding="utf-8")
+    (tmp_path / "held-out.txt").write_text(
+        (ROOT / "noxfile.py").read_text(encoding="utf-8")[:4000], encoding="utf-8"
+    )
     failed = [d for d in run_page(README, tmp_path, tmp_path) if d.status != 0]
     assert not failed, "\n".join(map(str, failed))
     assert (tmp_path / "my-specialist.gguf").stat().st_size < model.stat().st_size
@@ -41,7 +43,9 @@ def test_its_commands_for_a_real_model_run(tmp_path: Path) -> None:
 
 
 def test_its_first_command_works_in_a_fresh_clone(tmp_path: Path) -> None:
-    (command,) = re.findall(r"^python3 -m venv .*coe-native demo$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    (command,) = re.findall(
+        r"^python3 -m venv .*coe-native demo$", README.read_text(encoding="utf-8"), re.MULTILINE
+    )
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
     variables = environment(tmp_path) | {"HOME": os.environ["HOME"]}  # pip's cache

@@ -13,7 +13,7 @@ import llama_cpp
 import pytest
 
 import coe_native as coe
-from coe_native._native import core
+from coe_native._native import core, required_llama_cpp_python
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(core.__file__).parent
@@ -24,14 +24,25 @@ else:
     import tomli as tomllib
 
 
-def test_one_release_of_llama_cpp_python_is_pinned_everywhere() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    version = (ROOT / "third_party" / "llama.cpp" / "version.cmake").read_text()
-    (pin,) = re.findall(r'"(llama-cpp-python==[\d.]+)"', version)
-    assert pin in project["build-system"]["requires"]
-    assert pin in project["project"]["dependencies"]
-    assert pin == f"llama-cpp-python=={llama_cpp.__version__}"
-    assert project["project"]["version"] == coe.__version__
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_one_release_of_llama_cpp_python_is_named_everywhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "pyproject.toml"]
+    named = [
+        found for page in pages for found in re.findall(r"llama-cpp-python==([\d.]*\d)", page.read_text("utf-8"))
+    ]
+    assert set(named) == {llama_cpp.__version__}
+    pin = f"llama-cpp-python=={llama_cpp.__version__}"
+    assert pin in PROJECT["build-system"]["requires"]
+    assert pin in PROJECT["project"]["dependencies"]
+    assert required_llama_cpp_python() == llama_cpp.__version__
+
+
+def test_one_version_of_the_package_is_named_everywhere() -> None:
+    assert PROJECT["project"]["version"] == coe.__version__
+    assert f"project(coe_native VERSION {coe.__version__} " in (ROOT / "CMakeLists.txt").read_text()
+    assert f"\nversion: {coe.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -39,9 +39,7 @@ def byte_tokenizer(template: str = CHAT) -> dict[str, Any]:
 
 def write_reader(path: Path, template: str = CHAT) -> None:
     """A model with a tokenizer and a chat template."""
-    write_random_model(
-        path, "qwen3moe", n_vocab=len(PIECES), extra_metadata=byte_tokenizer(template), **SMALL
-    )
+    write_random_model(path, "qwen3moe", n_vocab=len(PIECES), extra_metadata=byte_tokenizer(template), **SMALL)
 
 
 BAD_MASKS: dict[str, tuple[dict[str, Any], str]] = {

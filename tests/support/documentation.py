@@ -3,8 +3,8 @@
 A page is a Markdown file. What runs in it, in order and in one directory:
 
 - ``console`` blocks: each line that begins with ``$ `` is given to one shell for the page, and what it prints is
-  compared with the lines below it. A block with ``title="…"`` is another terminal: its command keeps running, and a
-  later block with the same title whose first line is ``^C`` interrupts it.
+  compared with the lines below it. A block with ``title="…"`` is another terminal: its command keeps running, and
+  a later block with the same title whose first line is ``^C`` interrupts it.
 - ``python`` blocks: each is a program of its own.
 - comments ``<!-- run: COMMAND -->``: preparations that the reader does not see.
 
@@ -31,6 +31,7 @@ TIMEOUT = 300
 """Seconds that a command may take."""
 
 _NUMBER = re.compile(r"\b[0-9a-f]{12,64}\b|\d[\d,]*(?:\.\d+)?")
+_DIRECTORY = re.compile(r"(?<!\S)/(?:[^\s/]+/)+")
 _COMMENT = re.compile(r"<!--\s*(run|not run):\s*(.*?)\s*-->", re.DOTALL)
 
 
@@ -107,8 +108,9 @@ def blocks(page: str) -> Iterator[Block]:
 def same_output(expected: list[str], printed: list[str]) -> bool:
     """Return whether a command printed what the page says.
 
-    Blanks may differ in number. A line ``...`` stands for any lines. Numbers with a decimal point may differ by 3 %,
-    percentages by 1.5 points, digests and numbers before ``tokens/s`` by anything; all others must be equal.
+    Blanks may differ in number, and directories of absolute paths. A line ``...`` stands for any lines. Numbers
+    with a decimal point may differ by 3 %, percentages by 1.5 points, digests and numbers before ``tokens/s`` by
+    anything; all others must be equal.
     """
     if not expected:
         return not printed
@@ -118,6 +120,7 @@ def same_output(expected: list[str], printed: list[str]) -> bool:
 
 
 def _same_line(expected: str, printed: str) -> bool:
+    expected, printed = (_DIRECTORY.sub("/", line) for line in (expected, printed))
     texts = [" ".join(_NUMBER.sub(" # ", line).split()) for line in (expected, printed)]
     if texts[0] != texts[1]:
         return False
@@ -207,6 +210,9 @@ class Terminal:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
+        self._reader.join(30)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
 
 def _without_end(lines: list[str]) -> list[str]:
@@ -231,7 +237,9 @@ class Difference:
     printed: list[str]
 
     def __str__(self) -> str:
-        said, printed = ("\n".join(f"    {line}" for line in lines) for lines in (self.command.output, self.printed))
+        said, printed = (
+            "\n".join(f"    {line}" for line in lines) for lines in (self.command.output, self.printed)
+        )
         return f"$ {self.command.text}  (status {self.status})\n  the page says\n{said}\n  it printed\n{printed}"
 
 
@@ -317,5 +325,5 @@ def update(path: Path, differences: list[Difference]) -> None:
     lines = path.read_text(encoding="utf-8").split("\n")
     for difference in sorted(differences, key=lambda difference: -difference.command.line):
         first = difference.command.line
-        lines[first : first + len(difference.command.output)] = difference.printed
+        lines[first : first + len(difference.command.output)] = [line.rstrip() for line in difference.printed]
     path.write_text("\n".join(lines), encoding="utf-8")

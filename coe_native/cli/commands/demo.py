@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=THREADS, help="CPU threads; all cores if not given.")
 @click.option(
-    "--inputs-only", is_flag=True, help="Only copy the model and texts to the directory, for trying other commands."
+    "--inputs-only",
+    is_flag=True,
+    help="Only copy the model and texts to the directory, for trying other commands.",
 )
 @force_option
 @json_option
