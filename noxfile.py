@@ -1,4 +1,7 @@
-"""What is run on this project: ``nox -s NAME``. All sessions share one environment; ``nox --no-venv`` uses yours."""
+"""What is run on this project: ``nox -s NAME``, each in an environment of its own.
+
+``nox --no-venv --no-install -s NAME`` uses the active environment instead, as ``.ci/run`` does.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).parent
-SHARED = ".nox/shared"
-PINNED = re.compile(r"(?<=llama-cpp-python==)[\d.]*\d")
+PINNED = re.compile(r"(?<=llama-cpp-python==)[\d.]*\d|(?<=built for llama-cpp-python )[\d.]*\d")
 
 SCHEMAS = {
     "citation-file-format": ["CITATION.cff"],
@@ -23,51 +25,45 @@ nox.options.sessions = ["lint", "unit"]
 nox.options.reuse_existing_virtualenvs = True
 
 
-def install(session: nox.Session, *extras: str) -> None:
-    """Install the package in place with extras, unless the environment is the caller's."""
-    if session.venv_backend != "none":
-        session.install("-e", f".[{','.join(extras)}]")
-
-
-@nox.session(venv_location=SHARED)
+@nox.session
 def unit(session: nox.Session) -> None:
     """Run the tests that need no model and no subprocess."""
-    install(session, "test")
+    session.install("-e", ".[test]")
     session.run("pytest", "tests/unit", *session.posargs)
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests but the slow groups."""
-    install(session, "test")
+    session.install("-e", ".[test]")
     session.run("pytest", "-n", "auto", *session.posargs)
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def slow(session: nox.Session) -> None:
     """Run the slow groups: tests that take long, compile C++ or change files at random."""
-    install(session, "test")
+    session.install("-e", ".[test]")
     session.run("pytest", "-m", "slow or cpp or fuzz", *session.posargs)
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def cpp(session: nox.Session) -> None:
     """Compile and run the C++ tests, also under sanitizers."""
-    install(session, "test")
+    session.install("-e", ".[test]")
     session.run("pytest", "-m", "cpp", *session.posargs)
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Change files at random and read them."""
-    install(session, "test")
+    session.install("-e", ".[test]")
     session.run("pytest", "-m", "fuzz", *session.posargs)
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types, import rules, known vulnerabilities, and files that have a schema."""
-    install(session, "lint")
+    session.install("-e", ".[lint]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -79,25 +75,25 @@ def lint(session: nox.Session) -> None:
         session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def docs(session: nox.Session) -> None:
-    """Build the site without warnings and run its commands; --update-docs writes what they print into the pages."""
-    install(session, "test", "docs")
+    """Build the site without warnings and run its commands; --update-docs writes what they print."""
+    session.install("-e", ".[test,docs]")
     session.run("zensical", "build", "--clean", "--strict")
     session.run("pytest", "-m", "docs", *session.posargs)
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def cross(session: nox.Session) -> None:
     """Compile the core and the C library for Windows and macOS."""
-    install(session, "test", "cross")
+    session.install("-e", ".[test,cross]")
     session.run("python", "tools/cross_compile.py", *session.posargs)
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure coe-native beside other tools: ``nox -s bench -- DIRECTORY [--llama-cpp BIN]``."""
-    install(session, "test")
+    session.install("-e", ".[test]")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

@@ -13,8 +13,8 @@ def describe_llama_cpp() -> dict[str, Any]:
     """Return the versions of the loaded llama.cpp and the devices that it can compute on.
 
     Returns:
-        ``llama_cpp_python``, ``ggml``, ``ggml_commit``, ``system`` (features of its build), and ``devices``: the name, description,
-        backend, total and free bytes of each.
+        ``llama_cpp_python``, ``ggml``, ``ggml_commit``, ``system`` (the CPU features that it was built for), and
+        ``devices``, each with its name, description, backend, total and free bytes.
     """
     return {
         "llama_cpp_python": llama_cpp.__version__,

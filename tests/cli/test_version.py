@@ -1,4 +1,4 @@
-"""`coe-native --version`: what a report of a problem needs, and what a user with another llama-cpp-python reads."""
+"""`coe-native --version`, for reports of problems, and the refusal of another llama-cpp-python."""
 
 from __future__ import annotations
 

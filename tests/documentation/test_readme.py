@@ -1,4 +1,4 @@
-"""The README is short, and its commands work: those that install in a fresh clone, those for a real model on a small one."""
+"""The README is short, and its commands work: in a fresh clone, and on a small model in place of a real one."""
 
 from __future__ import annotations
 
