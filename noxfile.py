@@ -70,6 +70,7 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports")
     listed = str(session.run("git", "ls-files", "*.cpp", "*.h", "*.c", external=True, silent=True))
     session.run("clang-format", "--dry-run", "--Werror", *listed.split())
+    session.run("pre-commit", "run", "--all-files", "--show-diff-on-failure")
     session.run("python", ".ci/audit.py")
     for schema, files in SCHEMAS.items():
         session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
