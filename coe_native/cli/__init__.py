@@ -120,7 +120,7 @@ def group(debug: bool, as_json: bool) -> None:  # noqa: ARG001
     operation or a check failed, 2 bad usage or bad input.
     """
     if as_json:
-        raise click.UsageError("--json goes behind the command, or beside --version")
+        raise click.UsageError("--json belongs after the command, or with --version")
 
 
 def main() -> None:

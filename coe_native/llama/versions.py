@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import Any
-
-import llama_cpp
 
 from coe_native._native import core
 
@@ -17,10 +16,10 @@ def describe_llama_cpp() -> dict[str, Any]:
         ``devices``, each with its name, description, backend, total and free bytes.
     """
     return {
-        "llama_cpp_python": llama_cpp.__version__,
+        "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
         "ggml": core.ggml_version,
         "ggml_commit": core.ggml_commit,
-        "system": llama_cpp.llama_print_system_info().decode(errors="replace").strip(" |"),
+        "system": core.system_info().strip(" |"),
         "devices": [
             {
                 "name": device.name,

@@ -143,6 +143,7 @@ void register_process(py::module_& module) {
         .def_readonly("total_memory", &DeviceFacts::total_memory)
         .def_readonly("free_memory", &DeviceFacts::free_memory);
     module.def("describe_devices", &describe_devices);
+    module.def("system_info", &llama_print_system_info);
     module.def("has_rpc", &has_rpc);
     module.def("has_amx", &has_amx);
     module.def("free_gpu_memory", &free_gpu_memory);
