@@ -4,7 +4,6 @@
 #include <array>
 #include <atomic>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -14,7 +13,11 @@
 
 #include "ggml.h"
 
-#if !defined(_WIN32)
+#if defined(_WIN32)
+#include <io.h>
+
+#include "base/win32.h"
+#else
 #include <unistd.h>
 #endif
 
@@ -47,28 +50,34 @@ volatile std::sig_atomic_t listener = -1;
 std::atomic<void (*)()> release_for_listener{nullptr};
 constexpr unsigned listener_seconds = 20;
 
-void write_text(const char* text, size_t length) {
+constexpr int standard_error = 2;
+
 #if defined(_WIN32)
-    std::fwrite(text, 1, length, stderr);
-#else
-    static_cast<void>(!write(STDERR_FILENO, text, length));
-#endif
+bool write_text(int descriptor, const char* text, size_t length) {
+    return _write(descriptor, text, static_cast<unsigned>(length)) == static_cast<int>(length);
 }
+
+void wait_for_listener() { Sleep(1000 * listener_seconds); }
+#else
+bool write_text(int descriptor, const char* text, size_t length) {
+    return write(descriptor, text, length) == static_cast<ssize_t>(length);
+}
+
+void wait_for_listener() { sleep(listener_seconds); }
+#endif
 
 [[noreturn]] void end(const Text& text) {
     for (const Text* part :
          {static_cast<const Text*>(&line_prefix), static_cast<const Text*>(&line_subject), &text}) {
-        write_text(part->bytes.data(), part->length);
+        write_text(standard_error, part->bytes.data(), part->length);
     }
-    write_text("\n", 1);
-#if !defined(_WIN32)
-    if (listener >= 0 && write(listener, "x", 1) == 1) {
+    write_text(standard_error, "\n", 1);
+    if (listener >= 0 && write_text(listener, "x", 1)) {
         if (void (*release)() = release_for_listener) {
             release();
         }
-        sleep(listener_seconds);
+        wait_for_listener();
     }
-#endif
     std::_Exit(1);
 }
 
@@ -97,20 +106,19 @@ const char* without_directory(const char* message) {
 
 constexpr size_t longest_message = 700;  // leaves room for advice
 
-void on_signal(int number) {
-    const char* what = number == SIGSEGV   ? "crashed (segmentation fault)"
-                       : number == SIGFPE  ? "crashed (division by zero)"
-                       : number == SIGABRT ? "gave up (abort)"
-                                           : "crashed";
-#if defined(SIGBUS)
-    if (number == SIGBUS) {
-        Text text;
-        text.add(
-            "a file was truncated while it was read, or its disk was removed; restore it and run this again");
-        end(text);
-    }
-#endif
-    end(what);
+[[noreturn]] void on_signal(int number) {
+    end(number == SIGSEGV   ? "crashed (segmentation fault)"
+        : number == SIGFPE  ? "crashed (division by zero)"
+        : number == SIGABRT ? "gave up (abort)"
+                            : "crashed");
+}
+
+// Ends after a mapped file could not be read.
+[[noreturn]] void on_lost_file() {
+    Text text;
+    text.add(
+        "a file was truncated while it was read, or its disk was removed; restore it and run this again");
+    end(text);
 }
 
 void on_abort(const char* message) {
@@ -125,11 +133,51 @@ void on_abort(const char* message) {
     end(text);
 }
 
-void on_terminate() { end("ended by an exception"); }
+[[noreturn]] void on_terminate() { end("ended by an exception"); }
 
 std::atomic<bool> reports_crashes{false};
 
-#if !defined(_WIN32)
+// Bytes of stack for the handlers, which run when a thread may have used up its own.
+constexpr unsigned handler_stack = 65536;
+
+#if defined(_WIN32)
+// Keeps a part of a thread's stack for the handlers, for the lifetime of the thread.
+struct HandlerStack {
+    HandlerStack() {
+        ULONG bytes = handler_stack;
+        SetThreadStackGuarantee(&bytes);
+    }
+};
+
+LPTOP_LEVEL_EXCEPTION_FILTER other_filter = nullptr;
+
+// Windows has signals and a terminate handler too, but the C runtime calls those that the crashed thread
+// itself has set, and no others. This is called for all threads.
+LONG WINAPI on_exception(EXCEPTION_POINTERS* raised) {
+    constexpr DWORD thrown_by_cpp = 0xE06D7363;
+    switch (raised->ExceptionRecord->ExceptionCode) {
+        case EXCEPTION_ACCESS_VIOLATION:
+        case EXCEPTION_STACK_OVERFLOW:
+            on_signal(SIGSEGV);
+        case EXCEPTION_INT_DIVIDE_BY_ZERO:
+            on_signal(SIGFPE);
+        case EXCEPTION_ILLEGAL_INSTRUCTION:
+            on_signal(SIGILL);
+        case EXCEPTION_IN_PAGE_ERROR:
+            on_lost_file();
+        case thrown_by_cpp:
+            on_terminate();
+        default:
+            return other_filter == nullptr ? EXCEPTION_CONTINUE_SEARCH : other_filter(raised);
+    }
+}
+
+void catch_crashes() {
+    const LPTOP_LEVEL_EXCEPTION_FILTER before = SetUnhandledExceptionFilter(&on_exception);
+    other_filter = before == &on_exception ? other_filter : before;
+    std::signal(SIGABRT, &on_signal);  // for all threads
+}
+#else
 // A thread's stack for signal handlers, for the lifetime of the thread.
 class HandlerStack {
   public:
@@ -148,39 +196,37 @@ class HandlerStack {
     HandlerStack& operator=(const HandlerStack&) = delete;
 
   private:
-    std::vector<char> bytes_ = std::vector<char>(65536);
+    std::vector<char> bytes_ = std::vector<char>(handler_stack);
 };
+
+void catch_crashes() {
+    struct sigaction action{};
+    action.sa_flags = SA_ONSTACK;
+    action.sa_handler = [](int) { on_lost_file(); };
+    sigaction(SIGBUS, &action, nullptr);
+    action.sa_handler = &on_signal;
+    for (const int number : {SIGSEGV, SIGFPE, SIGABRT, SIGILL}) {
+        sigaction(number, &action, nullptr);
+    }
+}
 #endif
 
 }  // namespace
 
 void prepare_thread_for_crashes() {
-#if !defined(_WIN32)
     if (reports_crashes) {
         static thread_local const HandlerStack stack;
         static_cast<void>(stack);
     }
-#endif
 }
 
 void report_crashes(const std::string& prefix) {
     line_prefix.set(prefix);
     ggml_set_abort_callback(&on_abort);
     std::set_terminate(&on_terminate);
-#if defined(_WIN32)
-    for (const int number : {SIGSEGV, SIGFPE, SIGABRT, SIGILL}) {
-        std::signal(number, &on_signal);
-    }
-#else
     reports_crashes = true;
     prepare_thread_for_crashes();
-    struct sigaction action{};
-    action.sa_handler = &on_signal;
-    action.sa_flags = SA_ONSTACK;
-    for (const int number : {SIGSEGV, SIGFPE, SIGABRT, SIGILL, SIGBUS}) {
-        sigaction(number, &action, nullptr);
-    }
-#endif
+    catch_crashes();
 }
 
 void set_crash_advice(const std::string& advice) { line_advice.set(advice); }

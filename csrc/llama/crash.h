@@ -16,7 +16,7 @@ void set_crash_advice(const std::string& advice);
 
 // Sets a file descriptor to which a byte is written after that line. The process then ends after some
 // seconds: in between, another thread can save its data and end the process itself. `release` is called in
-// the crashed thread before it waits, to release what the other thread needs. -1: none. Not on Windows.
+// the crashed thread before it waits, to release what the other thread needs. -1: none.
 void set_crash_listener(int descriptor, void (*release)());
 
 // Gives the calling thread a stack for the handlers, so that an overflow of its own stack is reported too.
