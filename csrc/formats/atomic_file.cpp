@@ -10,7 +10,12 @@
 #include <system_error>
 
 #ifdef _WIN32
+#include <fcntl.h>
 #include <io.h>
+#include <share.h>
+#include <sys/stat.h>
+
+#include "base/win32.h"
 #else
 #include <fcntl.h>
 #include <sys/file.h>
@@ -88,9 +93,26 @@ struct Close {
 using OpenFile = std::unique_ptr<std::FILE, Close>;
 
 #ifdef _WIN32
-OpenFile create(const fs::path& path) { return OpenFile(_wfopen(path.c_str(), L"wbx")); }
-void sync(std::FILE* file) { _commit(_fileno(file)); }
-void sync_directory(const fs::path&) {}
+// No other program can open it until it is complete.
+OpenFile create(const fs::path& path) {
+    constexpr int flags = _O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY | _O_NOINHERIT;
+    int descriptor = -1;
+    _wsopen_s(&descriptor, path.c_str(), flags, _SH_DENYRW, _S_IREAD | _S_IWRITE);
+    return OpenFile(descriptor < 0 ? nullptr : _fdopen(descriptor, "wb"));
+}
+
+void sync(std::FILE* file) {
+    if (_commit(_fileno(file)) != 0) {
+        fail_by_errno();
+    }
+}
+
+void replace(const fs::path& target, const fs::path& with) {
+    if (MoveFileExW(with.c_str(), target.c_str(), MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH) == 0) {
+        throw std::system_error(static_cast<int>(GetLastError()), std::system_category());
+    }
+}
+
 void set_mode(std::FILE*, const fs::file_status&) {}
 bool is_ours(std::FILE*) { return true; }
 #else
@@ -106,8 +128,10 @@ void sync(std::FILE* file) {
     }
 }
 
-// Makes a rename durable. Some file systems refuse this.
-void sync_directory(const fs::path& directory) {
+// Renames a file, and syncs its directory, so that the rename lasts. Some file systems refuse this.
+void replace(const fs::path& target, const fs::path& with) {
+    fs::rename(with, target);
+    const fs::path directory = target.parent_path();
     const int descriptor = open(directory.empty() ? "." : directory.c_str(), O_RDONLY);
     if (descriptor >= 0) {
         fsync(descriptor);
@@ -175,14 +199,13 @@ void write_file(const std::string& path, const std::vector<uint8_t>& bytes) {
             set_mode(file.get(), before);
             sync(file.get());
             file.reset();
-            fs::rename(temporary, target);
+            replace(target, temporary);
         } catch (...) {
             file.reset();
             std::error_code ignored;
             fs::remove(temporary, ignored);
             throw;
         }
-        sync_directory(target.parent_path());
     } catch (const std::system_error& error) {
         throw std::runtime_error(path + ": cannot be written: " + error.code().message());
     }
