@@ -87,7 +87,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def cross(session: nox.Session) -> None:
     """Compile the core and the C library for Windows and macOS."""
-    session.install("-e", ".[test,cross]")
+    session.install("-e", ".[cross]")
     session.run("python", "tools/cross_compile.py", *session.posargs)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = Path(sysconfig.get_path("platlib"))
+GGML_CONFIG = PACKAGES / "lib/cmake/ggml/ggml-config.cmake"
 C_TEST = SOURCE / "tests/cpp/c_api_test.c"
 LIBRARY = ("base", "gguf", "model", "capture", "formats", "capi")
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-command-line-argument")  # Zig itself adds unused ones
@@ -52,12 +53,12 @@ def headers(package: str) -> Path:
     return Path(spec.origin).parent / "include"
 
 
-def definition(name: str, path: Path) -> str:
-    """Return the option that defines COE_name as what a file for CMake sets name to."""
-    found = re.search(rf'set\((?:COE_)?{name} "(.+)"\)', path.read_text(encoding="utf-8"))
+def definition(name: str, path: Path, pattern: str) -> str:
+    """Return the option that defines a name as the text that a pattern finds in a file."""
+    found = re.search(pattern, path.read_text(encoding="utf-8"))
     if found is None:
-        raise SystemExit(f"{path}: does not set {name}")
-    return f'-DCOE_{name}="{found[1]}"'
+        raise SystemExit(f"{path}: has nothing for {name}")
+    return f'-D{name}="{found[1]}"'
 
 
 def options(path: Path, target: str, python: Path) -> list[str | Path]:
@@ -69,8 +70,10 @@ def options(path: Path, target: str, python: Path) -> list[str | Path]:
         *CXX,
         *(f"-D{name}" for name in PYTHON[target] if path.parent.name == "bindings"),
         *(["-DCOE_NATIVE_BUILD"] if path.parent.name == "capi" else []),
-        definition("GGML_VERSION", PACKAGES / "lib/cmake/ggml/ggml-config.cmake"),
-        definition("LLAMA_CPP_PYTHON_REQUIREMENT", SOURCE / "third_party/llama.cpp/version.cmake"),
+        definition(
+            "COE_GGML_VERSION", PACKAGES / "lib/cmake/ggml/ggml-config.cmake", r'set\(GGML_VERSION "(.+)"\)'
+        ),
+        definition("COE_LLAMA_CPP_PYTHON_REQUIREMENT", SOURCE / "pyproject.toml", r'"(llama-cpp-python==[\d.]+)"'),
         *("-I", SOURCE / "csrc", "-I", SOURCE / "csrc/include"),
         *(option for place in system for option in ("-isystem", place)),
     ]
