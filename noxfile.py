@@ -1,4 +1,4 @@
-"""What is run on this project: ``nox -s NAME``, each in an environment of its own.
+"""The checks and tools of this project: ``nox -s NAME``, each in an environment of its own.
 
 ``nox --no-venv --no-install -s NAME`` uses the active environment instead, as ``.ci/run`` does.
 """
@@ -11,13 +11,13 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).parent
-PINNED = re.compile(r"(?<=llama-cpp-python==)[\d.]*\d|(?<=built for llama-cpp-python )[\d.]*\d")
+PINNED = re.compile(r"(?:(?<=llama-cpp-python==)|(?<=built for llama-cpp-python ))[0-9a-z.]*[0-9a-z]")
 
 SCHEMAS = {
-    "citation-file-format": ["CITATION.cff"],
-    "github-issue-config": [".github/ISSUE_TEMPLATE/config.yml"],
-    "github-issue-forms": [".github/ISSUE_TEMPLATE/bug.yml", ".github/ISSUE_TEMPLATE/model.yml"],
-    "github-workflows": [".github/workflows/ci.yml"],
+    "citation-file-format": "CITATION.cff",
+    "github-issue-config": ".github/ISSUE_TEMPLATE/config.yml",
+    "github-issue-forms": ".github/ISSUE_TEMPLATE/[!c]*.yml",
+    "github-workflows": ".github/workflows/*.yml",
 }
 
 nox.needs_version = ">=2024.4.15"
@@ -63,7 +63,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types, import rules, known vulnerabilities, and files that have a schema."""
-    session.install("-e", ".[lint]")
+    session.install("-e", ".[lint,serve]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -72,7 +72,8 @@ def lint(session: nox.Session) -> None:
     session.run("clang-format", "--dry-run", "--Werror", *listed.split())
     session.run("pre-commit", "run", "--all-files", "--show-diff-on-failure")
     session.run("python", ".ci/audit.py")
-    for schema, files in SCHEMAS.items():
+    for schema, pattern in SCHEMAS.items():
+        files = map(str, ROOT.glob(pattern))
         session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
 
 
@@ -93,7 +94,7 @@ def cross(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure coe-native beside other tools: ``nox -s bench -- DIRECTORY [--llama-cpp BIN]``."""
+    """Compare coe-native with other tools: ``nox -s bench -- DIRECTORY [--llama-cpp BIN]``."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
@@ -101,6 +102,8 @@ def bench(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def pin(session: nox.Session) -> None:
     """Move to another release of llama-cpp-python, wherever it is named: ``nox -s pin -- VERSION``."""
+    if len(session.posargs) != 1:
+        session.error("name one release: nox -s pin -- VERSION")
     (version,) = session.posargs
     listed = str(session.run("git", "ls-files", "*.md", "pyproject.toml", external=True, silent=True))
     for path in (ROOT / name for name in listed.splitlines() if name != "CHANGELOG.md"):

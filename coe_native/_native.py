@@ -17,7 +17,7 @@ def required_llama_cpp_python() -> str | None:
         requirements = importlib.metadata.requires("coe-native") or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    pins = (re.match(r"llama[-_]cpp[-_]python==([\w.]+)$", requirement) for requirement in requirements)
+    pins = (re.match(r"llama[-_]cpp[-_]python==([0-9a-z.]+)$", requirement) for requirement in requirements)
     return next((pin[1] for pin in pins if pin), None)
 
 

@@ -39,7 +39,7 @@ PYTHON = {
 
 
 def zig(*arguments: str | Path) -> str:
-    """Run one of Zig's tools. Returns its complaints if it fails, and nothing if not."""
+    """Run one of Zig's tools. Returns its errors, or nothing if it succeeds."""
     command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return "" if done.returncode == 0 else done.stderr + done.stdout or f"status {done.returncode}\n"
@@ -70,9 +70,7 @@ def options(path: Path, target: str, python: Path) -> list[str | Path]:
         *CXX,
         *(f"-D{name}" for name in PYTHON[target] if path.parent.name == "bindings"),
         *(["-DCOE_NATIVE_BUILD"] if path.parent.name == "capi" else []),
-        definition(
-            "COE_GGML_VERSION", PACKAGES / "lib/cmake/ggml/ggml-config.cmake", r'set\(GGML_VERSION "(.+)"\)'
-        ),
+        definition("COE_GGML_VERSION", GGML_CONFIG, r'set\(GGML_VERSION "(.+)"\)'),
         definition("COE_LLAMA_CPP_PYTHON_REQUIREMENT", SOURCE / "pyproject.toml", r'"(llama-cpp-python==[\d.]+)"'),
         *("-I", SOURCE / "csrc", "-I", SOURCE / "csrc/include"),
         *(option for place in system for option in ("-isystem", place)),
@@ -80,19 +78,19 @@ def options(path: Path, target: str, python: Path) -> list[str | Path]:
 
 
 def link(target: str, objects: dict[Path, Path], folder: Path) -> str:
-    """Link the C library, and its test with it; llama.cpp's functions are taken on trust. Returns complaints."""
-    trust: list[str | Path] = ["-Wl,-undefined,dynamic_lookup"]
+    """Link the C library, and its test with it; the functions of ggml are not looked up. Returns errors."""
+    unresolved: list[str | Path] = ["-Wl,-undefined,dynamic_lookup"]
     library = folder / ("coe_native.dll" if "windows" in target else "libcoe_native.dylib")
     if "windows" in target:
         text = "".join(path.read_text(encoding="utf-8") for path in (PACKAGES / "include").glob("gg*.h"))
         exports = ["LIBRARY ggml-base.dll", "EXPORTS", *sorted(set(re.findall(r"\b(gg(?:ml|uf)_\w+) *\(", text)))]
         (folder / "ggml.def").write_text("\n".join(exports), encoding="utf-8")
-        trust = [folder / "ggml.lib"]
-        wrong = zig("dlltool", "-m", "i386:x86-64", "-d", folder / "ggml.def", "-l", trust[0])
+        unresolved = [folder / "ggml.lib"]
+        wrong = zig("dlltool", "-m", "i386:x86-64", "-d", folder / "ggml.def", "-l", unresolved[0])
         if wrong:
             return wrong
     parts = [compiled for path, compiled in objects.items() if path.parent.name in LIBRARY]
-    return zig("c++", "-target", target, "-shared", *parts, *trust, "-o", library) or zig(
+    return zig("c++", "-target", target, "-shared", *parts, *unresolved, "-o", library) or zig(
         "cc", "-target", target, objects[C_TEST], f"-L{folder}", "-lcoe_native", "-o", folder / "c_api_test"
     )
 

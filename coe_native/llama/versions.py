@@ -15,8 +15,12 @@ def describe_llama_cpp() -> dict[str, Any]:
         ``llama_cpp_python``, ``ggml``, ``ggml_commit``, ``system`` (the CPU features that it was built for), and
         ``devices``, each with its name, description, backend, total and free bytes.
     """
+    try:
+        release = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:  # llama_cpp is there, built by hand
+        release = None
     return {
-        "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
+        "llama_cpp_python": release,
         "ggml": core.ggml_version,
         "ggml_commit": core.ggml_commit,
         "system": core.system_info().strip(" |"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from coe_native.corpus.documents import Corpus
 from coe_native.corpus.read import read_corpus
+from coe_native.errors import InputError
 from coe_native.evaluation.perplexity import Evaluation
 from coe_native.files.atomic import check_target, replacing
 from coe_native.llama.loaded_model import LoadedModel
@@ -60,7 +61,7 @@ def copy_inputs(directory: Path, *, force: bool = False) -> list[Path]:
     Raises:
         InputError: A file exists (without `force`), or the directory cannot be written to.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    _create(directory)
     copies = {path: directory / path.name for path in (MODEL, *sorted(DATA.glob("*.jsonl")))}
     for path, copy in copies.items():
         check_target(copy, force=force, inputs=(path,))
@@ -68,6 +69,13 @@ def copy_inputs(directory: Path, *, force: bool = False) -> list[Path]:
         with path.open("rb") as source, replacing(copy) as target:
             shutil.copyfileobj(source, target)
     return list(copies.values())
+
+
+def _create(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be made a directory: {error.strerror or error}") from error
 
 
 def run(
@@ -85,7 +93,7 @@ def run(
         InputError: An output exists (without `force`), or cannot be written.
         CoeError: A step fails.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    _create(directory)
     outputs = {kind: directory / f"{kind}-specialist.gguf" for kind in KINDS}
     for out in outputs.values():
         check_outputs(out, force=force, inputs=(MODEL,))

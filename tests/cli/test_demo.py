@@ -22,6 +22,10 @@ def test_inputs_only_copies_the_model_and_the_texts(tmp_path: Path) -> None:
     assert all(path.read_bytes() == (demo.DATA / path.name).read_bytes() for path in files)
     assert run("demo", "--inputs-only", "-o", out).status == 2
     ok("demo", "--inputs-only", "-o", out, "--force")
+    file = out / "cpp.test.jsonl"
+    refused = run("demo", "--inputs-only", "-o", file)
+    assert refused.status == 2
+    assert str(file) in refused.err
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def test_json_describes_versions_and_devices(order: tuple[str, str]) -> None:
     assert cpu["total_bytes"] == pytest.approx(pages, rel=0.01)
 
 
-def test_json_goes_behind_a_command() -> None:
+def test_json_without_a_command_or_version_is_refused() -> None:
     done = run("--json", "inspect", demo.MODEL)
     assert done.status == 2
     assert "--json" in done.err

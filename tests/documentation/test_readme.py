@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.bad_files import PIECES, byte_tokenizer
-from support.documentation import environment, run_page
+from support.documentation import blocks, environment, run_page, same_output
 from support.random_models import write_random_model
 
 ROOT = Path(__file__).parents[2]
@@ -42,12 +42,12 @@ def test_its_commands_for_a_real_model_run(tmp_path: Path) -> None:
     assert (tmp_path / "specialist.gguf").exists()
 
 
-def test_its_first_command_works_in_a_fresh_clone(tmp_path: Path) -> None:
-    (command,) = re.findall(
-        r"^python3 -m venv .*coe-native demo$", README.read_text(encoding="utf-8"), re.MULTILINE
-    )
+@pytest.mark.timeout(1500)
+def test_its_first_command_works_in_a_fresh_clone_and_prints_the_figures_of_the_pages(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    text = (clone / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^python3 -m venv .*coe-native demo$", text, re.MULTILINE)
     variables = environment(tmp_path) | {"HOME": os.environ["HOME"]}  # pip's cache
     run = subprocess.run(
         command, shell=True, cwd=clone, env=variables, capture_output=True, text=True, check=False, timeout=1200
@@ -55,3 +55,9 @@ def test_its_first_command_works_in_a_fresh_clone(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "python specialist" in run.stdout
     assert len(list((clone / "coe-demo").glob("*-specialist.gguf"))) == 3
+    (block,) = blocks((ROOT / "docs" / "benchmarks" / "quality.md").read_text(encoding="utf-8"))
+    (demo,) = block.commands()
+    assert same_output(demo.output, run.stdout.splitlines()), run.stdout
+    lost = [re.findall(r"\+[\d.]+(?=%)", line) for line in run.stdout.splitlines() if "contribution, live" in line]
+    named = [re.findall(r"\+\d+(?= %)", line) for line in text.splitlines() if re.match(r"\| .* MB \|$", line)]
+    assert named == [[f"{float(loss):+.0f}" for loss in losses] for losses in lost]

@@ -28,9 +28,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_one_release_of_llama_cpp_python_is_named_everywhere() -> None:
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "pyproject.toml"]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "pyproject.toml"]
     named = [
-        found for page in pages for found in re.findall(r"llama-cpp-python==([\d.]*\d)", page.read_text("utf-8"))
+        found
+        for page in pages
+        for found in re.findall(r"llama-cpp-python==([0-9a-z.]*[0-9a-z])", page.read_text("utf-8"))
     ]
     assert set(named) == {llama_cpp.__version__}
     pin = f"llama-cpp-python=={llama_cpp.__version__}"

@@ -4,6 +4,7 @@ given; and the C library, as such a program calls it."""
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 
 def load_c_library() -> ctypes.CDLL:
     """libcoe_native, as it is installed."""
-    (path,) = (Path(core.__file__).parent / "lib").glob("libcoe_native.*")
+    name = {"darwin": "libcoe_native.dylib", "win32": "coe_native.dll"}.get(sys.platform, "libcoe_native.so")
+    path = Path(core.__file__).parent / "lib" / name
     library = ctypes.CDLL(str(path))
     for name, (result, *arguments) in _FUNCTIONS.items():
         function = getattr(library, name)

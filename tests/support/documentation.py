@@ -14,19 +14,22 @@ differently: see `same_output`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from markdown_it import MarkdownIt
 
-DONE = "__done__"
 TIMEOUT = 300
 """Seconds that a command may take."""
 
@@ -109,8 +112,8 @@ def same_output(expected: list[str], printed: list[str]) -> bool:
     """Return whether a command printed what the page says.
 
     Blanks may differ in number, and directories of absolute paths. A line ``...`` stands for any lines. Numbers
-    with a decimal point may differ by 3 %, percentages by 1.5 points, digests and numbers before ``tokens/s`` by
-    anything; all others must be equal.
+    with a decimal point may differ by 3 % or by two units of their last digit (percentages by 0.3 points), digests
+    and numbers before ``tokens/s`` by anything; all others must be equal.
     """
     if not expected:
         return not printed
@@ -128,15 +131,16 @@ def _same_line(expected: str, printed: str) -> bool:
     return all(_same_number(a[0], b[0], expected[a.end() :]) for a, b in zip(ours, theirs, strict=True))
 
 
-def _same_number(expected: str, printed: str, behind: str) -> bool:
-    if expected == printed or behind.startswith(" tokens/s"):
+def _same_number(expected: str, printed: str, after: str) -> bool:
+    if expected == printed or after.startswith(" tokens/s"):
         return True
     if len(expected) >= 12:
         return len(printed) >= 12
     if "." not in expected or "." not in printed:
         return False
     ours, theirs = (float(number.replace(",", "")) for number in (expected, printed))
-    return abs(ours - theirs) <= (1.5 if behind.lstrip().startswith("%") else max(0.03 * abs(ours), 0.02))
+    last_digits = 2 * 10 ** -len(expected.partition(".")[2])
+    return abs(ours - theirs) <= max(0.03 * abs(ours), 0.3 if after.lstrip().startswith("%") else last_digits)
 
 
 class Terminal:
@@ -158,6 +162,7 @@ class Terminal:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self._seen = 0
+        self._done = f"done-{uuid.uuid4().hex}"
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -167,7 +172,7 @@ class Terminal:
     def start(self, command: str) -> None:
         """Start a command; `printed` and `wait` say what becomes of it."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\nprintf '\\n%s %s\\n' {DONE} $?\n")
+        self._process.stdin.write(f"{{ {command}\n}} < /dev/null\nprintf '\\n%s %s\\n' {self._done} $?\n")
         self._process.stdin.flush()
 
     def wait(self) -> tuple[int, list[str]]:
@@ -175,7 +180,7 @@ class Terminal:
         end = time.monotonic() + TIMEOUT
         while time.monotonic() < end:
             for index in range(self._seen, len(self._lines)):
-                if self._lines[index].startswith(DONE):
+                if self._lines[index].startswith(self._done):
                     printed = self._lines[self._seen : index]
                     self._seen = index + 1
                     return int(self._lines[index].split()[1]), _without_end(printed)
@@ -197,19 +202,23 @@ class Terminal:
 
     def interrupt(self) -> None:
         """Do what Ctrl-C does: interrupt the command, not the shell."""
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
-        for child in children.split():
-            os.kill(int(child), 2)
+        for child in psutil.Process(self._process.pid).children():
+            child.send_signal(signal.SIGINT)
 
     def close(self) -> None:
         """End the shell and what runs in it."""
+        running = psutil.Process(self._process.pid).children(recursive=True)
         self.interrupt()
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
+            for process in running:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             self._process.kill()
+            self._process.wait()
         self._reader.join(30)
         assert self._process.stdout is not None
         self._process.stdout.close()
@@ -245,7 +254,8 @@ class Difference:
 
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of a page's commands: the installed commands, no colours, no settings of ours."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("COE_", "COV_", "PYTEST"))}
+    ours = ("CMAKE_ARGS", "COE_", "PYTEST")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(home),
@@ -259,7 +269,8 @@ def run_page(path: Path, directory: Path, home: Path) -> list[Difference]:
     """Run a page in a directory, and return the commands whose output differs from what it says.
 
     Raises:
-        AssertionError: A program or a preparation fails.
+        AssertionError: A program or a preparation fails, or a command fails where the page shows no error, or the
+            reverse.
     """
     terminals: dict[str, Terminal] = {}
     differences = []
@@ -287,25 +298,26 @@ def run_page(path: Path, directory: Path, home: Path) -> list[Difference]:
                 status, printed = terminal.wait()
                 assert status == 0, f"{path}:{block.line + 1}: {printed}"
             elif block.terminal:
-                differences += _run_beside(terminal, block)
+                differences += _run_in_terminal(terminal, block)
             else:
-                differences += _run_here(terminal, block)
+                differences += _run_in_page(terminal, block)
     finally:
         for terminal in terminals.values():
             terminal.close()
     return differences
 
 
-def _run_here(terminal: Terminal, block: Block) -> Iterator[Difference]:
+def _run_in_page(terminal: Terminal, block: Block) -> Iterator[Difference]:
     for command in block.commands():
         terminal.start(command.text)
         status, printed = terminal.wait()
         fails = any(line.startswith(("coe-native: ", "Error: ")) for line in command.output)
-        if (status != 0) != fails or not same_output(_without_end(command.output), printed):
+        assert (status != 0) == fails, str(Difference(command, status, printed))
+        if not same_output(_without_end(command.output), printed):
             yield Difference(command, status, printed)
 
 
-def _run_beside(terminal: Terminal, block: Block) -> Iterator[Difference]:
+def _run_in_terminal(terminal: Terminal, block: Block) -> Iterator[Difference]:
     for command in block.commands():
         if command.text:
             terminal.start(command.text)
@@ -315,7 +327,7 @@ def _run_beside(terminal: Terminal, block: Block) -> Iterator[Difference]:
         else:
             terminal.interrupt()
             status, printed = terminal.wait()
-            command.output[0] = command.output[0].removeprefix("^C")
+            printed = ["^C" + "".join(printed[:1]), *printed[1:]]  # as a terminal shows it
             if not same_output(_without_end(command.output), printed):
                 yield Difference(command, status, printed)
 

@@ -20,7 +20,7 @@ from coe_native.routing.concentration import concentration, coverage, routed_sha
 
 
 def test_the_page_warns_and_escapes_names(tmp_path: Path) -> None:
-    text = write_page(tmp_path / "page.html").read_text()
+    text = write_page(tmp_path / "page.html").read_text(encoding="utf-8")
     assert "safety" in text
     assert "<script>alert" not in text
 
@@ -37,7 +37,7 @@ def test_a_profile_without_weights_or_ranks_has_a_page(tmp_path: Path) -> None:
         n_chosen=profile.top_k,
     )
     report(tmp_path / "page.html", {"bare": bare}, keep=bare.router_shape.half, method="frequency")
-    text = (tmp_path / "page.html").read_text()
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "choices" in text
     assert "Mean rank" not in text
     with pytest.raises(coe.InputError, match="weights"):
@@ -46,7 +46,7 @@ def test_a_profile_without_weights_or_ranks_has_a_page(tmp_path: Path) -> None:
 
 def test_a_sweep_alone_has_a_page(tmp_path: Path) -> None:
     sweep_page(tmp_path / "page.html", make_sweep({4: 0.5, 8: 0.1}))
-    assert "utility" in (tmp_path / "page.html").read_text()
+    assert "utility" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:

@@ -106,5 +106,5 @@ def command(
             )
         ],
     )
-    say(f"{output} is verified; its profile, mask and report are beside it.")
+    say(f"{output} is verified; its profile, mask and report are next to it.")
     say(safety_notice(made.method))
