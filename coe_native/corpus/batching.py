@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
         """Return the tokens of a text."""
         ...
 
-    def render_chat(self, messages: tuple[Message, ...], *, reply: bool = False) -> str:
+    def render_chat(self, messages: tuple[Message, ...], tools: str = "", *, reply: bool = False) -> str:
         """Return a conversation as text."""
         ...
 
@@ -42,7 +42,7 @@ def tokenize(document: Document, model: Tokenizer) -> Tokens:
         if isinstance(content, str):
             return model.tokenize(content)
         if content and isinstance(content[0], Message):
-            return model.tokenize(model.render_chat(content), parse_special=True)
+            return model.tokenize(model.render_chat(content, document.tools), parse_special=True)
     except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
         raise InputError(f"{document.place}: holds half of a surrogate pair, which is not valid text") from error
     except InputError as error:

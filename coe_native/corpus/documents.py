@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from coe_native.errors import InputError
 
@@ -14,10 +16,21 @@ _CHARACTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation, to be rendered with the model's own chat template."""
+    """One turn of a conversation, to be rendered with the model's own chat template.
+
+    Attributes:
+        role: ``system``, ``user``, ``assistant``, ``tool`` or another name.
+        content: Its text.
+        fields: What else the template may print, such as ``tool_calls``, as a JSON object; empty: nothing.
+    """
 
     role: str
     content: str
+    fields: str = ""
+
+    def as_turn(self) -> dict[str, Any]:
+        """Return the message as chat templates take it."""
+        return {"role": self.role, "content": self.content, **json.loads(self.fields or "{}")}
 
 
 @dataclass(frozen=True)
@@ -28,11 +41,13 @@ class Document:
         place: Where it came from, such as ``FILE:LINE``, for messages.
         content: The text, the messages, or the token ids.
         label: Its value in the column by which a corpus is divided into strata.
+        tools: The tools that a conversation may call, as a JSON list; empty: none.
     """
 
     place: str
     content: str | tuple[Message, ...] | tuple[int, ...]
     label: str = ""
+    tools: str = ""
 
     @property
     def size(self) -> int:
@@ -40,7 +55,8 @@ class Document:
         if isinstance(self.content, str):
             return len(self.content)
         return sum(
-            len(part.content) if isinstance(part, Message) else _CHARACTERS_PER_TOKEN for part in self.content
+            len(part.content) + len(part.fields) if isinstance(part, Message) else _CHARACTERS_PER_TOKEN
+            for part in self.content
         )
 
 
@@ -52,6 +68,8 @@ class Corpus:
         name: What messages and profiles call it; of a file, its path.
         documents: The documents, in order.
         n_skipped: Number of files in a directory that were not read.
+        columns_read: Columns of structured files that were read.
+        columns_ignored: Other columns, with the share of the text that they hold.
         bad: One line for each document that was left out because it could not be read.
     """
 
@@ -59,6 +77,8 @@ class Corpus:
     documents: tuple[Document, ...]
     n_skipped: int = 0
     bad: tuple[str, ...] = ()
+    columns_read: tuple[str, ...] = ()
+    columns_ignored: tuple[tuple[str, float], ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -68,7 +88,7 @@ class Corpus:
         """
         digest = hashlib.sha256(b"coe-native corpus 2\n")
         for document in self.documents:
-            for part in _digested(document.content):
+            for part in _digested(document):
                 digest.update(part)
         return digest.hexdigest()
 
@@ -81,15 +101,23 @@ class Corpus:
         return digest.hexdigest()
 
 
-def _digested(content: str | tuple[Message, ...] | tuple[int, ...]) -> Iterator[bytes]:
+def _digested(document: Document) -> Iterator[bytes]:
     """Yield the bytes by which a content is digested: no two contents have the same."""
+    content = document.content
     if isinstance(content, str):
         yield b"text " + _sized(content)
     elif content and isinstance(content[0], Message):
-        yield b"messages %d\n" % len(content)
+        with_fields = bool(document.tools) or any(isinstance(part, Message) and part.fields for part in content)
+        yield (
+            b"conversation %d\n" % len(content) + _sized(document.tools)
+            if with_fields
+            else (b"messages %d\n" % len(content))
+        )
         for message in content:
             assert isinstance(message, Message)
             yield _sized(message.role) + _sized(message.content)
+            if with_fields:
+                yield _sized(message.fields)
     else:
         yield b"tokens %d\n" % len(content)
         yield ",".join(map(str, content)).encode() + b"\n"

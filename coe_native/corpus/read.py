@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from coe_native.corpus.documents import Corpus, Document
@@ -19,7 +19,11 @@ from coe_native.files.regular import open_regular
 
 
 def read_corpus(
-    path: str | Path, field: str | None = None, *, label: str | None = None, skip_bad: bool = False
+    path: str | Path,
+    field: str | Sequence[str] | None = None,
+    *,
+    label: str | None = None,
+    skip_bad: bool = False,
 ) -> Corpus:
     """Return all documents of a file, a directory or standard input.
 
@@ -28,7 +32,8 @@ def read_corpus(
 
     Args:
         path: A file, a directory, or ``-`` for standard input, which is one text.
-        field: The column with the text, of ``.jsonl`` and ``.parquet`` files.
+        field: The columns with the text, of ``.jsonl`` and ``.parquet`` files; None: those of the first shape that
+            a record has (see `coe_native.corpus.readers.records`).
         label: The column by which documents are divided into strata.
         skip_bad: Leave out documents that cannot be read, instead of raising.
 
@@ -38,7 +43,7 @@ def read_corpus(
     skipped: list[Path] = []
     documents: list[Document] = []
     bad: list[str] = []
-    columns = Columns(field, label)
+    columns = Columns((field,) if isinstance(field, str) else tuple(field or ()), label)
     for document in read_standard_input() if str(path) == "-" else _read_path(Path(path), columns, skipped):
         if isinstance(document, Document):
             documents.append(document)
@@ -51,7 +56,9 @@ def read_corpus(
         links = sum(entry.is_symlink() for entry in skipped)
         why = f" ({links} links lead outside of it; name the files or their directory)" if links else ""
         raise InputError(bad[0] if bad else f"{path}: holds no text{why}")
-    return Corpus(str(path), tuple(documents), len(skipped), tuple(bad))
+    total = sum(columns.read.values()) + sum(columns.ignored.values())
+    ignored = tuple((name, length / total) for name, length in columns.ignored.items())
+    return Corpus(str(path), tuple(documents), len(skipped), tuple(bad), tuple(columns.read), ignored)
 
 
 def _read_path(path: Path, columns: Columns, skipped: list[Path]) -> Iterator[Found]:

@@ -226,7 +226,10 @@ def lines(documents: Sequence[Document], column: str | None) -> Iterator[bytes]:
         if isinstance(content, str):
             record = {"text": content}
         elif content and isinstance(content[0], Message):
-            record = {"messages": [{"role": m.role, "content": m.content} for m in content]}
+            turns = [part for part in content if isinstance(part, Message)]
+            record = {"messages": [turn.as_turn() for turn in turns]}
+            if document.tools:
+                record["tools"] = json.loads(document.tools)
         else:
             record = {"tokens": list(content)}
         if column is not None and column not in record:

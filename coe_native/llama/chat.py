@@ -7,7 +7,7 @@ helper process with limits on time and memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coe_native.errors import InputError
@@ -40,11 +40,12 @@ class ChatTemplate:
         self._is_loaded = False
         self._failure = ""
 
-    def render(self, messages: list[dict[str, str]], *, reply: bool = False) -> str:
+    def render(self, messages: list[dict[str, Any]], tools: Sequence[Any] = (), *, reply: bool = False) -> str:
         """Return a conversation as text.
 
         Args:
-            messages: Its messages, each with ``role`` and ``content``.
+            messages: Its messages, each with ``role`` and ``content``, and what else the template may print.
+            tools: The tools that it may call.
             reply: End with the beginning of the model's answer, its thinking block closed if there is one.
 
         Raises:
@@ -54,7 +55,14 @@ class ChatTemplate:
         if self._failure:
             raise InputError(self._failure)
         try:
-            text = self.render_once({"messages": messages, "add_generation_prompt": reply, **_NO_THINKING})
+            text = self.render_once(
+                {
+                    "messages": messages,
+                    **({"tools": list(tools)} if tools else {}),
+                    "add_generation_prompt": reply,
+                    **_NO_THINKING,
+                }
+            )
         except HelperError as error:
             self._failure = str(error)
             raise InputError(self._failure) from error

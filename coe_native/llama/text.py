@@ -13,6 +13,7 @@ from coe_native.corpus.batching import Tokens
 from coe_native.corpus.documents import Message
 from coe_native.errors import InputError
 from coe_native.llama.chat import ChatTemplate
+from coe_native.llama.conversations import renderings, shows_tools
 from coe_native.llama.deep_stack import with_stack_for
 from coe_native.llama.errors import naming
 from coe_native.model.header import ModelHeader
@@ -77,22 +78,31 @@ class ModelText:
         """Return whether the model's file has a chat template."""
         return bool(self._session.chat_template)
 
-    def render_chat(self, messages: tuple[Message, ...], *, reply: bool = False) -> str:
+    def render_chat(self, messages: tuple[Message, ...], tools: str = "", *, reply: bool = False) -> str:
         """Return a conversation as text, by the model's own chat template.
+
+        What the template refuses, such as a system's message or tools, is rendered in a plainer way.
 
         Args:
             messages: The conversation.
+            tools: The tools that it may call, as a JSON list; empty: none.
             reply: End with the beginning of the model's answer, its thinking block closed.
 
         Raises:
             InputError: The model has no template, or the template refuses the conversation.
         """
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         template = self._chat_template
-        try:
-            return template.render(turns, reply=reply)
-        except InputError as error:
-            raise InputError(f"{self._header.path}: its chat template refused a conversation ({error})") from error
+        refused: InputError | None = None
+        for turns, listed in renderings(messages, tools):
+            try:
+                text = template.render(turns, listed, reply=reply)
+            except InputError as error:
+                refused = refused or error
+                continue
+            if shows_tools(text, turns):
+                return text
+        reason = refused or "it leaves out calls of tools"
+        raise InputError(f"{self._header.path}: its chat template refused a conversation ({reason})") from refused
 
     @property
     def reply_prefill(self) -> str:

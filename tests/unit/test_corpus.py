@@ -39,18 +39,65 @@ def test_a_directory_is_its_files_in_order(tmp_path: Path) -> None:
     assert read_corpus(tmp_path).n_skipped == 3
 
 
-@pytest.mark.parametrize(
-    ("record", "expected"),
-    [
-        ({"text": "t", "prompt": "p"}, "t"),
-        ({"prompt": "p", "completion": "c"}, "pc"),
-        ({"question": "q", "answer": "a"}, "qa"),
-        ({"instruction": "i", "solution": "s", "other": 1}, "is"),
-        ({"content": "c"}, "c"),
-        ({"tokens": [1, 2, 3]}, (1, 2, 3)),
-        ({"messages": [{"role": "user", "content": "hi"}]}, (Message("user", "hi"),)),
-    ],
-)
+USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+CONVERSATION = (Message("user", "hi"), Message("assistant", "yes"))
+CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+
+RECORDS = [
+    ({"text": "t", "prompt": "p"}, "t"),
+    ({"content": "c", "path": "a.py"}, "c"),
+    ({"prompt": "p", "completion": "c"}, "p\nc"),
+    ({"prompt": "p\n", "completion": "c"}, "p\nc"),
+    ({"prompt": "p", "completion": " c"}, "p c"),
+    ({"question": "q", "answer": "a"}, "q\na"),
+    ({"question": "2 + 3?", "answer": 5}, "2 + 3?\n5"),
+    ({"question": "is 5 odd?", "answer": "5"}, "is 5 odd?\n5"),
+    ({"instruction": "i", "input": "n", "output": "o", "other": 1}, "i\nn\no"),
+    ({"instruction": "i", "input": "", "output": "o"}, "i\no"),
+    ({"instruction": "i", "context": "x", "response": "r", "category": "c"}, "i\nx\nr"),
+    ({"output": "o", "input": "n", "instruction": "i"}, "i\nn\no"),
+    ({"system_prompt": "s", "question": "q", "response": "r"}, "s\nq\nr"),
+    ({"task_id": 1, "prompt": "def f():\n", "canonical_solution": "    return 1\n"}, "def f():\n    return 1\n"),
+    ({"text": "Add two numbers.", "code": "def add"}, "Add two numbers.\ndef add"),
+    ({"problem": "p", "solution": "s", "answer": "a"}, "p\na\ns"),
+    ({"query": "q", "response": "r"}, "q\nr"),
+    ({"instruction": "do it", "output": "done", "text": "### do it\n### done"}, "### do it\n### done"),
+    ({"text": "q: 5 or 6?", "answer": "5"}, "q: 5 or 6?\n5"),
+    (
+        {"context": "c", "question": "q", "answers": {"text": ["one", "two"], "answer_start": [1, 2]}},
+        "q\nc\none\ntwo",
+    ),
+    ({"code": "x = 1"}, "x = 1"),
+    ({"tokens": [1, 2, 3]}, (1, 2, 3)),
+    ({"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1]}, (1, 2, 3)),
+    ({"prompt": "p", "tokens": 5}, "p"),
+    ({"question": "q", "options": ["x", "y"], "answer": "B", "answer_index": 1}, "q\nA. x\nB. y\nAnswer: B"),
+    ({"question": "q", "choices": ["x", "y"], "answer": 1}, "q\nA. x\nB. y\nAnswer: B"),
+    ({"question": "q", "choices": {"text": ["x"], "label": ["1"]}, "answerKey": "1"}, "q\n1. x\nAnswer: 1"),
+    ({"messages": [USER, ASSISTANT]}, CONVERSATION),
+    ({"messages": json.dumps([USER, ASSISTANT])}, CONVERSATION),
+    ({"prompt": "hi", "messages": [USER, ASSISTANT]}, CONVERSATION),
+    ({"prompt": "hi", "chosen": [USER, ASSISTANT], "rejected": [USER]}, CONVERSATION),
+    ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]}, CONVERSATION),
+    ({"system": "s", "conversation": [USER, ASSISTANT]}, (Message("system", "s"), *CONVERSATION)),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}
+            ]
+        },
+        CONVERSATION[:1],
+    ),
+    ({"messages": [{"role": "developer", "content": "d"}, USER]}, (Message("developer", "d"), *CONVERSATION[:1])),
+    (
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
+        (Message("assistant", "", json.dumps({"tool_calls": [CALL]}, sort_keys=True)),),
+    ),
+]
+"""Records as datasets have them, and their contents. None of them loses text."""
+
+
+@pytest.mark.parametrize(("record", "expected"), RECORDS)
 def test_jsonl_records_of_all_kinds_are_read(tmp_path: Path, record: dict[str, object], expected: object) -> None:
     (tmp_path / "c.jsonl").write_text(json.dumps(record))
     assert contents(tmp_path / "c.jsonl") == [expected]

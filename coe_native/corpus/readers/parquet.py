@@ -22,15 +22,13 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Found]:
         raise InputError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow")
     with ParquetFile(path) as file:
         try:
-            present = file.column_names()
-            # Only these are read: others may hold values that Python has no type for.
-            texts = [
-                name for name in present if name in (KNOWN_COLUMNS if columns.text is None else (columns.text,))
-            ]
-            if not texts:
-                yield no_text(str(path), columns.text, present)
+            present, texts = file.column_names()
+            known = columns.texts or KNOWN_COLUMNS
+            if not set(known) & set(present):
+                yield no_text(str(path), columns.texts, present)
                 return
-            wanted = [name for name in present if name in texts or name == columns.label]
+            # Others may hold values that Python has no type for.
+            wanted = [name for name in present if name in known or name in texts or name == columns.label]
             for row, record in enumerate(file.records(wanted), 1):
                 try:
                     yield document_of(record, columns, f"{path}:{row}")

@@ -46,9 +46,10 @@ class ParquetFile:
     def __exit__(self, *_: object) -> None:
         self._helper.close()
 
-    def column_names(self) -> list[str]:
-        """Return the names of all columns."""
-        return [str(name) for name in self._ask({"names": True})["names"]]
+    def column_names(self) -> tuple[list[str], list[str]]:
+        """Return the names of all columns, and of those that hold text."""
+        answer = self._ask({"names": True})
+        return list(map(str, answer["names"])), list(map(str, answer["texts"]))
 
     def records(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield all records, with these columns only."""
@@ -81,7 +82,9 @@ def serve() -> None:
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         nonlocal batches
         if "names" in question:
-            return {"names": pyarrow.parquet.ParquetFile(sys.argv[1]).schema_arrow.names}
+            schema = pyarrow.parquet.ParquetFile(sys.argv[1]).schema_arrow
+            texts = [field.name for field in schema if "string" in str(field.type)]
+            return {"names": schema.names, "texts": texts}
         if "columns" in question:
             file = pyarrow.parquet.ParquetFile(sys.argv[1])
             batches = file.iter_batches(_BATCH, columns=question["columns"], use_threads=False)
@@ -96,9 +99,11 @@ def serve() -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with None in place of what JSON does not have, such as dates. These are never text."""
+    """Return a value as JSON has it. Bytes become their number; other types, such as dates, become None."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return {"bytes": len(value)}
     return value if isinstance(value, str | int | float) else None

@@ -1,33 +1,86 @@
-"""The content of one record of a structured file, chosen by its columns."""
+"""The content of one record of a structured file, chosen by its columns.
+
+The first shape of this table that a record has is read. Each shape reads all of its columns that are there.
+
+1. Columns that the user names (``--field``), joined.
+2. A text without answers, or with prompts and answers rendered in it: ``text`` or ``content``.
+3. A conversation: ``messages``, ``conversations`` or ``conversation``, with ``system`` and ``tools``.
+4. Token ids: ``tokens`` or ``input_ids``.
+5. Multiple choice: questions with ``options`` or ``choices``, lettered, and the answer.
+6. Prompts and answers: the columns PROMPTS, then those of ANSWERS.
+
+Parts are joined by a line break, unless one of them has white space there.
+"""
 
 from __future__ import annotations
 
+import json
 import reprlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from coe_native.corpus.documents import Document, Message
 from coe_native.errors import InputError
 
-_PROMPTS = ("prompt", "content", "instruction", "question")
-_COMPLETIONS = ("completion", "answer", "solution")
-KNOWN_COLUMNS = ("text", "messages", "tokens", *_PROMPTS, *_COMPLETIONS)
+TEXTS = ("text", "content")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+TOKENS = ("tokens", "input_ids")
+CHOICES = ("options", "choices")
+SYSTEM = ("system", "system_prompt")
+PROMPTS = (*SYSTEM, "instruction", "prompt", "question", "problem", "query", *TEXTS, "input", "context")
+ANSWERS = (
+    "output",
+    "response",
+    "answer",
+    "answers",
+    "completion",
+    "solution",
+    "chosen",
+    "canonical_solution",
+    "code",
+)
+_KEYS = ("answerKey", "answer_key", "answer_index", "label")
+"""Columns that name the right choice, beside ``answer``."""
+
+KNOWN_COLUMNS = tuple(dict.fromkeys((*PROMPTS, *CONVERSATIONS, *TOKENS, *CHOICES, *ANSWERS, *_KEYS, "tools")))
+
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "function": "tool"}
+"""Names of roles in older datasets. Other roles are kept as they are."""
+
+_KEPT_FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+"""What else a chat template may print of a message."""
+
 _MOST_NAMED = 20
 """Columns that an error names."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Columns:
-    """Which columns of a record are read.
+    """Which columns of records are read, and which were.
 
     Attributes:
-        text: The column with the text; None: the first of the known ones that is present.
+        texts: The columns with the text; empty: those of the first shape that a record has.
         label: The column by which documents are divided into strata; None: they are not.
+        read: Characters that were read of each column.
+        ignored: Characters of text in columns that were not read.
     """
 
-    text: str | None = None
+    texts: tuple[str, ...] = ()
     label: str | None = None
+    read: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    def count(self, record: Mapping[str, Any], used: Iterable[str], content: str) -> None:
+        """Add a record whose columns `used` were read as `content`."""
+        used = tuple(used)
+        for name in used:
+            self.read[name] = self.read.get(name, 0) + _length(record.get(name))
+        for name, value in record.items():
+            if name not in used and name != self.label and not (isinstance(value, str) and value in content):
+                length = _length(value)
+                if length:
+                    self.ignored[name] = self.ignored.get(name, 0) + length
 
 
 def document_of(record: Mapping[str, Any], columns: Columns, place: str) -> Document:
@@ -36,13 +89,19 @@ def document_of(record: Mapping[str, Any], columns: Columns, place: str) -> Docu
     Raises:
         InputError: The record has no text, or no label; names `place`.
     """
-    content = _content(record, columns.text, place)
-    return Document(place, content, "" if columns.label is None else _label(record, columns.label, place))
+    label = "" if columns.label is None else _label(record, columns.label, place)
+    used, content, tools = _content(record, columns.texts, place)
+    if isinstance(content, str):
+        seen = content
+    else:
+        seen = "\n".join(part.content for part in content if isinstance(part, Message))
+    columns.count(record, used, seen)
+    return Document(place, content, label, tools)
 
 
-def no_text(place: str, field: str | None, columns: Iterable[str]) -> InputError:
+def no_text(place: str, fields: Sequence[str], columns: Iterable[str]) -> InputError:
     """Return the error for a record without text, which names its columns."""
-    wanted = "text, messages, tokens or prompt" if field is None else f"text column {field!r}"
+    wanted = f"text column {', '.join(map(repr, fields))}" if fields else "text, messages, prompt or tokens"
     return InputError(
         f"{place}: has no {wanted}; name the text's column with --field (it has {_names(columns) or 'none'})"
     )
@@ -50,6 +109,15 @@ def no_text(place: str, field: str | None, columns: Iterable[str]) -> InputError
 
 def _names(columns: Iterable[str]) -> str:
     return ", ".join(reprlib.repr(name).strip("'") for name in list(columns)[:_MOST_NAMED])
+
+
+def _length(value: Any) -> int:
+    """Return the characters of text in a value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_length, value.values()))
+    return sum(map(_length, value)) if isinstance(value, list) else 0
 
 
 def _label(record: Mapping[str, Any], column: str, place: str) -> str:
@@ -61,37 +129,196 @@ def _label(record: Mapping[str, Any], column: str, place: str) -> str:
     return str(value)
 
 
-def _content(record: Mapping[str, Any], field: str | None, place: str) -> Any:
-    if field is not None:
-        if not isinstance(record.get(field), str):
-            raise no_text(place, field, record)
-        return record[field]
-    if isinstance(record.get("text"), str):
-        return record["text"]
-    if isinstance(record.get("messages"), list):
-        return _messages(record["messages"], place)
-    tokens = record.get("tokens")
-    if isinstance(tokens, list):
-        return _token_ids(tokens, place)
-    prompt = next((record[name] for name in _PROMPTS if isinstance(record.get(name), str)), None)
-    if prompt is None and "tokens" in record:
-        return _token_ids(tokens, place)
-    if prompt is None:
-        raise no_text(place, None, record)
-    completion = next((record[name] for name in _COMPLETIONS if isinstance(record.get(name), str)), "")
-    return prompt + completion
+_Read = tuple[Iterable[str], "str | tuple[Message, ...] | tuple[int, ...]", str]
+"""The columns that were read, the content, and the tools of a conversation as JSON."""
 
 
-def _token_ids(tokens: Any, place: str) -> tuple[int, ...]:
+def _content(record: Mapping[str, Any], fields: Sequence[str], place: str) -> _Read:
+    if fields:
+        missing = [name for name in fields if name not in record]
+        if missing:
+            raise no_text(place, missing, record)
+        return fields, _joined(_text(record, name, place) for name in fields), ""
+    for shape in _SHAPES:
+        read = shape(record, place)
+        if read is not None:
+            return read
+    empty = next((name for name in (*TEXTS, *CONVERSATIONS, *TOKENS, *PROMPTS, *ANSWERS) if name in record), None)
+    if empty is None:
+        raise no_text(place, (), record)
+    raise InputError(f"{place}: {empty!r} is null; --skip-bad leaves such records out")
+
+
+def _present(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    return [name for name in names if record.get(name) is not None]
+
+
+def _whole_text(record: Mapping[str, Any], _: str) -> _Read | None:
+    answers = _present(record, ANSWERS)
+    for name in TEXTS:
+        if isinstance(record.get(name), str) and (not answers or _is_rendered(record, name, answers)):
+            return (name,), record[name], ""
+    return None
+
+
+def _named_conversation(record: Mapping[str, Any], place: str) -> _Read | None:
+    names = _present(record, CONVERSATIONS)
+    return _conversation(record, names[0], place) if names else None
+
+
+def _tokens(record: Mapping[str, Any], place: str) -> _Read | None:
+    """Read token ids. A number beside a prompt is a count of tokens."""
+    names = _present(record, TOKENS)
+    if not names or (not isinstance(record[names[0]], list) and _present(record, PROMPTS)):
+        return None
+    return names, _token_ids(record[names[0]], names[0], place), ""
+
+
+def _chosen_conversation(record: Mapping[str, Any], place: str) -> _Read | None:
+    return _conversation(record, "chosen", place) if _is_conversation(record.get("chosen")) else None
+
+
+def _prompt_and_answer(record: Mapping[str, Any], place: str) -> _Read | None:
+    used = _present(record, (*PROMPTS, *ANSWERS))
+    return (used, _joined(_text(record, name, place) for name in used), "") if used else None
+
+
+def _text(record: Mapping[str, Any], name: str, place: str) -> str:
+    """Return a column as text: numbers as they are, lists line by line."""
+    value = record[name]
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list):  # answers of SQuAD
+        value = value["text"]
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return "\n".join(map(str, value))
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    raise InputError(f"{place}: {name!r} {_what(value)}; name a column of text with --field")
+
+
+def _what(value: Any) -> str:
+    """Say what a value is that should be text."""
+    if value is None:
+        return "is null"
+    if isinstance(value, Mapping) and set(value) == {"bytes"}:
+        return "holds bytes"
+    return (
+        f"is {'an object' if isinstance(value, Mapping) else 'a list' if isinstance(value, list) else 'no text'}"
+    )
+
+
+def _is_rendered(record: Mapping[str, Any], name: str, answers: Sequence[str]) -> bool:
+    """Return whether a text holds the prompts and answers of its record, as in datasets of instructions."""
+    text = record[name].rstrip()
+    prompts = [other for other in PROMPTS if other not in TEXTS and isinstance(record.get(other), str)]
+    parts = [record[other] for other in (*prompts, *answers)]
+    if not all(isinstance(part, str) and part.strip() in text for part in parts):
+        return False
+    return bool(prompts) or text.endswith(parts[-1].strip())
+
+
+def _joined(parts: Iterable[str]) -> str:
+    """Join parts by line breaks, where neither side has white space."""
+    text = ""
+    for part in filter(None, parts):
+        text += part if not text or text[-1].isspace() or part[0].isspace() else f"\n{part}"
+    return text
+
+
+def _token_ids(tokens: Any, name: str, place: str) -> tuple[int, ...]:
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
-        raise InputError(f"{place}: its tokens are not a list of whole numbers")
+        raise InputError(f"{place}: its {name} are not a list of whole numbers")
     return tuple(tokens)
 
 
-def _messages(messages: list[Any], place: str) -> tuple[Message, ...]:
-    made = []
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise InputError(f"{place}: a message must have a role and a text as its content")
-        made.append(Message(str(message.get("role", "user")), message["content"]))
-    return tuple(made)
+def _multiple_choice(record: Mapping[str, Any], place: str) -> _Read | None:
+    prompts, named = _present(record, PROMPTS), _present(record, CHOICES)
+    if not prompts or not named:
+        return None
+    choices = named[0]
+    given = record[choices]
+    labels = None
+    if isinstance(given, Mapping) and isinstance(given.get("text"), list):  # ARC, CommonsenseQA
+        labels, given = given.get("label"), given["text"]
+    if not isinstance(given, list) or not all(isinstance(choice, str | int | float) for choice in given):
+        raise InputError(f"{place}: {choices!r} is not a list of texts; name a column of text with --field")
+    if not isinstance(labels, list) or len(labels) != len(given):
+        labels = [_letter(index) for index in range(len(given))]
+    used = [*prompts, choices]
+    lines = [_joined([_text(record, name, place) for name in prompts])]
+    lines += [f"{label}. {choice}" for label, choice in zip(labels, given, strict=True)]
+    for name in ("answer", *_KEYS, *ANSWERS):
+        if record.get(name) is not None and name not in used:
+            answer = record[name]
+            is_index = type(answer) is int and 0 <= answer < len(labels)
+            line = f"Answer: {labels[answer] if is_index else _text(record, name, place)}"
+            used.append(name)
+            if line not in lines:
+                lines.append(line)
+    return used, "\n".join(lines), ""
+
+
+def _letter(index: int) -> str:
+    return chr(ord("A") + index) if index < 26 else str(index + 1)
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, Mapping) for turn in value)
+
+
+def _conversation(record: Mapping[str, Any], name: str, place: str) -> _Read:
+    turns = _from_json(record[name], name, place)
+    if not _is_conversation(turns):
+        raise InputError(f"{place}: {name!r} is not a list of messages")
+    messages = [_message(turn, place) for turn in turns]
+    used = [name]
+    system = next((column for column in SYSTEM if isinstance(record.get(column), str) and record[column]), None)
+    if system is not None and messages[0].role != "system":
+        messages.insert(0, Message("system", record[system]))
+        used.append(system)
+    tools = ""
+    if record.get("tools"):
+        tools = json.dumps(_from_json(record["tools"], "tools", place), sort_keys=True)
+        used.append("tools")
+    return used, tuple(messages), tools
+
+
+def _from_json(value: Any, name: str, place: str) -> Any:
+    """Return a value that may be written as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: {name!r} is text but not JSON ({error})") from error
+
+
+def _message(turn: Mapping[str, Any], place: str) -> Message:
+    role = next((turn[key] for key in ("role", "from") if isinstance(turn.get(key), str)), None)
+    if role is None:
+        raise InputError(f"{place}: a message has no role (it has {_names(turn)})")
+    content = next((turn[key] for key in ("content", "value") if turn.get(key) is not None), None)
+    rest = {key: turn[key] for key in _KEPT_FIELDS if turn.get(key)}
+    calls = rest.get("tool_calls", [])
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise InputError(f"{place}: 'tool_calls' of a message is not a list of objects")
+    odd = [key for key in rest if key != "tool_calls" and not isinstance(rest[key], str)]
+    if odd:
+        raise InputError(f"{place}: {odd[0]!r} of a message is not a text")
+    if content is None and not rest:
+        raise InputError(f"{place}: a message of role {role!r} has no content; --skip-bad leaves such records out")
+    role = _ROLES.get(role.lower(), role.lower())
+    return Message(role, _parts(content, place), json.dumps(rest, sort_keys=True) if rest else "")
+
+
+def _parts(content: Any, place: str) -> str:
+    """Return the content of a message: a text, or parts that are texts."""
+    given = content if isinstance(content, list) else [] if content is None else [content]
+    parts = [part.get("text") if isinstance(part, Mapping) else part for part in given]
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) < len(parts):
+        raise InputError(f"{place}: a message holds something else than text; only text can be profiled")
+    return "".join(texts)
+
+
+_SHAPES = (_whole_text, _named_conversation, _tokens, _multiple_choice, _chosen_conversation, _prompt_and_answer)
+"""What a record may be. Each returns None for a record that is something else."""

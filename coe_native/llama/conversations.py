@@ -1,0 +1,93 @@
+"""Conversations as chat templates take them, and plainer ones for templates that refuse some of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from coe_native.corpus.documents import Message
+
+Turn = dict[str, Any]
+
+
+def renderings(messages: Sequence[Message], tools: str) -> Iterator[tuple[list[Turn], list[Any]]]:
+    """Yield a conversation as messages and tools for a template, the plainer the later.
+
+    First as it is; then with the system's text in the first turn of the user, for templates that know no system;
+    then with tools and their calls as JSON text; then with neighbouring turns of one role merged, for templates
+    that want user and assistant to alternate.
+    """
+    listed = json.loads(tools or "[]")
+    turns = [_with_parsed_calls(message.as_turn()) for message in messages]
+    yield turns, listed
+    if turns[0]["role"] in ("system", "developer"):
+        yield _without_system(turns), listed
+    plain = _without_tools(turns, tools)
+    if plain != turns:
+        yield plain, []
+    yield _alternating(_without_system(plain)), []
+
+
+def shows_tools(text: str, turns: Sequence[Turn]) -> bool:
+    """Return whether a rendered text has all calls of tools, and what they returned."""
+    calls = [call["function"]["name"] for turn in turns for call in _calls(turn)]
+    results = [turn["content"].strip() for turn in turns if turn["role"] == "tool"]
+    return all(part in text for part in (*calls, *results))
+
+
+def _calls(turn: Turn) -> list[Turn]:
+    """Return the calls of a turn that have the usual form."""
+    return [
+        call
+        for call in turn.get("tool_calls", ())
+        if isinstance(call.get("function"), dict) and isinstance(call["function"].get("name"), str)
+    ]
+
+
+def _with_parsed_calls(turn: Turn) -> Turn:
+    """Return a turn with the arguments of calls as objects. OpenAI's API writes them as JSON text."""
+    for call in _calls(turn):
+        arguments = call["function"].get("arguments")
+        if isinstance(arguments, str):
+            try:
+                call["function"]["arguments"] = json.loads(arguments)
+            except (ValueError, RecursionError):
+                continue
+    return turn
+
+
+def _without_system(turns: list[Turn]) -> list[Turn]:
+    if not turns or turns[0]["role"] not in ("system", "developer"):
+        return turns
+    text, rest = turns[0]["content"], turns[1:]
+    for index, turn in enumerate(rest):
+        if turn["role"] == "user":
+            merged = {**turn, "content": f"{text}\n\n{turn['content']}"}
+            return [*rest[:index], merged, *rest[index + 1 :]]
+    return [{"role": "user", "content": text}, *rest]
+
+
+def _without_tools(turns: list[Turn], tools: str) -> list[Turn]:
+    """Return turns without fields: tools, calls and reasoning are written into the contents."""
+    plain = []
+    for turn in turns:
+        parts = [turn.get("reasoning_content", ""), turn["content"]]
+        parts += [
+            json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.get("tool_calls", [])
+        ]
+        role = "user" if turn["role"] == "tool" else turn["role"]
+        plain.append({"role": role, "content": "\n".join(filter(None, parts))})
+    if tools:
+        plain.insert(0, {"role": "system", "content": tools})
+    return plain
+
+
+def _alternating(turns: list[Turn]) -> list[Turn]:
+    merged: list[Turn] = []
+    for turn in turns:
+        if merged and merged[-1]["role"] == turn["role"]:
+            merged[-1] = {**turn, "content": f"{merged[-1]['content']}\n\n{turn['content']}"}
+        else:
+            merged.append(turn)
+    return merged
