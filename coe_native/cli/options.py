@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -16,6 +17,7 @@ from coe_native.errors import InputError
 from coe_native.routing.scores import DEFAULT_METHOD, METHODS
 
 if TYPE_CHECKING:
+    from coe_native.corpus.documents import Corpus
     from coe_native.llama.options import ModelOptions
     from coe_native.routing.profile import RoutingProfile
 
@@ -34,7 +36,6 @@ method_option = click.option(
     help="How experts are scored.",
 )
 mask_option = click.option("--mask", "mask_path", type=FILE, required=True, help="Mask file.")
-field_option = click.option("--field", help="Text column of .jsonl and .parquet corpora.")
 corpus_option = click.option(
     "-c",
     "--corpus",
@@ -78,6 +79,59 @@ def combine_options(options: Sequence[Callable[[Function], Function]]) -> Callab
         return command
 
     return decorate
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the corpora of a command are read: see `coe_native.corpus.read.read_corpus`."""
+
+    field: tuple[str, ...]
+    encoding: str | None
+    exclude: tuple[str, ...]
+    include_ignored: bool
+
+    def corpus(self, path: Path, *, label: str | None = None, skip_bad: bool = False) -> Corpus:
+        """Read a corpus."""
+        from coe_native.corpus.read import read_corpus
+
+        return read_corpus(
+            path,
+            self.field,
+            label=label,
+            skip_bad=skip_bad,
+            encoding=self.encoding,
+            exclude=self.exclude,
+            include_ignored=self.include_ignored,
+        )
+
+
+_READING_OPTIONS = (
+    click.option("--field", multiple=True, help="Column with text, of files with records (repeatable; joined)."),
+    click.option("--encoding", help="Encoding of text; UTF-8, or UTF-16 with a byte order mark, if not given."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Files to leave out (repeatable)."),
+    click.option(
+        "--include-ignored",
+        is_flag=True,
+        help="Also read what .gitignore names, folders of dependencies and builds, and lock files.",
+    ),
+)
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of how corpora are read, passed on as one `reading`."""
+
+    @functools.wraps(command)
+    def with_reading(
+        *,
+        field: tuple[str, ...],
+        encoding: str | None,
+        exclude: tuple[str, ...],
+        include_ignored: bool,
+        **others: Any,
+    ) -> Any:
+        return command(reading=Reading(field, encoding, exclude, include_ignored), **others)
+
+    return combine_options(_READING_OPTIONS)(with_reading)
 
 
 def model_options(*, ctx: int = 512, rpc: bool = True) -> Callable[[Function], Function]:

@@ -13,11 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from coe_native.errors import printable
-from coe_native.units import counted, gigabytes
+from coe_native.units import gigabytes
 
 if TYPE_CHECKING:
     from coe_native.corpus.documents import Corpus
     from coe_native.model.header import ModelHeader
+
+
+_MUCH = 0.1
+"""Share of a corpus's text in a column that is not read, from which this is worth a warning."""
 
 
 def say(message: str) -> None:
@@ -26,11 +30,14 @@ def say(message: str) -> None:
 
 
 def say_skipped(corpora: Sequence[Corpus]) -> None:
-    """Print how many files of directories were skipped."""
+    """Print which files of directories were skipped, and which columns with much text were not read."""
     for corpus in corpora:
-        if corpus.n_skipped:
-            skipped = counted(corpus.n_skipped, "file")
-            say(f"{corpus.name}: skipped {skipped}: hidden, not UTF-8 text, or links that lead out of it")
+        if corpus.skipped:
+            reasons = ", ".join(f"{number} ({reason})" for reason, number in sorted(corpus.skipped))
+            say(f"{corpus.name}: skipped {reasons}")
+        large = [f"{name} ({share:.0%})" for name, share in corpus.columns_ignored if share > _MUCH]
+        if large:
+            say(f"{corpus.name}: not read: {', '.join(large)} of the text; name the columns to read with --field")
 
 
 def print_json(value: Any) -> None:

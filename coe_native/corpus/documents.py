@@ -67,7 +67,7 @@ class Corpus:
     Attributes:
         name: What messages and profiles call it; of a file, its path.
         documents: The documents, in order.
-        n_skipped: Number of files in a directory that were not read.
+        skipped: Reasons why files of a directory were not read, each with the number of files.
         columns_read: Columns of structured files that were read.
         columns_ignored: Other columns, with the share of the text that they hold.
         bad: One line for each document that was left out because it could not be read.
@@ -75,10 +75,15 @@ class Corpus:
 
     name: str
     documents: tuple[Document, ...]
-    n_skipped: int = 0
+    skipped: tuple[tuple[str, int], ...] = ()
     bad: tuple[str, ...] = ()
     columns_read: tuple[str, ...] = ()
     columns_ignored: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def n_skipped(self) -> int:
+        """Return the number of files of a directory that were not read."""
+        return sum(number for _, number in self.skipped)
 
     @property
     def sha256(self) -> str:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Sequence
+import codecs
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from coe_native.corpus.directories import DirectoryRules, files_of
 from coe_native.corpus.documents import Corpus, Document
-from coe_native.corpus.readers.decoding import Found, begins_like_text
+from coe_native.corpus.readers.columnar import read_columnar
+from coe_native.corpus.readers.decoding import Found, NotTextError, begins_like_text
+from coe_native.corpus.readers.json_file import read_json_file
 from coe_native.corpus.readers.json_lines import read_json_lines
-from coe_native.corpus.readers.parquet import read_parquet
+from coe_native.corpus.readers.opening import LfsPointerError, inner_suffix, open_corpus_file
 from coe_native.corpus.readers.records import Columns
+from coe_native.corpus.readers.tables import read_csv
 from coe_native.corpus.readers.text import read_standard_input, read_text
 from coe_native.corpus.readers.token_arrays import read_token_array
 from coe_native.errors import InputError
-from coe_native.files.regular import open_regular
+
+_MAY_BE_TEXT = (".json", ".csv", ".tsv")
+"""Endings of files that are corpora in one directory, and a program's own files in another."""
 
 
 def read_corpus(
@@ -24,27 +31,38 @@ def read_corpus(
     *,
     label: str | None = None,
     skip_bad: bool = False,
+    encoding: str | None = None,
+    exclude: Sequence[str] = (),
+    include_ignored: bool = False,
 ) -> Corpus:
     """Return all documents of a file, a directory or standard input.
 
-    Files of a directory are read in the order of their names. Hidden files, files that are not UTF-8 text, and
-    symlinks to places outside the directory are skipped.
+    Files of a directory are read in the order of their names, each once. What is hidden, named in a
+    ``.gitignore``, part of dependencies or of a build, or not text is skipped, and so are symlinks to places outside
+    the directory.
 
     Args:
         path: A file, a directory, or ``-`` for standard input, which is one text.
-        field: The columns with the text, of ``.jsonl`` and ``.parquet`` files; None: those of the first shape that
-            a record has (see `coe_native.corpus.readers.records`).
+        field: The columns with the text, of files with records; None: those of the first shape that a record has
+            (see `coe_native.corpus.readers.records`).
         label: The column by which documents are divided into strata.
         skip_bad: Leave out documents that cannot be read, instead of raising.
+        encoding: The encoding of text; None: UTF-8, or UTF-16 with a byte order mark.
+        exclude: Patterns of a directory's files to leave out, as in ``.gitignore``.
+        include_ignored: Read what ``.gitignore`` names, and folders of dependencies and of builds.
 
     Raises:
         InputError: Something cannot be read, or there is no document. Names the file and the line.
     """
-    skipped: list[Path] = []
+    if encoding is not None:
+        _check_encoding(encoding)
+    skipped: Counter[str] = Counter()
     documents: list[Document] = []
     bad: list[str] = []
-    columns = Columns((field,) if isinstance(field, str) else tuple(field or ()), label)
-    for document in read_standard_input() if str(path) == "-" else _read_path(Path(path), columns, skipped):
+    columns = Columns((field,) if isinstance(field, str) else tuple(field or ()), label, encoding)
+    rules = DirectoryRules(tuple(exclude), include_ignored)
+    found = read_standard_input(encoding) if str(path) == "-" else _read_path(Path(path), columns, rules, skipped)
+    for document in found:
         if isinstance(document, Document):
             documents.append(document)
         elif skip_bad:
@@ -53,70 +71,82 @@ def read_corpus(
             raise document
     documents = [document for document in documents if document.content]
     if not documents:
-        links = sum(entry.is_symlink() for entry in skipped)
-        why = f" ({links} links lead outside of it; name the files or their directory)" if links else ""
+        reasons = ", ".join(f"{number} ({reason})" for reason, number in skipped.items())
+        why = f"; skipped {reasons}" if reasons else ""
         raise InputError(bad[0] if bad else f"{path}: holds no text{why}")
     total = sum(columns.read.values()) + sum(columns.ignored.values())
     ignored = tuple((name, length / total) for name, length in columns.ignored.items())
-    return Corpus(str(path), tuple(documents), len(skipped), tuple(bad), tuple(columns.read), ignored)
+    return Corpus(str(path), tuple(documents), tuple(skipped.items()), tuple(bad), tuple(columns.read), ignored)
 
 
-def _read_path(path: Path, columns: Columns, skipped: list[Path]) -> Iterator[Found]:
-    if path.is_dir():
-        yield from _read_directory(path, columns, skipped)
-        return
+def _check_encoding(encoding: str) -> None:
     try:
+        is_text = codecs.lookup(encoding)._is_text_encoding
+    except LookupError as error:
+        raise InputError(f"there is no encoding named {encoding!r}; try utf-8, latin-1 or cp1252") from error
+    if not is_text:
+        raise InputError(f"{encoding} is not an encoding of text; try utf-8, latin-1 or cp1252")
+
+
+def _read_path(path: Path, columns: Columns, rules: DirectoryRules, skipped: Counter[str]) -> Iterator[Found]:
+    if not path.is_dir():
         yield from _read_file(path, columns)
+        return
+    for file in files_of(path, rules, skipped):
+        yield from _read_file_of_directory(file, columns, skipped)
+
+
+def _read_file(path: Path, columns: Columns) -> Iterator[Found]:
+    """Yield a file's documents, and errors of the system and of the file as a whole."""
+    try:
+        yield from _reader(path, columns)
+    except InputError as error:
+        yield error
     except OSError as error:
         yield InputError(f"{path}: cannot be read: {error.strerror or error}")
 
 
-def _read_file(path: Path, columns: Columns) -> Iterator[Found]:
-    match path.suffix.lower():
-        case ".jsonl":
-            return read_json_lines(path, columns)
-        case ".parquet":
-            return read_parquet(path, columns)
-        case ".npy":
-            return read_token_array(path)
-        case _:
-            return read_text(path)
+_READERS: Mapping[str, Callable[[Path, Columns], Iterator[Found]]] = {
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".json": read_json_file,
+    ".csv": read_csv,
+    ".tsv": functools.partial(read_csv, delimiter="\t"),
+    ".parquet": read_columnar,
+    ".arrow": read_columnar,
+    ".npy": lambda path, _: read_token_array(path),
+}
+"""The reader of each ending; other files are texts."""
 
 
-def _read_directory(path: Path, columns: Columns, skipped: list[Path]) -> Iterator[Found]:
-    inside = path.resolve()
-    for entry in sorted(_files_in(path), key=lambda entry: entry.relative_to(path).as_posix()):
-        hidden = any(part.startswith(".") for part in entry.relative_to(path).parts)
-        try:
-            if not entry.is_file():
-                continue
-            # A link in somebody else's directory must not lead to the user's own files.
-            leads_outside = not entry.resolve().is_relative_to(inside)
-        except OSError:  # for example a link to a name that is too long
-            skipped.append(entry)
-            continue
-        if hidden or leads_outside or not _looks_like_text(entry):
-            skipped.append(entry)
+def _reader(path: Path, columns: Columns) -> Iterator[Found]:
+    reader = _READERS.get(inner_suffix(path))
+    return read_text(path, columns.encoding) if reader is None else reader(path, columns)
+
+
+def _read_file_of_directory(path: Path, columns: Columns, skipped: Counter[str]) -> Iterator[Found]:
+    """Yield the documents of a file that nobody named: what is no text is skipped."""
+    suffix = inner_suffix(path)
+    try:
+        with open_corpus_file(path) as file:
+            start = file.read(8192)
+    except OSError as error:
+        yield InputError(f"{path}: cannot be read: {error.strerror or error}")
+        return
+    except InputError as error:
+        skipped["Git LFS pointer: run `git lfs pull`" if isinstance(error, LfsPointerError) else "damaged"] += 1
+        return
+    if suffix not in (".npy", ".parquet", ".arrow") and not begins_like_text(start, columns.encoding):
+        skipped["not text"] += 1
+        return
+    found = _read_file(path, columns)
+    if suffix in _MAY_BE_TEXT and isinstance(
+        first := next(_read_file(path, Columns(columns.texts)), None), InputError
+    ):
+        del first
+        found = read_text(path, columns.encoding)
+    for document in found:
+        if isinstance(document, NotTextError) and suffix not in _READERS:
+            skipped["not text"] += 1
         else:
-            yield from _read_path(entry, columns, skipped)
-
-
-def _files_in(path: Path) -> Iterator[Path]:
-    """Yield everything in a directory and below it that is not a directory. Symlinks are not followed."""
-    waiting = [path]
-    while waiting:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as found:
-            for entry in found:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(Path(entry.path))
-                else:
-                    yield Path(entry.path)
-
-
-def _looks_like_text(path: Path) -> bool:
-    """Return whether a file of a directory should be read. Programs, pictures and archives are skipped."""
-    if path.suffix.lower() in (".npy", ".parquet"):
-        return True
-    with open_regular(path) as file:
-        start = file.read(8192)
-    return begins_like_text(start) and b"\0" not in start
+            yield document

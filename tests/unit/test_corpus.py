@@ -177,7 +177,7 @@ def test_no_pickle_is_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.txt", b"\xff\xfe", "UTF-8"),
+        ("a.txt", b"a\xff\xfe", "UTF-8"),
         ("a.txt", b"", r"a\.txt"),
         ("a.jsonl", b'{"text": "x"}\n{', "a.jsonl:2: "),
         ("a.jsonl", b"[1]", "JSON"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.options import field_option, force_option, json_option, needs_extra
+from coe_native.cli.options import Reading, force_option, json_option, needs_extra, reading_options
 from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.types import COUNT, FILE
 from coe_native.errors import InputError
@@ -34,22 +34,21 @@ def command() -> None:
 @click.option("--model", type=FILE, help="Model whose tokenizer counts tokens. Its weights are not read.")
 @_by_option
 @_near_option
-@field_option
+@reading_options
 @json_option
 def stats_command(
-    paths: tuple[Path, ...], model: Path | None, by: str | None, near: float, field: str | None, as_json: bool
+    paths: tuple[Path, ...], model: Path | None, by: str | None, near: float, reading: Reading, as_json: bool
 ) -> None:
     """Count the documents, tokens and duplicates of PATHS, by source or by column."""
     import contextlib
 
-    from coe_native.corpus.read import read_corpus
     from coe_native.llama.loaded_model import LoadedModel
 
     with needs_extra("corpus"):
         import datasketch  # noqa: F401
     from coe_native.corpus.sampling import stats
 
-    read = [read_corpus(path, field, label=by) for path in paths]
+    read = [reading.corpus(path, label=by) for path in paths]
     say_skipped(read)
     with contextlib.ExitStack() as stack:
         loaded = (
@@ -99,7 +98,7 @@ def stats_command(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random draw.")
 @_near_option
 @click.option("--keep-duplicates", is_flag=True, help="Keep duplicates and near duplicates.")
-@field_option
+@reading_options
 @force_option
 @json_option
 def sample_command(
@@ -111,7 +110,7 @@ def sample_command(
     seed: int,
     near: float,
     keep_duplicates: bool,
-    field: str | None,
+    reading: Reading,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -122,7 +121,6 @@ def sample_command(
     """
     from collections import Counter
 
-    from coe_native.corpus.read import read_corpus
     from coe_native.files.atomic import check_target, replacing
 
     if not keep_duplicates:
@@ -133,7 +131,7 @@ def sample_command(
     if output.suffix != ".jsonl":
         raise InputError(f"{output}: is written with one document a line; give it a name that ends in .jsonl")
     check_target(output, force=force, inputs=paths)
-    read = [read_corpus(path, field, label=by) for path in paths]
+    read = [reading.corpus(path, label=by) for path in paths]
     say_skipped(read)
     drawn = sample(read, size=size, cap=cap, seed=seed, threshold=None if keep_duplicates else near)
     with replacing(output) as file:

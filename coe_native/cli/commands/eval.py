@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.options import field_option, json_option, model_options
+from coe_native.cli.options import Reading, json_option, model_options, reading_options
 from coe_native.cli.output import print_json, print_table, say_skipped
 from coe_native.cli.types import FILE
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "--mask", "mask_path", type=FILE, help="Mask to apply live to MODEL: judges a specialist without writing it."
 )
 @click.option("--reference", type=FILE, help="Model to compare with: adds KL divergence and top-1 agreement.")
-@field_option
+@reading_options
 @model_options()
 @json_option
 def command(
@@ -34,19 +34,18 @@ def command(
     texts: tuple[Path, ...],
     mask_path: Path | None,
     reference: Path | None,
-    field: str | None,
+    reading: Reading,
     options: ModelOptions,
     as_json: bool,
 ) -> None:
     """Measure MODEL's perplexity on held-out text, with llama-perplexity's protocol."""
     import contextlib
 
-    from coe_native.corpus.read import read_corpus
     from coe_native.evaluation.perplexity import evaluate, evaluate_masks
     from coe_native.llama.loaded_model import LoadedModel
     from coe_native.masks.expert_mask import ExpertMask
 
-    read = [read_corpus(path, field) for path in texts]
+    read = [reading.corpus(path) for path in texts]
     say_skipped(read)
     mask = None if mask_path is None else ExpertMask.load(mask_path)
     with contextlib.ExitStack() as stack:

@@ -11,12 +11,13 @@ import click
 
 from coe_native.cli.command import Command
 from coe_native.cli.options import (
+    Reading,
     corpus_option,
-    field_option,
     force_option,
     json_option,
     method_option,
     model_options,
+    reading_options,
 )
 from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.progress import token_progress
@@ -50,7 +51,7 @@ class _Shard(click.ParamType["Shard"]):
 @click.argument("model", type=FILE)
 @corpus_option
 @click.option("-o", "--output", type=FILE, required=True, help="Profile file to write.")
-@field_option
+@reading_options
 @click.option(
     "--stats",
     type=click.Choice(STATS),
@@ -92,7 +93,7 @@ def command(
     model: Path,
     corpora: tuple[Path, ...],
     output: Path,
-    field: str | None,
+    reading: Reading,
     stats: str,
     shard: Shard | None,
     checkpoint_every: float,
@@ -107,7 +108,6 @@ def command(
 ) -> None:
     """Run a calibration corpus through MODEL and write which experts its routers chose."""
     from coe_native.corpus.bundles import WHOLE
-    from coe_native.corpus.read import read_corpus
     from coe_native.files.atomic import check_target
     from coe_native.llama.loaded_model import LoadedModel
     from coe_native.model.header import ModelHeader
@@ -121,7 +121,7 @@ def command(
     checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
     until = _until(until_stable, keep, method, moe.router_shape)
     check_options(shard or WHOLE, parse_stats(stats), until)
-    read = [read_corpus(path, field, skip_bad=skip_bad) for path in corpora]
+    read = [reading.corpus(path, skip_bad=skip_bad) for path in corpora]
     say_skipped(read)
     bad: list[str] = []
 

@@ -12,12 +12,13 @@ from coe_native.cli.command import Command
 from coe_native.cli.mask_options import MaskChoice, mask_options
 from coe_native.cli.options import (
     CTX_IN_USE,
+    Reading,
     corpus_option,
-    field_option,
     for_use,
     force_option,
     json_option,
     model_options,
+    reading_options,
 )
 from coe_native.cli.output import print_table, say, say_skipped
 from coe_native.cli.progress import step_progress
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Tokens of the context that must fit too, with --fit.",
 )
-@field_option
+@reading_options
 @model_options()
 @force_option
 @json_option
@@ -51,14 +52,13 @@ def command(
     output: Path,
     texts: tuple[Path, ...],
     fit_ctx: int,
-    field: str | None,
+    reading: Reading,
     choice: MaskChoice,
     options: ModelOptions,
     force: bool,
     as_json: bool,
 ) -> None:
     """Profile, mask, prune, verify and evaluate MODEL for one kind of text, and write a report."""
-    from coe_native.corpus.read import read_corpus
     from coe_native.llama.loaded_model import LoadedModel
     from coe_native.model.header import ModelHeader
     from coe_native.profiling.run import DOCUMENTS_AT_ONCE
@@ -70,9 +70,9 @@ def command(
     check_outputs(output, force=force, inputs=(*moe.paths, *inputs))
     chosen = choice.load(moe, for_use(options, fit_ctx))
     moe.check_cut(chosen.keep)
-    read = [read_corpus(path, field) for path in corpora]
+    read = [reading.corpus(path) for path in corpora]
     say_skipped(read)
-    held_out = [read_corpus(path, field) for path in texts] or read
+    held_out = [reading.corpus(path) for path in texts] or read
     with (
         LoadedModel(model, options, n_sequences=DOCUMENTS_AT_ONCE) as parent,
         step_progress() as watchers,

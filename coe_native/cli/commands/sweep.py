@@ -13,13 +13,14 @@ from coe_native.cli.command import Command
 from coe_native.cli.mask_options import PassChoice, pass_options, slower_on_cuda
 from coe_native.cli.options import (
     CTX_IN_USE,
-    field_option,
+    Reading,
     for_use,
     force_option,
     json_option,
     load_profile,
     model_options,
     needs_extra,
+    reading_options,
 )
 from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.progress import token_progress
@@ -121,7 +122,7 @@ class _Share(click.ParamType[float]):
 @click.option("-o", "--output", type=FILE, help="JSON file to write, for `report --sweep`.")
 @click.option("--plot", type=FILE, help="HTML page with a plot, to write.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print everything as CSV.")
-@field_option
+@reading_options
 @model_options()
 @force_option
 @json_option
@@ -137,7 +138,7 @@ def command(
     output: Path | None,
     plot: Path | None,
     as_csv: bool,
-    field: str | None,
+    reading: Reading,
     passes: PassChoice,
     options: ModelOptions,
     force: bool,
@@ -148,7 +149,6 @@ def command(
     MODEL is loaded once and masked live; no model is written. Each mask's perplexity is measured, and its KL
     divergence and top-1 agreement with the unmasked model.
     """
-    from coe_native.corpus.read import read_corpus
     from coe_native.evaluation.sweep import default_keeps, sweep
     from coe_native.files.atomic import check_target
     from coe_native.llama.loaded_model import LoadedModel
@@ -168,7 +168,7 @@ def command(
     routing = load_profile(profile)
     for method in methods:
         check_method(routing, method)
-    read = {name: read_corpus(path, field) for name, path in texts}
+    read = {name: reading.corpus(path) for name, path in texts}
     say_skipped(list(read.values()))
     tried = default_keeps(moe) if keeps is None else sorted(set(keeps))
     needed = {}

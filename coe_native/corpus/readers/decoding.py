@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
-from typing import Any
+import io
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 from coe_native.corpus.documents import Document
 from coe_native.errors import InputError
@@ -12,26 +13,70 @@ from coe_native.errors import InputError
 Found = Document | InputError
 """What readers yield: a document, or what is wrong with it."""
 
+_COMMON = ("cp1252", "cp1251", "cp1250", "shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "koi8_r", "utf_16")
+"""Encodings that are named as a guess."""
 
-def decoded(data: bytes, place: str) -> str:
-    """Return UTF-8 bytes as text, without a byte order mark.
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class NotTextError(InputError):
+    """A file that is not text in the encoding that was expected."""
+
+
+def decoded(data: bytes, place: str, encoding: str | None = None) -> str:
+    """Return bytes as text: UTF-8, or UTF-16 with a byte order mark, unless an encoding is named.
 
     Raises:
-        InputError: They are not UTF-8.
+        NotTextError: They are something else. Names the encoding that they look like.
     """
+    wanted = encoding or ("utf-16" if data.startswith(_UTF_16) else "utf-8-sig")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode(wanted)
     except UnicodeDecodeError as error:
-        raise InputError(f"{place}: is not UTF-8 text (byte {error.start}); convert it or leave it out") from error
+        raise NotTextError(f"{place}: {_not_text(data, error, wanted)}") from error
+    if _has_many_nulls(text):
+        raise NotTextError(f"{place}: looks like UTF-16 without a byte order mark; pass --encoding utf-16-le")
+    return text
 
 
-def begins_like_text(start: bytes) -> bool:
-    """Return whether bytes are UTF-8, except that the last character may be incomplete."""
+def _not_text(data: bytes, error: UnicodeDecodeError, encoding: str) -> str:
+    import charset_normalizer
+
+    around = data[max(0, error.start - 4096) : error.start + 4096]
+    best = charset_normalizer.from_bytes(around, cp_isolation=list(_COMMON)).best()
+    looks = "" if best is None else f", it looks like {best.encoding}"
+    name = "UTF-8" if encoding == "utf-8-sig" else encoding
+    return f"is not {name} text (byte {error.start}){looks}; name its encoding with --encoding, or leave it out"
+
+
+def _has_many_nulls(text: str) -> bool:
+    """Return whether a text is that of an encoding with two bytes for each character, read as one with one."""
+    return text.count("\0", 0, 1 << 16) * 10 > min(len(text), 1 << 16)
+
+
+def lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[bytes]:
+    """Yield the lines of a stream, recoded to UTF-8 if it is UTF-16 or `encoding` says so.
+
+    Raises:
+        UnicodeDecodeError: A line is not text in that encoding.
+    """
+    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)  # type: ignore[type-var]
+    wanted = encoding or ("utf-16" if buffered.peek(2)[:2] in _UTF_16 else None)
+    if wanted is None or codecs.lookup(wanted).name in ("utf-8", "utf-8-sig"):
+        yield from buffered
+    else:
+        for line in io.TextIOWrapper(buffered, wanted, newline="\n"):
+            yield line.encode("utf-8")
+
+
+def begins_like_text(start: bytes, encoding: str | None = None) -> bool:
+    """Return whether bytes are text, except that the last character may be incomplete."""
+    wanted = encoding or ("utf-16" if start.startswith(_UTF_16) else "utf-8")
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(start)
+        codecs.getincrementaldecoder(wanted)().decode(start)
     except UnicodeDecodeError:
         return False
-    return True
+    return wanted == "utf-16" or b"\0" not in start
 
 
 def found(place: str, content: Callable[[], Any]) -> Found:

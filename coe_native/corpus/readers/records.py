@@ -62,12 +62,14 @@ class Columns:
     Attributes:
         texts: The columns with the text; empty: those of the first shape that a record has.
         label: The column by which documents are divided into strata; None: they are not.
+        encoding: The encoding of text files; None: UTF-8, or UTF-16 with a byte order mark.
         read: Characters that were read of each column.
         ignored: Characters of text in columns that were not read.
     """
 
     texts: tuple[str, ...] = ()
     label: str | None = None
+    encoding: str | None = None
     read: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""Read Parquet files in a helper process, because a file of a few hundred bytes can expand to terabytes."""
+"""Read Parquet and Arrow files in a helper process, because a few hundred bytes can expand to terabytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SECONDS = 60.0
 _BATCH = 128
 
 
-class ParquetFile:
+class ColumnarFile:
     """The columns and records of a file. Use it in a ``with`` block, which ends the helper.
 
     All methods raise InputError if the file cannot be read.
@@ -37,10 +37,10 @@ class ParquetFile:
         with open_regular(path) as file:
             self._most_text = max(_ALWAYS_ALLOWED, MOST_EXPANSION * file.seek(0, 2))
         self._helper = HelperProcess(
-            "from coe_native.corpus.readers.parquet_helper import serve; serve()", str(path)
+            "from coe_native.corpus.readers.columnar_helper import serve; serve()", str(path)
         )
 
-    def __enter__(self) -> ParquetFile:
+    def __enter__(self) -> ColumnarFile:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,7 +73,6 @@ class ParquetFile:
 def serve() -> None:
     """Read the file that the command line names. Runs in the helper."""
     import pyarrow
-    import pyarrow.parquet
 
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
@@ -82,12 +81,11 @@ def serve() -> None:
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         nonlocal batches
         if "names" in question:
-            schema = pyarrow.parquet.ParquetFile(sys.argv[1]).schema_arrow
+            schema = _schema_and_batches(sys.argv[1], None)[0]
             texts = [field.name for field in schema if "string" in str(field.type)]
             return {"names": schema.names, "texts": texts}
         if "columns" in question:
-            file = pyarrow.parquet.ParquetFile(sys.argv[1])
-            batches = file.iter_batches(_BATCH, columns=question["columns"], use_threads=False)
+            batches = _schema_and_batches(sys.argv[1], question["columns"])[1]
         batch = next((batch for batch in batches if len(batch)), None)
         records = [] if batch is None else [_plain(record) for record in batch.to_pylist()]
         size = len(json.dumps(records))
@@ -96,6 +94,31 @@ def serve() -> None:
         return {"records": records, "size": size}
 
     answer_questions(answer, _SECONDS, memory=MOST_MEMORY)
+
+
+def _schema_and_batches(path: str, columns: list[str] | None) -> tuple[Any, Iterator[Any]]:
+    """Return the schema of a file, and its records in batches, with some columns only."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if path.lower().endswith(".parquet"):
+        file = pyarrow.parquet.ParquetFile(path)
+        return file.schema_arrow, file.iter_batches(_BATCH, columns=columns or [], use_threads=False)
+    mapped = pyarrow.memory_map(path)
+    try:
+        reader = pyarrow.ipc.open_stream(mapped)  # what datasets writes
+        found = iter(reader)
+    except pyarrow.ArrowInvalid:
+        reader = pyarrow.ipc.open_file(mapped)
+        found = (reader.get_batch(index) for index in range(reader.num_record_batches))
+
+    def parts() -> Iterator[Any]:
+        for batch in found:
+            chosen = batch.select(columns or [])
+            for start in range(0, len(chosen), _BATCH):
+                yield chosen.slice(start, _BATCH)
+
+    return reader.schema, parts()
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Parquet: each row is one document."""
+"""Parquet and Arrow: each row is one document."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from coe_native.corpus.readers.columnar_helper import ColumnarFile
 from coe_native.corpus.readers.decoding import Found
-from coe_native.corpus.readers.parquet_helper import ParquetFile
+from coe_native.corpus.readers.opening import open_corpus_file
 from coe_native.corpus.readers.records import KNOWN_COLUMNS, Columns, document_of, no_text
 from coe_native.errors import InputError
 
 
-def read_parquet(path: Path, columns: Columns) -> Iterator[Found]:
+def read_columnar(path: Path, columns: Columns) -> Iterator[Found]:
     """Yield the document of each row.
 
     Raises:
         InputError: pyarrow is not installed.
     """
+    kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
     if importlib.util.find_spec("pyarrow") is None:
-        raise InputError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow")
-    with ParquetFile(path) as file:
+        raise InputError(f"{path}: reading {kind} needs pyarrow: pip install pyarrow")
+    with open_corpus_file(path):
+        pass  # refuses what is no file, and pointers to one
+    with ColumnarFile(path) as file:
         try:
             present, texts = file.column_names()
             known = columns.texts or KNOWN_COLUMNS
@@ -35,4 +39,4 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Found]:
                 except InputError as error:
                     yield error
         except InputError as error:
-            yield InputError(f"{path}: cannot be read as Parquet ({error}); write it again")
+            yield InputError(f"{path}: cannot be read as {kind} ({error}); write it again")

@@ -1,0 +1,103 @@
+"""Corpus files as streams of bytes, decompressed where their names say so."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+from coe_native.errors import InputError
+from coe_native.files.regular import open_regular
+
+MOST_EXPANSION = 1000
+"""Largest size of a decompressed file, as a multiple of the compressed one."""
+
+_ALWAYS_ALLOWED = 64 << 20
+"""Bytes that any file may have when it is decompressed."""
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error)
+
+
+class LfsPointerError(InputError):
+    """A small file that stands for a large one."""
+
+
+def _zstandard(file: BinaryIO) -> IO[bytes]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise InputError("reading .zst needs zstandard: pip install zstandard") from error
+    reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(file, read_across_frames=True)
+    return cast(IO[bytes], reader)
+
+
+_DECOMPRESSORS: dict[str, Callable[[BinaryIO], IO[bytes]]] = {
+    ".gz": lambda file: cast(IO[bytes], gzip.GzipFile(fileobj=file)),
+    ".bz2": lambda file: cast(IO[bytes], bz2.BZ2File(file)),
+    ".xz": lambda file: cast(IO[bytes], lzma.LZMAFile(file)),  # noqa: SIM115
+    ".zst": _zstandard,
+}
+
+
+def inner_suffix(path: Path) -> str:
+    """Return the ending that tells a file's format, in lower case: that before a compressor's."""
+    name = Path(path.name.lower())
+    return name.with_suffix("").suffix if name.suffix in _DECOMPRESSORS else name.suffix
+
+
+class _Decompressed(io.RawIOBase):
+    """A stream that ends with an error where it expands too much, or is damaged."""
+
+    def __init__(self, path: Path, stream: IO[bytes], most: int) -> None:
+        self._path, self._stream, self._left, self._most = path, stream, most, most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        try:
+            data = self._stream.read(len(buffer))
+        except Exception as error:
+            if not isinstance(error, _DAMAGED) and type(error).__module__.partition(".")[0] != "zstandard":
+                raise
+            raise InputError(
+                f"{self._path}: cannot be decompressed ({error}); it is damaged or incomplete"
+            ) from error
+        self._left -= len(data)
+        if self._left < 0:
+            raise InputError(f"{self._path}: expands to more than {self._most >> 20} MB; decompress it yourself")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@contextlib.contextmanager
+def open_corpus_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of a corpus, and decompress it.
+
+    Raises:
+        InputError: It is a Git LFS pointer, no regular file, or cannot be decompressed.
+        OSError: The system cannot open or read it.
+    """
+    with open_regular(path) as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise LfsPointerError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        decompressor = _DECOMPRESSORS.get(path.suffix.lower())
+        if decompressor is None:
+            yield file
+            return
+        try:
+            stream = decompressor(file)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        with contextlib.closing(stream):
+            limited = _Decompressed(path, stream, max(_ALWAYS_ALLOWED, MOST_EXPANSION * size))
+            yield cast(BinaryIO, io.BufferedReader(limited, 1 << 16))

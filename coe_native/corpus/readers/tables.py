@@ -1,0 +1,41 @@
+"""Comma- or tab-separated values: each row is one document, named by the columns of the first row."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from coe_native.corpus.readers.decoding import Found, NotTextError
+from coe_native.corpus.readers.opening import open_corpus_file
+from coe_native.corpus.readers.records import Columns, document_of
+from coe_native.errors import InputError
+
+_MOST_FIELD = 1 << 26
+"""Largest number of characters of a field."""
+
+
+def read_csv(path: Path, columns: Columns, *, delimiter: str = ",") -> Iterator[Found]:
+    """Yield the document of each row."""
+    csv.field_size_limit(_MOST_FIELD)
+    with open_corpus_file(path) as file:
+        text = io.TextIOWrapper(file, columns.encoding or "utf-8-sig", newline="")
+        rows = csv.DictReader(text, delimiter=delimiter, strict=True)
+        try:
+            for row in rows:
+                place = f"{path}:{rows.line_num}"
+                if None in row:
+                    yield InputError(f"{place}: has more fields than the first line names")
+                    continue
+                record = {str(name): value for name, value in row.items() if value != ""}
+                try:
+                    yield document_of(record, columns, place)
+                except InputError as error:
+                    yield error
+        except UnicodeDecodeError as error:
+            yield NotTextError(f"{path}:{rows.line_num + 1}: is not {error.encoding} text")
+        except csv.Error as error:
+            yield InputError(f"{path}:{rows.line_num}: is not CSV ({error})")
+        finally:
+            text.detach()
