@@ -38,8 +38,8 @@ def read_corpus(
     """Return all documents of a file, a directory or standard input.
 
     Files of a directory are read in the order of their names, each once. What is hidden, named in a
-    ``.gitignore``, part of dependencies or of a build, or not text is skipped, and so are symlinks to places outside
-    the directory.
+    ``.gitignore``, part of dependencies or of a build, or not text is skipped, and so are symlinks to places
+    outside the directory.
 
     Args:
         path: A file, a directory, or ``-`` for standard input, which is one text.
@@ -140,11 +140,10 @@ def _read_file_of_directory(path: Path, columns: Columns, skipped: Counter[str])
         skipped["not text"] += 1
         return
     found = _read_file(path, columns)
-    if suffix in _MAY_BE_TEXT and isinstance(
-        first := next(_read_file(path, Columns(columns.texts)), None), InputError
-    ):
-        del first
-        found = read_text(path, columns.encoding)
+    if suffix in _MAY_BE_TEXT:
+        trial = Columns(columns.texts, encoding=columns.encoding)
+        if isinstance(next(_read_file(path, trial), None), InputError):
+            found = read_text(path, columns.encoding)
     for document in found:
         if isinstance(document, NotTextError) and suffix not in _READERS:
             skipped["not text"] += 1

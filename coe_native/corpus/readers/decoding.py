@@ -65,8 +65,12 @@ def lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[bytes]:
     if wanted is None or codecs.lookup(wanted).name in ("utf-8", "utf-8-sig"):
         yield from buffered
     else:
-        for line in io.TextIOWrapper(buffered, wanted, newline="\n"):
-            yield line.encode("utf-8")
+        text = io.TextIOWrapper(buffered, wanted, newline="\n")
+        try:
+            for line in text:
+                yield line.encode("utf-8")
+        finally:
+            text.detach()
 
 
 def begins_like_text(start: bytes, encoding: str | None = None) -> bool:

@@ -23,18 +23,14 @@ _CHUNK = 1 << 16
 def read_json_file(path: Path, columns: Columns) -> Iterator[Found]:
     """Yield the document of each record."""
     with open_corpus_file(path) as file:
-        start = _start(file)
-        file.seek(0)
+        start = file.read(_CHUNK)
+    with open_corpus_file(path) as file:
         if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             yield from _documents_of_list(file, columns, path)
         elif _is_whole(start.partition(b"\n")[0]):
             yield from documents_of_lines(file, columns, path)
         else:
             yield from _documents_of_object(file, columns, path)
-
-
-def _start(file: BinaryIO) -> bytes:
-    return file.read(_CHUNK)
 
 
 def _is_whole(line: bytes) -> bool:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from coe_native.corpus.documents import Document
 from coe_native.corpus.readers.decoding import Found
+from coe_native.corpus.readers.opening import open_corpus_file
 from coe_native.errors import InputError
-from coe_native.files.regular import open_regular
 
 _MOST_ROWS = 1 << 20
 """A document takes about 300 bytes beside its tokens."""
@@ -37,7 +37,9 @@ def _read_array(path: Path) -> NDArray[Any]:
 
     Unlike numpy.load, this never unpickles, reads no archives, and trusts no size that the file does not have.
     """
-    with open_regular(path) as file, warnings.catch_warnings():
+    if path.suffix.lower() != ".npy":
+        raise InputError(f"{path}: is compressed, and token ids are read uncompressed only; decompress it")
+    with open_corpus_file(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about headers of old versions of Python
         try:
             version = np.lib.format.read_magic(file)

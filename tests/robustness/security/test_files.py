@@ -26,7 +26,7 @@ from support.masks import unused_experts
 
 import coe_native as coe
 from coe_native.corpus.read import read_corpus
-from coe_native.corpus.readers.parquet_helper import ParquetFile
+from coe_native.corpus.readers.columnar_helper import ColumnarFile
 from coe_native.evaluation.problems import read_problems
 from coe_native.files.atomic import replacing
 from coe_native.importers.import_file import import_file
@@ -357,7 +357,7 @@ def test_ordinary_parquet_files_are_read(tmp_path: Path) -> None:
         pa.table({"text": texts, "when": pa.array([0] * 3000, pa.timestamp("s"))}), tmp_path / "a.parquet"
     )
     assert [document.content for document in read_corpus(tmp_path / "a.parquet").documents] == texts
-    with ParquetFile(tmp_path / "a.parquet") as file:
+    with ColumnarFile(tmp_path / "a.parquet") as file:
         assert next(file.records(["text", "when"])) == {"text": texts[0], "when": None}
 
 

@@ -1,0 +1,283 @@
+"""Containers, compression and encodings of corpus files, and which files of a directory are read."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coe_native.corpus.read import read_corpus
+from coe_native.corpus.readers import json_file
+from coe_native.errors import InputError
+
+RECORDS = [{"instruction": "Add é.", "output": 'x = "1",\n2'}, {"instruction": "Go on", "output": "done", "n": 7}]
+CONTENTS = ['Add é.\nx = "1",\n2', "Go on\ndone"]
+
+
+def contents(path: Path, **options: Any) -> list[object]:
+    return [document.content for document in read_corpus(path, **options).documents]
+
+
+def as_lines(records: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+def as_csv(records: list[dict[str, Any]], delimiter: str) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(records[1]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue().encode()
+
+
+def as_table(records: list[dict[str, Any]], write: Callable[[Any, Any], Any]) -> bytes:
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist(records)
+    with write(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+CONTAINERS: dict[str, bytes] = {
+    "a.jsonl": as_lines(RECORDS),
+    "a.ndjson": as_lines(RECORDS),
+    "lines.json": as_lines(RECORDS),
+    "list.json": json.dumps(RECORDS, indent=1).encode(),
+    "compact.json": json.dumps(RECORDS, separators=(",", ":")).encode(),
+    "data.json": json.dumps({"version": 1, "data": RECORDS}, indent=2).encode(),
+    "bom.json": b"\xef\xbb\xbf" + json.dumps(RECORDS).encode(),
+    "crlf.jsonl": as_lines(RECORDS).replace(b"\n", b"\r\n"),
+    "a.csv": as_csv(RECORDS, ","),
+    "bom.csv": b"\xef\xbb\xbf" + as_csv(RECORDS, ","),
+    "a.tsv": as_csv(RECORDS, "\t"),
+    "stream.arrow": as_table(RECORDS, pa.ipc.new_stream),
+    "file.arrow": as_table(RECORDS, pa.ipc.new_file),
+    "utf16.jsonl": as_lines(RECORDS).decode().encode("utf-16"),
+}
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_containers_hold_the_same_records(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(CONTAINERS[name])
+    assert contents(tmp_path / name) == CONTENTS
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@pytest.mark.parametrize("name", ["a.jsonl", "list.json", "a.csv", "utf16.jsonl"])
+def test_compressed_files_are_read(name: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / (name + suffix)
+    path.write_bytes(COMPRESSORS[suffix](CONTAINERS[name]))
+    assert contents(path) == CONTENTS
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_a_compressed_text_is_one_document(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(COMPRESSORS[suffix]("ä\n".encode() * 100_000))
+    assert contents(path) == ["ä\n" * 100_000]
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_damaged_and_exploding_files_are_refused(suffix: str, tmp_path: Path) -> None:
+    whole = COMPRESSORS[suffix](os.urandom(1000).hex().encode())
+    for name, data in {
+        "cut": whole[:-20],
+        "noise": os.urandom(100),
+        "bomb": COMPRESSORS[suffix](bytes(200 << 20)),
+    }.items():
+        path = tmp_path / f"{name}.txt{suffix}"
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=name):
+            read_corpus(path)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({"text": st.text(min_size=1), "n": st.integers() | st.floats(allow_nan=False)}),
+        min_size=1,
+    )
+)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_lists_of_any_records_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setattr(json_file, "_CHUNK", 7)  # so that records are cut everywhere
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(records, indent=1), encoding="utf-8")
+    assert contents(path) == [record["text"] for record in records]
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "[{}", '[{"text": "a"}', '[{"text": "a"} {"text": "b"}]', "[{}] x", "[1]", "{", "5", ""]
+)
+def test_bad_json_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match="a[.]json"):
+        read_corpus(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "expected"),
+    [
+        ("modèle".encode("latin-1"), "latin-1", "modèle"),
+        ("Привет, мир".encode("cp1251"), "cp1251", "Привет, мир"),
+        ("日本語".encode("shift_jis"), "shift_jis", "日本語"),
+        ("modèle".encode("utf-16-le"), "utf-16-le", "modèle"),
+        ("modèle".encode("utf-16"), None, "modèle"),
+        ("modèle".encode("utf-16-be").join([b"\xfe\xff", b""]), None, "modèle"),
+        (b"\xef\xbb\xbfmod\xc3\xa8le", None, "modèle"),
+    ],
+)
+def test_encodings_are_named_or_marked(data: bytes, encoding: str | None, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    assert contents(tmp_path / "a.txt", encoding=encoding) == [expected]
+    if encoding is not None:
+        (tmp_path / "a.txt").write_bytes(data * 50)
+        with pytest.raises(InputError, match="encoding"):
+            read_corpus(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-7-and-a-half", "rot13", "base64"])
+def test_other_encodings_are_refused(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(InputError, match="encoding"):
+        read_corpus(tmp_path / "a.txt", encoding=encoding)
+
+
+def make_tree(root: Path, files: dict[str, str | bytes]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return root
+
+
+def test_a_source_tree_is_its_own_code(tmp_path: Path) -> None:
+    tree = make_tree(
+        tmp_path,
+        {
+            ".gitignore": "*.log\nsecret/\n!keep.log\n",
+            "a.py": "own",
+            "package.json": '{"name": "thing", "version": "1"}',
+            "run.log": "no",
+            "keep.log": "kept",
+            "secret/b.py": "no",
+            "sub/.gitignore": "c.py\n",
+            "sub/c.py": "no",
+            "sub/d.py": "own too",
+            "node_modules/x/index.js": "no",
+            "venv/lib/six.py": "no",
+            "build/out.txt": "no",
+            "package-lock.json": '{"no": 1}',
+            "app.min.js": "no",
+            "logo.png": b"\x89PNG\r\n\x1a\n\0",
+            "late.txt": b"plain text " * 2000 + "modèle".encode("latin-1"),
+        },
+    )
+    read = read_corpus(tree)
+    assert [d.content for d in read.documents] == ["own", "kept", '{"name": "thing", "version": "1"}', "own too"]
+    skipped = dict(read.skipped)
+    assert skipped.pop("not text") == 2
+    assert skipped.pop("named in .gitignore") == 3
+    assert skipped.pop("folder of dependencies or of a build") == 3
+    assert skipped.pop("lock file or generated file") == 2
+    assert skipped == {"hidden": 2}
+    more = read_corpus(tree, include_ignored=True)
+    assert len(more.documents) == 12
+    assert contents(tree, exclude=["*.py", "keep*"]) == ['{"name": "thing", "version": "1"}']
+
+
+def test_each_file_is_read_once_by_the_name_that_tells_its_format(tmp_path: Path) -> None:
+    """As in the cache of Hugging Face's hub."""
+    tree = make_tree(tmp_path, {"blobs/aaaa": as_lines(RECORDS), "blobs/bbbb": "plain"})
+    (tree / "snapshots").mkdir()
+    (tree / "snapshots" / "train.jsonl").symlink_to("../blobs/aaaa")
+    (tree / "snapshots" / "also.jsonl").symlink_to("../blobs/aaaa")
+    (tree / "loop").symlink_to(".")
+    read = read_corpus(tree)
+    assert [d.content for d in read.documents] == ["plain", *CONTENTS]
+    assert dict(read.skipped) == {"another name of a file that is read": 2}
+
+
+def test_descriptions_and_pointers_of_datasets_are_no_text(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 1\n"
+    table = as_table(RECORDS, pa.ipc.new_stream)
+    tree = make_tree(
+        tmp_path,
+        {
+            "README.md": "---\n",
+            "dataset_info.json": "{}",
+            "state.json": "{}",
+            "data.arrow": table,
+            "b.parquet": pointer,
+        },
+    )
+    read = read_corpus(tree)
+    assert [d.content for d in read.documents] == CONTENTS
+    assert dict(read.skipped) == {"description of a dataset": 3, "Git LFS pointer: run `git lfs pull`": 1}
+    for name in ("b.parquet", "c.jsonl", "d.txt", "e.npy"):
+        (tree / name).write_bytes(pointer)
+        with pytest.raises(InputError, match="LFS pointer"):
+            read_corpus(tree / name)
+
+
+def test_columns_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    records = [{"question": "q" * 10, "answer": "a" * 10, "test": "t" * 20, "id": 5, "q2": "q" * 5}]
+    (tmp_path / "a.jsonl").write_bytes(as_lines(records))
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        read = read_corpus(tmp_path / name)
+        assert read.columns_read == ("question", "answer")
+        assert read.columns_ignored == (("test", 0.5),)
+        assert contents(tmp_path / name, field=("test", "question")) == ["t" * 20 + "\n" + "q" * 10]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": None}, "null"),
+        ({"messages": None}, "null"),
+        ({"messages": []}, "list of messages"),
+        ({"messages": "not json"}, "JSON"),
+        ({"messages": [{"content": "x"}]}, "role"),
+        ({"messages": [{"role": "user", "content": None}]}, "no content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "text"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": "x"}]}, "tool_calls"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [5]}]}, "tool_calls"),
+        ({"messages": [{"role": "assistant", "content": "", "reasoning_content": 5}]}, "reasoning_content"),
+        ({"question": "q", "options": 5}, "options"),
+        ({"question": "q", "answer": {"deep": 1}}, "answer"),
+        ({"prompt": True}, "prompt"),
+        ({"translation": {"de": "x"}}, "--field.*translation"),
+    ],
+)
+def test_records_that_cannot_be_read_completely_are_refused(
+    record: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(as_lines([record, {"text": "good"}]))
+    with pytest.raises(InputError, match=rf"a\.jsonl:1: .*{message}"):
+        read_corpus(path)
+    read = read_corpus(path, skip_bad=True)
+    assert [d.content for d in read.documents] == ["good"]
+    assert len(read.bad) == 1
