@@ -10,6 +10,8 @@ from coe_native.corpus.documents import Message
 
 Turn = dict[str, Any]
 
+_SYSTEM = ("system", "developer")
+
 
 def renderings(messages: Sequence[Message], tools: str) -> Iterator[tuple[list[Turn], list[Any]]]:
     """Yield a conversation as messages and tools for a template, the plainer the later.
@@ -21,7 +23,7 @@ def renderings(messages: Sequence[Message], tools: str) -> Iterator[tuple[list[T
     listed = json.loads(tools or "[]")
     turns = [_with_parsed_calls(message.as_turn()) for message in messages]
     yield turns, listed
-    if turns[0]["role"] in ("system", "developer"):
+    if turns[0]["role"] in _SYSTEM:
         yield _without_system(turns), listed
     plain = _without_tools(turns, tools)
     if plain != turns:
@@ -58,7 +60,7 @@ def _with_parsed_calls(turn: Turn) -> Turn:
 
 
 def _without_system(turns: list[Turn]) -> list[Turn]:
-    if not turns or turns[0]["role"] not in ("system", "developer"):
+    if not turns or turns[0]["role"] not in _SYSTEM:
         return turns
     text, rest = turns[0]["content"], turns[1:]
     for index, turn in enumerate(rest):
@@ -78,7 +80,9 @@ def _without_tools(turns: list[Turn], tools: str) -> list[Turn]:
         ]
         role = "user" if turn["role"] == "tool" else turn["role"]
         plain.append({"role": role, "content": "\n".join(filter(None, parts))})
-    if tools:
+    if tools and plain[0]["role"] in _SYSTEM:
+        plain[0] = {**plain[0], "content": f"{plain[0]['content']}\n\n{tools}"}
+    elif tools:
         plain.insert(0, {"role": "system", "content": tools})
     return plain
 

@@ -126,10 +126,13 @@ def specified_corpus_digest(documents: list[Document]) -> str:
         if isinstance(content, str):
             data += b"text " + sized(content)
         elif content and isinstance(content[0], Message):
-            data += b"messages " + str(len(content)).encode() + b"\n"
+            with_fields = bool(document.tools) or any(message.fields for message in content)
+            data += (b"conversation " if with_fields else b"messages ") + str(len(content)).encode() + b"\n"
+            data += sized(document.tools) if with_fields else b""
             for message in content:
                 assert isinstance(message, Message)
                 data += sized(message.role) + sized(message.content)
+                data += sized(message.fields) if with_fields else b""
         else:
             data += b"tokens " + str(len(content)).encode() + b"\n" + ",".join(map(str, content)).encode() + b"\n"
     return hashlib.sha256(data).hexdigest()
@@ -137,7 +140,9 @@ def specified_corpus_digest(documents: list[Document]) -> str:
 
 CONTENTS = st.one_of(
     st.text(),
-    st.lists(st.builds(Message, st.text(), st.text()), min_size=1).map(tuple),
+    st.lists(st.builds(Message, st.text(), st.text(), st.sampled_from(["", '{"name": "a"}'])), min_size=1).map(
+        tuple
+    ),
     st.lists(st.integers(), min_size=1).map(tuple),
 )
 
