@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +14,9 @@ from coe_native.cli.options import Reading, force_option, json_option, needs_ext
 from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.types import COUNT, FILE
 from coe_native.errors import InputError
+
+if TYPE_CHECKING:
+    from coe_native.corpus.documents import Corpus
 
 _by_option = click.option("--by", metavar="COLUMN", help="Column of .jsonl and .parquet files to group by.")
 _near_option = click.option(
@@ -58,8 +63,15 @@ def stats_command(
         )
         found = stats(read, None if loaded is None else loaded.text, threshold=near)
     if as_json:
-        print_json({"sources": [asdict(source) for source in found]})
+        print_json({"sources": [asdict(source) for source in found], "columns": _columns(read)})
         return
+    for corpus in read:
+        if corpus.columns_read:
+            ignored = ", ".join(f"{column} ({share:.0%} of the text)" for column, share in corpus.columns_ignored)
+            say(
+                f"{corpus.name}: read {', '.join(corpus.columns_read)}"
+                + (f"; not read: {ignored}" if ignored else "")
+            )
     measure = "characters" if model is None else "tokens"
     total = sum(getattr(source, measure) for source in found)
     rows = [
@@ -87,6 +99,15 @@ def stats_command(
         f"share of {measure}",
     ]
     print_table("", [*columns, "duplicates", "near duplicates"], rows)
+
+
+def _columns(corpora: Sequence[Corpus]) -> dict[str, Any]:
+    """Return, for each corpus with records, the columns that were read, and the share of text in the others."""
+    return {
+        corpus.name: {"read": list(corpus.columns_read), "ignored": dict(corpus.columns_ignored)}
+        for corpus in corpora
+        if corpus.columns_read
+    }
 
 
 @command.command(name="sample", cls=Command)
