@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
-from coe_native.errors import InputError
 
 _CHARACTERS_PER_TOKEN = 4
 """A rough average, to compare the sizes of texts and of token ids."""
@@ -131,21 +129,3 @@ def _digested(document: Document) -> Iterator[bytes]:
 def _sized(text: str) -> bytes:
     data = text.encode("utf-8", errors="surrogatepass")
     return b"%d\n" % len(data) + data + b"\n"
-
-
-def corpus_of(documents: Iterable[str | Sequence[int]], name: str = "documents") -> Corpus:
-    """Return a corpus of texts and sequences of token ids that are in memory. Empty ones are left out.
-
-    Raises:
-        InputError: `documents` is one text instead of a list of texts.
-    """
-    if isinstance(documents, str):
-        raise InputError("documents must be a list of texts, not one text")
-    contents = (
-        document if isinstance(document, str) else tuple(int(token) for token in document)
-        for document in documents
-    )
-    return Corpus(
-        name,
-        tuple(Document(f"{name}[{index}]", content) for index, content in enumerate(contents) if content),
-    )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from coe_native.corpus.batching import Batch, batches
 from coe_native.corpus.bundles import WHOLE, Shard, bundles
-from coe_native.corpus.documents import Corpus, corpus_of
+from coe_native.corpus.documents import Corpus
+from coe_native.corpus.in_memory import Given, corpus_of
 from coe_native.errors import InputError
 from coe_native.llama.loaded_model import LoadedModel
 from coe_native.masks.stability import Stability
@@ -42,7 +43,7 @@ class Progress:
 
 def profile(
     model: str | Path | LoadedModel,
-    documents: Iterable[str | Sequence[int]],
+    documents: Iterable[Given],
     *,
     n_ctx: int = 512,
     n_batch: int = 512,
@@ -58,7 +59,7 @@ def profile(
 
     Args:
         model: A GGUF file, or a loaded model, which keeps its own options.
-        documents: Texts, or sequences of token ids.
+        documents: Texts, sequences of token ids, or conversations: lists of messages with ``role`` and ``content``.
         n_ctx: Tokens of the longest window.
         n_batch: Tokens computed at once.
         n_threads: CPU threads; None: all cores.

@@ -19,7 +19,7 @@ import pytest
 
 import coe_native as coe
 from coe_native.corpus import bundles as bundles_module
-from coe_native.corpus.documents import corpus_of
+from coe_native.corpus.in_memory import corpus_of
 from coe_native.profiling.checkpoint import Checkpoint, Position
 from coe_native.profiling.run import Progress
 

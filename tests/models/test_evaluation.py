@@ -10,7 +10,7 @@ import pytest
 from support.masks import unused_experts
 
 import coe_native as coe
-from coe_native.corpus.documents import corpus_of
+from coe_native.corpus.in_memory import corpus_of
 from coe_native.llama.predictions import log_probabilities
 from coe_native.recipes import demo
 

@@ -13,7 +13,7 @@ import pytest
 import coe_native as coe
 from coe_native.corpus import bundles as bundles_module
 from coe_native.corpus.bundles import bundles
-from coe_native.corpus.documents import corpus_of
+from coe_native.corpus.in_memory import corpus_of
 from coe_native.masks import stability as stability_module
 from coe_native.masks.options import MaskOptions
 from coe_native.masks.stability import Stability

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import coe_native as coe
-from coe_native.corpus.documents import corpus_of
+from coe_native.corpus.in_memory import corpus_of
 from coe_native.evaluation.perplexity import evaluate_masks
 from coe_native.evaluation.sweep import default_keeps, sweep
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from coe_native.corpus import bundles as bundles_module
 from coe_native.corpus.batching import batches, packing_order, windows
 from coe_native.corpus.bundles import Shard, bundles
-from coe_native.corpus.documents import Message, corpus_of
+from coe_native.corpus.documents import Message
+from coe_native.corpus.in_memory import corpus_of
 from coe_native.corpus.read import read_corpus
 from coe_native.errors import InputError
 
@@ -295,3 +296,21 @@ def test_shards_share_out_all_documents(texts: list[list[str]], count: int, bund
     assert all(sum(d.size for _, d in bundle.documents[:-1]) < bundle_size for bundle in whole)
     assert [shards[at % count][at // count] for at in range(len(whole))] == whole
     assert sum(map(len, shards)) == len(whole)
+
+
+def test_documents_in_memory_are_texts_conversations_and_token_ids() -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    given = ["text", "", [1, 2], np.array([3, 4], np.int32), turns]
+    corpus = corpus_of(given)
+    assert [document.content for document in corpus.documents] == ["text", (1, 2), (3, 4), CONVERSATION]
+    assert [document.content for document in corpus_of(turns).documents] == [CONVERSATION]
+
+
+@pytest.mark.parametrize(
+    "document", [None, 5, b"bytes", [1.5], [None], [1, "2"], [{"role": "user"}], [{"content": "x"}]]
+)
+def test_other_documents_are_refused(document: object) -> None:
+    with pytest.raises(InputError, match=r"documents\[1\]"):
+        corpus_of(["good", document])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="list of texts"):
+        corpus_of("one text")

@@ -10,7 +10,7 @@ from support.profiles import make_profile
 
 import coe_native as coe
 from coe_native.corpus.bundles import bundles
-from coe_native.corpus.documents import corpus_of
+from coe_native.corpus.in_memory import corpus_of
 from coe_native.masks.options import MaskOptions
 from coe_native.masks.stability import Stability
 

@@ -24,6 +24,7 @@ from coe_native.cli.progress import token_progress
 from coe_native.cli.types import FILE
 from coe_native.errors import InputError
 from coe_native.routing.stats import STATS, Stats, parse_stats
+from coe_native.units import counted
 
 if TYPE_CHECKING:
     from coe_native.corpus.bundles import Shard
@@ -168,10 +169,9 @@ def command(
         print_json({**facts, "left_out": len(bad), "tokens_per_second": round(rate, 1)})
     else:
         part = "" if shard is None else f", shard {shard.index} of {shard.count}"
-        say(
-            f"{output}: {profile.n_tokens} tokens of {sum(corpus.documents for corpus in profile.corpora)} "
-            f"documents through {len(profile.layers)} MoE layers, {rate:,.0f} tokens/s{part}"
-        )
+        documents = counted(sum(corpus.documents for corpus in profile.corpora), "document")
+        layers = counted(len(profile.layers), "MoE layer")
+        say(f"{output}: {profile.n_tokens} tokens of {documents} through {layers}, {rate:,.0f} tokens/s{part}")
 
 
 def _facts(

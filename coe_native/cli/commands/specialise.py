@@ -73,6 +73,10 @@ def command(
     read = [reading.corpus(path) for path in corpora]
     say_skipped(read)
     held_out = [reading.corpus(path) for path in texts] or read
+    if not texts:
+        say("no --text: perplexity is measured on the profiled text, all of it, and looks better than it is")
+    for path in set(texts) & set(corpora):
+        say(f"{path}: is profiled too, so it is not held out")
     with (
         LoadedModel(model, options, n_sequences=DOCUMENTS_AT_ONCE) as parent,
         step_progress() as watchers,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class _Text(click.ParamType[tuple[str, Path]]):
-    """A text, written ``NAME=PATH``, or a path alone, which is also its name."""
+    """A text, written ``[NAME=]PATH``, or a path alone, which is also its name."""
 
     name = "text"
 
@@ -82,7 +82,7 @@ class _Share(click.ParamType[float]):
     multiple=True,
     required=True,
     type=_Text(),
-    metavar="NAME=PATH",
+    metavar="[NAME=]PATH",
     help="Held-out text (repeatable). The first is of the specialist's domain.",
 )
 @click.option(

@@ -271,7 +271,7 @@ def _conversation(record: Mapping[str, Any], name: str, place: str) -> _Read:
     turns = _from_json(record[name], name, place)
     if not _is_conversation(turns):
         raise InputError(f"{place}: {name!r} is not a list of messages")
-    messages = [_message(turn, place) for turn in turns]
+    messages = list(messages_of(turns, place))
     used = [name]
     system = next((column for column in SYSTEM if isinstance(record.get(column), str) and record[column]), None)
     if system is not None and messages[0].role != "system":
@@ -292,6 +292,19 @@ def _from_json(value: Any, name: str, place: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: {name!r} is text but not JSON ({error})") from error
+
+
+def messages_of(turns: Iterable[Mapping[str, Any]], place: str) -> tuple[Message, ...]:
+    """Return the messages of a conversation.
+
+    Args:
+        turns: Objects with ``role`` and ``content``, or ``from`` and ``value``.
+        place: Where they are, for messages.
+
+    Raises:
+        InputError: One has no role or no text.
+    """
+    return tuple(_message(turn, place) for turn in turns)
 
 
 def _message(turn: Mapping[str, Any], place: str) -> Message:

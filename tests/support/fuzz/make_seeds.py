@@ -23,7 +23,7 @@ from support.sweeps import make_sweep
 
 import coe_native as coe
 from coe_native.corpus.bundles import Shard
-from coe_native.corpus.documents import corpus_of
+from coe_native.corpus.in_memory import corpus_of
 from coe_native.profiling.checkpoint import Checkpoint, Position
 
 # F32, F16, Q4_0, Q5_1, Q8_0, Q2_K, Q4_K, Q6_K, IQ2_XXS, IQ4_NL, IQ4_XS, BF16, TQ1_0, MXFP4
