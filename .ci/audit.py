@@ -15,6 +15,9 @@ def main() -> int:
         print("dependencies not audited: no database of vulnerabilities can be reached")
         return 0
     audited = [package for package in packages if "vulns" in package]
+    if not audited:
+        print("dependencies not audited: no database of vulnerabilities knows them")
+        return 0
     found = [(package, vulnerability) for package in audited for vulnerability in package["vulns"]]
     for package, vulnerability in found:
         fixed = ", ".join(vulnerability["fix_versions"]) or "no version"

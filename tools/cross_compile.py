@@ -21,6 +21,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = Path(sysconfig.get_path("platlib"))
 GGML_CONFIG = PACKAGES / "lib/cmake/ggml/ggml-config.cmake"
+PROJECT = SOURCE / "pyproject.toml"
 C_TEST = SOURCE / "tests/cpp/c_api_test.c"
 LIBRARY = ("base", "gguf", "model", "capture", "formats", "capi")
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-command-line-argument")  # Zig itself adds unused ones
@@ -71,7 +72,9 @@ def options(path: Path, target: str, python: Path) -> list[str | Path]:
         *(f"-D{name}" for name in PYTHON[target] if path.parent.name == "bindings"),
         *(["-DCOE_NATIVE_BUILD"] if path.parent.name == "capi" else []),
         definition("COE_GGML_VERSION", GGML_CONFIG, r'set\(GGML_VERSION "(.+)"\)'),
-        definition("COE_LLAMA_CPP_PYTHON_REQUIREMENT", SOURCE / "pyproject.toml", r'"(llama-cpp-python==[\d.]+)"'),
+        definition(
+            "COE_LLAMA_CPP_PYTHON_REQUIREMENT", SOURCE / "pyproject.toml", r'"(llama-cpp-python==[0-9a-z.]+)"'
+        ),
         *("-I", SOURCE / "csrc", "-I", SOURCE / "csrc/include"),
         *(option for place in system for option in ("-isystem", place)),
     ]

@@ -6,6 +6,7 @@ helper process with limits on time and memory.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,9 @@ SECONDS = 5.0
 
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
 """The names of the option in templates: the first in Qwen, Gemma, GLM and others, the second in DeepSeek."""
+
+TODAY = "2026-01-01"
+"""The date for templates that print one, so that the same corpus has the same tokens every day."""
 
 _OPEN = re.compile(r"<(think\b[^<>]*)>\s*\Z")
 
@@ -60,6 +64,7 @@ class ChatTemplate:
                     "messages": messages,
                     **({"tools": list(tools)} if tools else {}),
                     "add_generation_prompt": reply,
+                    "today": TODAY,
                     **_NO_THINKING,
                 }
             )
@@ -110,6 +115,9 @@ def serve() -> None:
         if formatter is None:
             raise ValueError("it has no template")
         formatter.add_generation_prompt = question.pop("add_generation_prompt")
+        today = question.pop("today", None)
+        if today is not None:
+            formatter.strftime_now = datetime.datetime.fromisoformat(today).strftime
         text = formatter(**question).prompt
         given = len(str(question))
         if len(text) > (1 << 20) + 4 * given:

@@ -59,7 +59,7 @@ def profile(
 
     Args:
         model: A GGUF file, or a loaded model, which keeps its own options.
-        documents: Texts, sequences of token ids, or conversations: lists of messages with ``role`` and ``content``.
+        documents: Texts, token ids, or conversations: lists of messages with ``role`` and ``content``.
         n_ctx: Tokens of the longest window.
         n_batch: Tokens computed at once.
         n_threads: CPU threads; None: all cores.

@@ -256,6 +256,8 @@ def test_columns_that_are_not_read_are_counted(tmp_path: Path) -> None:
     ("record", "message"),
     [
         ({"text": None}, "null"),
+        ({"text": 5}, "number"),
+        ({"id": 1, "answer": 2.5}, "number"),
         ({"messages": None}, "null"),
         ({"messages": []}, "list of messages"),
         ({"messages": "not json"}, "JSON"),

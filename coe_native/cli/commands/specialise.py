@@ -73,10 +73,6 @@ def command(
     read = [reading.corpus(path) for path in corpora]
     say_skipped(read)
     held_out = [reading.corpus(path) for path in texts] or read
-    if not texts:
-        say("no --text: perplexity is measured on the profiled text, all of it, and looks better than it is")
-    for path in set(texts) & set(corpora):
-        say(f"{path}: is profiled too, so it is not held out")
     with (
         LoadedModel(model, options, n_sequences=DOCUMENTS_AT_ONCE) as parent,
         step_progress() as watchers,
@@ -110,5 +106,9 @@ def command(
             )
         ],
     )
+    if not texts:
+        say("Text that was profiled makes a specialist look better than it is; pass other text with --text.")
+    for path in sorted(set(texts) & set(corpora)):
+        say(f"{path} was profiled too, so it is not held out.")
     say(f"{output} is verified; its profile, mask and report are next to it.")
     say(safety_notice(made.method))

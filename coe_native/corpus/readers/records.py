@@ -182,7 +182,11 @@ def _chosen_conversation(record: Mapping[str, Any], place: str) -> _Read | None:
 
 def _prompt_and_answer(record: Mapping[str, Any], place: str) -> _Read | None:
     used = _present(record, (*PROMPTS, *ANSWERS))
-    return (used, _joined(_text(record, name, place) for name in used), "") if used else None
+    if not used:
+        return None
+    if all(type(record[name]) in (int, float) for name in used):
+        raise InputError(f"{place}: {used[0]!r} is a number; name a column of text with --field")
+    return used, _joined(_text(record, name, place) for name in used), ""
 
 
 def _text(record: Mapping[str, Any], name: str, place: str) -> str:

@@ -5,6 +5,7 @@ They are small, and have everything that a reader knows.
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -82,7 +83,7 @@ def _profiles_and_masks(directory: Path) -> None:
         profile.save(directory / name)
         _save("profile", name, (directory / name).read_bytes())
     checkpoint = Checkpoint(directory / "p.gguf")
-    checkpoint.begin({"ctx": 512, "model": "a", "corpus": corpus_of(["text"]).sha256})
+    checkpoint.begin({"ctx": 512, "model": "a", "corpus": corpus_of(["text"]).sha256}, old_run=dict)
     checkpoint.save(Position(0, 1), whole)
     _save("profile", "checkpoint.gguf", checkpoint.path.read_bytes())
     for name, mask in (
@@ -123,9 +124,15 @@ def _corpora() -> None:
         {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
         {"prompt": "one", "completion": " two"},
         {"question": "one", "answer": " two", "n": 1.5, "deep": [[{}], None, True]},
+        {"question": "one", "options": ["a", 2], "answer_index": 1},
+        {"system": "s", "conversations": [{"from": "human", "value": ["a", {"text": "b"}]}], "tools": "[{}]"},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]},
     ]
     lines = "\n".join(json.dumps(record) for record in records)
     _save("corpus", "records.jsonl", b"\0" + lines.encode())
+    _save("corpus", "list.json", b"\3[" + ",".join(lines.splitlines()).encode() + b"]")
+    _save("corpus", "table.csv", b'\4question,options,answer\nq,"[1, 2]",B\n')
+    _save("corpus", "lines.gz", b"\5" + gzip.compress(lines.encode(), mtime=0))
     _save("corpus", "text.txt", b"\2" + "\ufeffText with ümläuts.\r\n".encode())
     for name, array in {
         "one.npy": np.arange(9, dtype=np.int32),

@@ -30,8 +30,10 @@ from coe_native.corpus.documents import Message
 from coe_native.corpus.read import read_corpus
 from coe_native.evaluation.problems import program, read_problems
 from coe_native.importers.import_file import import_file
+from coe_native.llama.conversations import renderings
 from coe_native.model.gguf_file import GgufFile
 from coe_native.profiling.checkpoint import Checkpoint
+from coe_native.routing.scores import supports_method
 from coe_native.surgery.plan import Plan, plan_prune, plan_zero
 
 SEEDS = Path(__file__).parent / "seeds"
@@ -105,7 +107,7 @@ def profile(data: bytes) -> None:
     if same.outputs is not None and read.outputs is not None:
         assert np.array_equal(same.outputs.norm_sum, read.outputs.norm_sum)
         assert np.array_equal(same.outputs.weighted_norm_sum, read.outputs.weighted_norm_sum)
-    known = coe.METHODS if read.outputs is not None else ("frequency", "utility")
+    known = [method for method in coe.METHODS if supports_method(read, method)]
     for method in known:
         assert coe.score(read, method).shape == read.histograms.shape[:2]
     try:
@@ -137,13 +139,15 @@ class _Bytes:
     def tokenize(self, text: str, *, parse_special: bool = False) -> Tokens:  # noqa: ARG002
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
-    def render_chat(self, messages: tuple[Message, ...], *, reply: bool = False) -> str:  # noqa: ARG002
-        return "".join(message.role + message.content for message in messages)
+    def render_chat(self, messages: tuple[Message, ...], tools: str = "", *, reply: bool = False) -> str:  # noqa: ARG002
+        turns, _ = list(renderings(messages, tools))[-1]
+        return "".join(turn["role"] + turn["content"] for turn in turns)
 
 
 def corpus(data: bytes) -> None:
     """The first byte says which kind of file the others are."""
-    suffix = (".jsonl", ".npy", ".txt")[data[0] % 3] if data else ".txt"
+    suffixes = (".jsonl", ".npy", ".txt", ".json", ".csv", ".jsonl.gz")
+    suffix = suffixes[data[0] % len(suffixes)] if data else ".txt"
     path = _write(f"corpus{suffix}", data[1:])
     for skip_bad in (False, True):
         try:

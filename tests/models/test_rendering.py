@@ -1,0 +1,87 @@
+"""Conversations through chat templates that refuse or leave out some of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.bad_files import write_reader
+
+import coe_native as coe
+from coe_native.corpus.documents import Message
+from coe_native.errors import InputError
+from coe_native.llama.text import ModelText
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+TOOLS = json.dumps([{"type": "function", "function": {"name": "add"}}])
+ASKED = (
+    Message("system", "Be terse."),
+    Message("user", "What is 2 + 3?"),
+    Message("assistant", "", json.dumps({"tool_calls": [CALL]})),
+    Message("tool", "five"),
+    Message("assistant", "It is 5."),
+)
+
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+WITH_TOOLS = (
+    "{{ tools | tojson }}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments.a + 1 }}]{% endfor %}"
+    "{% endfor %}"
+)
+
+
+@pytest.fixture
+def text_of(tmp_path: Path) -> Iterator[Callable[[str], ModelText]]:
+    """The text side of a model with a template."""
+    loaded: list[coe.Model] = []
+
+    def load(template: str) -> ModelText:
+        write_reader(tmp_path / "a.gguf", template)
+        loaded.append(coe.Model(tmp_path / "a.gguf", n_ctx=32, tokenizer_only=True))
+        return loaded[-1].text
+
+    yield load
+    for model in loaded:
+        model.close()
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (WITH_TOOLS, "<system>Be terse.<user>What is 2 + 3?<assistant>[add 3]<tool>five<assistant>It is 5."),
+        (PLAIN, '<assistant>{"name": "add", "arguments": {"a": 2}}<user>five<assistant>It is 5.'),
+        (NO_SYSTEM, "<user>Be terse.\n\n[{"),
+        (ALTERNATING, '<assistant>{"name": "add", "arguments": {"a": 2}}<user>five<assistant>It is 5.'),
+    ],
+)
+def test_calls_of_tools_are_rendered_by_the_template_or_as_json(
+    text_of: Callable[[str], ModelText], template: str, expected: str
+) -> None:
+    text = text_of(template).render_chat(ASKED, TOOLS)
+    assert expected in text
+    assert all(part in text for part in ("Be terse.", '{"name": "add"}', "What is 2 + 3?", "five", "It is 5."))
+
+
+def test_neighbouring_turns_of_one_role_are_merged_for_templates_that_want_it(
+    text_of: Callable[[str], ModelText],
+) -> None:
+    turns = (Message("user", "a"), Message("user", "b"), Message("assistant", "c"))
+    assert text_of(ALTERNATING).render_chat(turns) == "<user>a\n\nb<assistant>c"
+    assert text_of(PLAIN).render_chat(turns) == "<user>a<user>b<assistant>c"
+
+
+def test_a_template_that_refuses_everything_is_named_with_its_reason(text_of: Callable[[str], ModelText]) -> None:
+    with pytest.raises(InputError, match=r"a\.gguf.*nothing goes"):
+        text_of("{{ raise_exception('nothing goes') }}").render_chat(ASKED, TOOLS)
+
+
+def test_templates_see_the_same_date_every_day(text_of: Callable[[str], ModelText]) -> None:
+    text = text_of("{{ strftime_now('%d %B %Y %H:%M') }}" + PLAIN).render_chat((Message("user", "a"),))
+    assert text == "01 January 2026 00:00<user>a"
