@@ -27,6 +27,11 @@ SHARD_KEYS = ("split.no", "split.count", "split.tensors.count")
 # Values of `coe.mask.mtp`, for layers that predict further tokens.
 MTP_BY_NORM, MTP_DROPPED = "kept by router norm", "dropped"
 
+LEAST_ALIGNMENT = 32
+"""Bytes. llama.cpp maps tensors into buffers with this alignment, and cannot load all files that have less."""
+
+_ALIGNMENT_KEY = "general.alignment"
+
 
 @dataclass(frozen=True)
 class SliceRange:
@@ -119,9 +124,14 @@ class Plan:
     entries: tuple[bytes, ...]
     tensors: tuple[PlannedTensor, ...]
 
+    @property
+    def alignment(self) -> int:
+        """Return the number of bytes of which tensors start at a multiple."""
+        return max(LEAST_ALIGNMENT, self.model.files[0].header.alignment)
+
     def layout(self) -> tuple[list[int], int]:
         """Return each tensor's offset from the start of the data, and the size of the data with padding."""
-        alignment = self.model.files[0].header.alignment
+        alignment = self.alignment
         offsets, end = [], 0
         for tensor in self.tensors:
             offsets.append(end)
@@ -138,7 +148,7 @@ class Plan:
         ]
         counts = len(infos).to_bytes(8, "little") + len(self.entries).to_bytes(8, "little")
         head = b"GGUF" + first.version.to_bytes(4, "little") + counts + b"".join(self.entries) + b"".join(infos)
-        return head + bytes(-len(head) % first.alignment)
+        return head + bytes(-len(head) % self.alignment)
 
     @property
     def largest_piece(self) -> int:
@@ -177,7 +187,7 @@ class Plan:
 
         A larger tensor has a file of its own.
         """
-        alignment = self.model.files[0].header.alignment
+        alignment = self.alignment
         own = self._shard_entries(0, 1)
 
         def empty(*entries: bytes) -> int:
@@ -296,6 +306,8 @@ def _entries(
 ) -> tuple[bytes, ...]:
     """Return the parent's metadata, byte for byte except for `changes`, and a record of the surgery."""
     first = model.files[0]
+    if first.header.alignment < LEAST_ALIGNMENT:
+        changes = {**changes, _ALIGNMENT_KEY: encode_entry(_ALIGNMENT_KEY, LEAST_ALIGNMENT)}
     record: dict[str, int | str] = {
         "coe.mask.mode": mode,
         "coe.mask.keep": mask.keep,

@@ -109,7 +109,7 @@ def _write(
     plan: Plan, out: Path, split_max_bytes: int | None, force: bool, inputs: tuple[Path, ...], progress: Report
 ) -> Path:
     shards = plan.shards([len(plan.tensors)] if split_max_bytes is None else plan.counts_within(split_max_bytes))
-    alignment = plan.model.files[0].header.alignment
+    alignment = plan.alignment
     paths = [out] if len(shards) == 1 else shard_paths(out, len(shards))
     for path in paths:
         check_target(path, force=force, inputs=(*plan.model.paths, *inputs))

@@ -488,3 +488,30 @@ def test_zeroed_models_record_their_mode(tmp_path: Path, model_file: ModelFile, 
     assert fields(out)["coe.mask.mode"] == "zero"
     assert fields(out)["gpt-oss.expert_count"] == 16
     assert out.stat().st_size == plan_zero(coe.MoeModel(parent), mask).n_bytes
+
+
+@pytest.mark.parametrize("padding", [0, 4, 8, 12, 16, 20, 24, 28])
+def test_outputs_have_an_alignment_that_llama_cpp_loads(
+    model_file: ModelFile, profile_of: ProfileOf, tmp_path: Path, padding: int
+) -> None:
+    """Data of a parent with less may begin at a multiple of 16 that is none of 32, as its header's size has it."""
+
+    def align(writer: GGUFWriter) -> None:
+        writer.add_custom_alignment(16)
+        writer.add_string("x.padding", "p" * padding)
+
+    usual, parent = model_file("olmoe", "Q8_0"), tmp_path / "parent.gguf"
+    copy_model(usual, parent, add=align)
+    assert coe.MoeModel(parent).files[0].header.alignment == 16
+    mask = unused_experts(profile_of("olmoe"), 8)
+    expected = tensors_of(coe.prune(usual, mask, tmp_path / "usual.gguf"))
+    for out in (
+        coe.prune(parent, mask, tmp_path / "pruned.gguf"),
+        coe.prune(parent, mask, tmp_path / "split.gguf", split_max_bytes=300_000),
+    ):
+        assert coe.MoeModel(out).metadata("general.alignment") == 32
+        with coe.Model(out, n_ctx=32, n_threads=1) as model:
+            assert np.isfinite(model.logits([1, 2, 3])).all()
+    written = tensors_of(tmp_path / "pruned.gguf")
+    assert all(np.array_equal(written[name], values) for name, values in expected.items())
+    assert coe.MoeModel(coe.zero(parent, mask, tmp_path / "zeroed.gguf")).metadata("general.alignment") == 32
