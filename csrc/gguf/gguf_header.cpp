@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <string>
 #include <unordered_set>
 
 #include "ggml.h"
@@ -210,6 +211,38 @@ void refuse_overlaps(const std::vector<GgufTensor>& tensors) {
     }
 }
 
+// Returns what else a file is, by its first bytes, and what to do.
+std::string other_format(const uint8_t* data, size_t size) {
+    const std::string start(reinterpret_cast<const char*>(data), std::min<size_t>(size, 512));
+    const auto begins_with = [&start](const char* text) { return start.rfind(text, 0) == 0; };
+    if (start.empty()) {
+        return ": it is empty; download it again";
+    }
+    if (begins_with("version https://git-lfs.github.com/spec/")) {
+        return ": it is a Git LFS pointer; run `git lfs pull`";
+    }
+    const size_t text = start.find_first_not_of(" \t\r\n");
+    if (text != std::string::npos && start[text] == '<') {
+        return ": it is a web page; download the file itself";
+    }
+    if (size > 9 && data[8] == '{' &&
+        std::all_of(data + 5, data + 8, [](uint8_t byte) { return byte == 0; })) {
+        return ": it is a safetensors file; convert it with llama.cpp's convert_hf_to_gguf.py";
+    }
+    if (begins_with("PK")) {
+        return ": it is an archive, such as PyTorch's .pt; unpack or convert it first";
+    }
+    for (const char* magic : {"lmgg", "fmgg", "tjgg", "algg"}) {
+        if (begins_with(magic)) {
+            return ": it is a model of llama.cpp before GGUF; convert it, or download a newer one";
+        }
+    }
+    if (start.find_first_not_of('\0') == std::string::npos) {
+        return ": it begins with zeros, as an incomplete download does; download it again";
+    }
+    return "; give a model or a profile in that format";
+}
+
 }  // namespace
 
 size_t gguf_type_size(GgufType type) {
@@ -238,12 +271,15 @@ size_t gguf_type_size(GgufType type) {
 
 GgufHeader read_gguf_header(const uint8_t* data, size_t n_mapped, uint64_t file_size) {
     if (n_mapped < 4 || std::memcmp(data, "GGUF", 4) != 0) {
-        throw GgufError("not a GGUF file; give a model or a profile in that format");
+        throw GgufError("not a GGUF file" + other_format(data, n_mapped));
     }
     Cursor cursor(data, n_mapped);
     cursor.skip(4);
     GgufHeader header;
     header.version = cursor.take<uint32_t>();
+    if (header.version == 0x02000000 || header.version == 0x03000000) {
+        throw GgufError("is a big-endian GGUF file; convert it with gguf-convert-endian of the package gguf");
+    }
     if (header.version != 2 && header.version != 3) {
         throw GgufError("GGUF version " + std::to_string(header.version) +
                         " is not supported; versions 2 and 3 are");
