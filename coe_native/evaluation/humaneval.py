@@ -100,6 +100,11 @@ class Solver:
             raise InputError(
                 f"{self.model.moe.path}: has no chat template: --raw lets it continue the prompt instead"
             )
+        if self.model.text.thinks:
+            raise InputError(
+                f"{self.model.moe.path}: its chat template opens a block of thinking that cannot be closed "
+                f"({self.model.text.thinks}), so thinking is not off; pass --raw to continue the prompt instead"
+            )
         text = (
             "Complete this Python function. Answer with the complete function in one code block.\n\n"
             f"```python\n{problem.prompt.rstrip()}\n```"

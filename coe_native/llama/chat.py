@@ -7,32 +7,18 @@ helper process with limits on time and memory.
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coe_native.errors import InputError
 from coe_native.helper_process import HelperError, HelperProcess, answer_questions
+from coe_native.llama.thinking import OFF, close_thinking
 
 SECONDS = 5.0
 """Time limit for one conversation; templates take milliseconds."""
 
-_NO_THINKING = {"enable_thinking": False, "thinking": False}
-"""The names of the option in templates: the first in Qwen, Gemma, GLM and others, the second in DeepSeek."""
-
 TODAY = "2026-01-01"
 """The date for templates that print one, so that the same corpus has the same tokens every day."""
-
-_OPEN = re.compile(r"<(think\b[^<>]*)>\s*\Z")
-
-
-def close_thinking(prompt: str) -> str:
-    """Return a prompt with the thinking block closed that it ends with.
-
-    Some templates open one even if thinking is off. Other prompts are returned unchanged.
-    """
-    opened = _OPEN.search(prompt)
-    return prompt if opened is None else f"{prompt.rstrip()}\n</{opened[1]}>\n\n"
 
 
 class ChatTemplate:
@@ -65,7 +51,7 @@ class ChatTemplate:
                     **({"tools": list(tools)} if tools else {}),
                     "add_generation_prompt": reply,
                     "today": TODAY,
-                    **_NO_THINKING,
+                    **OFF,
                 }
             )
         except HelperError as error:

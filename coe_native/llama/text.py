@@ -16,6 +16,7 @@ from coe_native.llama.chat import ChatTemplate
 from coe_native.llama.conversations import renderings, shows_tools
 from coe_native.llama.deep_stack import with_stack_for
 from coe_native.llama.errors import naming
+from coe_native.llama.thinking import open_block
 from coe_native.model.header import ModelHeader
 
 _MOST_TOKENS = 1 << 22
@@ -103,6 +104,15 @@ class ModelText:
                 return text
         reason = refused or "it leaves out calls of tools"
         raise InputError(f"{self._header.path}: its chat template refused a conversation ({reason})") from refused
+
+    @property
+    def thinks(self) -> str:
+        """Return the thinking block that answers begin with and that cannot be closed; empty: none.
+
+        Raises:
+            InputError: The model has no template.
+        """
+        return open_block(self.render_chat((Message("user", "Hello"),), reply=True))
 
     @property
     def reply_prefill(self) -> str:

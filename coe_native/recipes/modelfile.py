@@ -49,7 +49,8 @@ class Usage:
         parameters: Parameters for Ollama.
         system: The system prompt.
         prefill: What the prompt for a raw API must end with, so that the model answers without thinking;
-            empty if it has no chat template.
+            empty if it has no chat template, or one that opens a block of thinking that cannot be closed.
+        open_block: That block.
         notice: What its file says about removed experts.
     """
 
@@ -57,6 +58,7 @@ class Usage:
     parameters: dict[str, float]
     system: str
     prefill: str
+    open_block: str
     notice: str
 
     def modelfile(self) -> str:
@@ -97,14 +99,15 @@ def usage(model: LoadedModel, *, domain: str = "general", system: str | None = N
         parameters["num_ctx"] = longest  # the model was not trained for more
     parameters["num_predict"] = min(parameters["num_predict"], parameters["num_ctx"])
     try:
-        prefill = model.text.reply_prefill
+        prefill, open_block = model.text.reply_prefill, model.text.thinks
     except InputError:
-        prefill = ""
+        prefill, open_block = "", ""
     notice = model.moe.files[0].get("coe.mask.notice")
     return Usage(
         path=path,
         parameters=parameters,
         system=text,
-        prefill=prefill,
+        prefill="" if open_block else prefill,
+        open_block=open_block,
         notice=printable(notice) if isinstance(notice, str) else safety_notice(),
     )

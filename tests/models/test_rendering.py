@@ -85,3 +85,25 @@ def test_a_template_that_refuses_everything_is_named_with_its_reason(text_of: Ca
 def test_templates_see_the_same_date_every_day(text_of: Callable[[str], ModelText]) -> None:
     text = text_of("{{ strftime_now('%d %B %Y %H:%M') }}" + PLAIN).render_chat((Message("user", "a"),))
     assert text == "01 January 2026 00:00<user>a"
+
+
+@pytest.mark.parametrize(
+    ("opening", "prefill"),
+    [
+        ("<seed:think>\\n", "</seed:think>"),
+        ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"),
+        ("<|start|>assistant", "<|channel|>final<|message|>"),
+    ],
+)
+def test_prefills_close_thinking_in_all_its_spellings(
+    text_of: Callable[[str], ModelText], opening: str, prefill: str
+) -> None:
+    text = text_of(PLAIN + "{% if add_generation_prompt %}{{ '" + opening + "' }}{% endif %}")
+    assert text.reply_prefill.rstrip().endswith(prefill)
+    assert text.thinks == ""
+
+
+def test_a_thinking_block_that_cannot_be_closed_is_reported(text_of: Callable[[str], ModelText]) -> None:
+    text = text_of(PLAIN + "{% if add_generation_prompt %}<<ponder-thinking>>{% endif %}")
+    assert text.thinks == "<<ponder-thinking>>"

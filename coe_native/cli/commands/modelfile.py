@@ -40,10 +40,12 @@ def command(model: Path, domain: str, system: str | None, output: Path | None, f
             file.write(how.modelfile().encode())
     if as_json:
         fields = {"modelfile": how.modelfile(), "parameters": how.parameters, "system": how.system}
-        print_json({**fields, "prefill": how.prefill or None, "think": False})
+        print_json({**fields, "prefill": how.prefill or None, "think": bool(how.open_block)})
     elif output is None:
         click.echo(how.modelfile(), nl=False)
     else:
         say(f"{output}: ollama create NAME -f {output}")
-    if not how.prefill and not as_json:
+    if how.open_block:
+        say(f"The chat template opens a block of thinking that cannot be closed here: {how.open_block}")
+    elif not how.prefill and not as_json:
         say("The model has no chat template, so there is no prefill for raw APIs.")
