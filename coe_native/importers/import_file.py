@@ -18,7 +18,7 @@ from coe_native.files.reading import read_exactly
 from coe_native.importers.torch_file import read_torch
 from coe_native.masks.check import check_mask
 from coe_native.masks.expert_mask import ExpertMask
-from coe_native.model.gguf_file import GgufFile, begins_like_gguf
+from coe_native.model.gguf_file import GgufFile, Tensor, begins_like_gguf
 from coe_native.model.header import ModelHeader
 from coe_native.model.limits import MOST_BLOCKS, MOST_EXPERTS
 from coe_native.routing.corpus_record import CorpusRecord
@@ -252,23 +252,19 @@ def _profile_of_imatrix(file: GgufFile, target: _Target) -> RoutingProfile:
         raise InputError(
             f"{file.path}: is not a llama-imatrix file (its type is {file.get('general.type')!r:.40})"
         )
-    chunks, size = (file.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
-    if not isinstance(chunks, int) or not isinstance(size, int) or chunks * size <= 0:
-        raise InputError(f"{file.path}: does not say how many tokens were counted")
     counts: dict[int, NDArray[np.int64]] = {}
+    dense = 0
     for tensor in file.tensors:
         match = _COUNTS.fullmatch(tensor.name)
-        if match is None or int(match[1]) in counts:
+        if match is None:
+            if tensor.name.endswith(".counts") and math.prod(tensor.shape) == 1:
+                dense = max(dense, int(_exact_counts(file, tensor)[0]))
             continue
-        if tensor.type_name != "F32" or not 1 < math.prod(tensor.shape) <= MOST_EXPERTS:
+        if not 1 < math.prod(tensor.shape) <= MOST_EXPERTS:
             raise InputError(f"{file.path}: {tensor.name} does not hold counts of experts")
-        with file.open() as opened:
-            values = np.frombuffer(read_exactly(opened, tensor.offset, tensor.n_bytes), "<f4")
-        with np.errstate(invalid="ignore"):  # NaN fails the comparisons
-            exact = (values >= 0) & (values < _EXACT) & (values == np.floor(values))
-        if not exact.all():
-            raise InputError(f"{file.path}: {tensor.name} does not hold exact counts of experts")
-        counts[int(match[1])] = values.astype(np.int64)
+        of_layer = _exact_counts(file, tensor)
+        if not np.array_equal(counts.setdefault(int(match[1]), of_layer), of_layer):
+            raise InputError(f"{file.path}: {tensor.name} and another tensor of the block have different counts")
     blocks = tuple(sorted(counts))
     if target.model is not None and list(blocks) != target.model.blocks:
         raise InputError(
@@ -277,7 +273,7 @@ def _profile_of_imatrix(file: GgufFile, target: _Target) -> RoutingProfile:
         )
     if not counts or len({len(of_layer) for of_layer in counts.values()}) != 1:
         raise InputError(f"{file.path}: has no counts of experts, or different numbers of experts in its layers")
-    n_tokens = chunks * size
+    n_tokens = _tokens_of_imatrix(file, dense)
     chosen = {block: int(of_layer.sum()) for block, of_layer in counts.items()}
     uneven = [block for block, total in chosen.items() if total % n_tokens or not total]
     if uneven:
@@ -288,4 +284,45 @@ def _profile_of_imatrix(file: GgufFile, target: _Target) -> RoutingProfile:
     histograms = np.array([counts[block] for block in blocks])[:, :, np.newaxis]
     if target.n_experts not in (None, histograms.shape[1]):
         raise InputError(f"{target.path}: has {histograms.shape[1]} experts in a layer, not {target.n_experts}")
-    return _profile(histograms, n_tokens, blocks, max(chosen.values()) // n_tokens, target)
+    top_k = max(chosen.values()) // n_tokens
+    if target.model is not None and top_k != target.model.top_k:
+        raise InputError(
+            f"{file.path}: has {top_k} choices for each of its {n_tokens} tokens, but {target.model.path} chooses "
+            f"{target.model.top_k}"
+        )
+    return _profile(histograms, n_tokens, blocks, top_k, target)
+
+
+def _exact_counts(file: GgufFile, tensor: Tensor) -> NDArray[np.int64]:
+    """Return a tensor of counts, which llama-imatrix writes as floats.
+
+    Raises:
+        InputError: They are not whole numbers, or so large that floats skip some.
+    """
+    if tensor.type_name != "F32":
+        raise InputError(f"{file.path}: {tensor.name} does not hold counts")
+    with file.open() as opened:
+        values = np.frombuffer(read_exactly(opened, tensor.offset, tensor.n_bytes), "<f4")
+    with np.errstate(invalid="ignore"):  # NaN fails the comparisons
+        exact = (values >= 0) & (values < _EXACT) & (values == np.floor(values))
+    if not exact.all():
+        raise InputError(f"{file.path}: {tensor.name} does not hold exact counts")
+    return values.astype(np.int64)
+
+
+def _tokens_of_imatrix(file: GgufFile, dense: int) -> int:
+    """Return the number of tokens: the largest count of a dense matrix, else that of the chunks.
+
+    llama-imatrix divides the former by the size of its own chunks, and rounds down.
+
+    Raises:
+        InputError: The file says neither, or they disagree.
+    """
+    chunks, size = (file.get(f"imatrix.chunk_{what}") for what in ("count", "size"))
+    has_chunks = isinstance(chunks, int) and isinstance(size, int) and chunks >= 0 and size > 0
+    if dense and has_chunks and dense // size != chunks:
+        raise InputError(f"{file.path}: counts {dense} tokens, but says that they are {chunks} chunks of {size}")
+    n_tokens = dense or (chunks * size if has_chunks else 0)
+    if n_tokens <= 0:
+        raise InputError(f"{file.path}: does not say how many tokens were counted")
+    return n_tokens

@@ -90,6 +90,11 @@ def usage(model: LoadedModel, *, domain: str = "general", system: str | None = N
     text = DOMAINS[domain] if system is None else system
     if '"""' in text:
         raise InputError('a system prompt in a Modelfile cannot hold """')
+    if len(model.moe.paths) > 1:
+        raise InputError(
+            f"{model.moe.path}: is split into {len(model.moe.paths)} files, and Ollama takes one; join them with "
+            "llama-gguf-split --merge, or write the specialist without --split-max-size"
+        )
     path = model.moe.path.resolve()
     if any(unicodedata.category(character) == "Cc" for character in str(path)):
         raise InputError(f"{path}: its name has control characters, which a Modelfile cannot hold; rename it")

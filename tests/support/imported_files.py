@@ -69,16 +69,28 @@ def histograms(n_layers: int = 3, n_experts: int = 16, top_k: int = 4, n_tokens:
     return counts
 
 
-def imatrix(path: Path, counts: dict[int, NDArray[np.float32]], n_tokens: int, kind: str = "imatrix") -> Path:
-    """As llama-imatrix writes it: two tensors a matrix, the experts' matrices with a count for each expert."""
+def imatrix(
+    path: Path,
+    counts: dict[int, NDArray[np.float32]],
+    n_tokens: int,
+    kind: str = "imatrix",
+    *,
+    n_chunks: int | None = None,
+    down: float = 0,
+) -> Path:
+    """As llama-imatrix writes it: two tensors a matrix, the experts' matrices with a count for each expert.
+
+    The number of chunks and the counts of ``ffn_down_exps`` may be wrong, the latter by `down`.
+    """
     writer = GGUFWriter(path, "none")
     writer.add_type(kind)
-    writer.add_uint32("imatrix.chunk_count", n_tokens // 10)
+    writer.add_uint32("imatrix.chunk_count", n_tokens // 10 if n_chunks is None else n_chunks)
     writer.add_uint32("imatrix.chunk_size", 10)
     for block, of_layer in counts.items():
         for matrix in ("ffn_gate_up_exps", "ffn_down_exps"):
             writer.add_tensor(f"blk.{block}.{matrix}.weight.in_sum2", np.ones((len(of_layer), 8), np.float32))
-            writer.add_tensor(f"blk.{block}.{matrix}.weight.counts", of_layer.reshape(-1, 1))
+            off = np.float32(down if matrix == "ffn_down_exps" else 0)
+            writer.add_tensor(f"blk.{block}.{matrix}.weight.counts", (of_layer + off).reshape(-1, 1))
         writer.add_tensor(f"blk.{block}.ffn_gate_inp.weight.counts", np.full((1, 1), n_tokens, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

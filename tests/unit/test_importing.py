@@ -180,6 +180,26 @@ def test_bad_files_of_imatrix_are_refused(tmp_path: Path) -> None:
         import_file(imatrix(tmp_path / "i.gguf", good, 0))
 
 
+def test_tokens_of_imatrix_are_those_that_were_counted(tmp_path: Path) -> None:
+    """llama-imatrix rounds the number of chunks down when it combines files."""
+    n_tokens = 55  # five and a half chunks
+    counts = dict(enumerate(histograms(n_tokens=n_tokens).sum(axis=2).astype(np.float32)))
+    read = import_file(imatrix(tmp_path / "i.gguf", counts, n_tokens))
+    assert isinstance(read, coe.RoutingProfile)
+    assert read.n_tokens == n_tokens
+    for options, said in (({"n_chunks": 99}, "99 chunks"), ({"down": 1}, "different counts")):
+        with pytest.raises(coe.InputError, match=said):
+            import_file(imatrix(tmp_path / "i.gguf", counts, n_tokens, **options))  # type: ignore[arg-type]
+
+
+def test_an_imatrix_must_have_as_many_choices_as_the_model(tmp_path: Path) -> None:
+    per_layer = np.zeros(32, np.float32)
+    per_layer[:30] = 1  # 30 choices of 10 tokens: three for each, and the model chooses four
+    counts = dict.fromkeys(range(6), per_layer)
+    with pytest.raises(coe.InputError, match="3 choices"):
+        import_file(imatrix(tmp_path / "i.gguf", counts, 10), model=coe.MoeModel(demo.MODEL))
+
+
 def test_an_old_file_of_torch_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old.pt").write_bytes(pickle.dumps(119547037146038801333356) + struct.pack("<I", 1))
     with pytest.raises(coe.InputError, match=r"1\.6"):
