@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from coe_native.live.openai_requests import UnsupportedError
 
 BODY_SECONDS = 60.0
 _DISCARD_SECONDS = 2.0
@@ -31,11 +33,13 @@ class BodyLimits:
         n_bytes: Maximum bytes. The default is about the text for a context of a million tokens.
         n_values: Maximum values in the JSON, such as messages and their parts; None: the application checks.
         may_be_empty: Whether the body may be empty.
+        translate: Changes a checked body; raises UnsupportedError for one that the application cannot serve.
     """
 
     n_bytes: int = 4 << 20
     n_values: int | None = 1 << 14
     may_be_empty: bool = False
+    translate: Callable[[bytes], bytes] | None = None
 
 
 class Gate:
@@ -92,7 +96,12 @@ class Gate:
                 await self._refuse(refusal, scope, receive, send)
                 return
             answer = await self._check(body, scope["method"], limits) or self._app
-            await answer(scope, _replayed(body, receive), send)
+            if limits.translate is not None and answer is self._app and scope["method"] == "POST":
+                try:
+                    body = await anyio.to_thread.run_sync(limits.translate, body)
+                except UnsupportedError as error:
+                    answer = _error(400, str(error))
+            await answer(_with_length(scope, len(body)), _replayed(body, receive), send)
         finally:
             self._n_requests -= 1
             self._n_bytes -= len(body)
@@ -215,6 +224,13 @@ def _has_at_most(most: int, value: object) -> bool:
 def _error(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
     """Return an error in OpenAI's form."""
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
+
+
+def _with_length(scope: Scope, length: int) -> Scope:
+    """Return a scope whose headers give the length of a translated body."""
+    headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+    had_length = len(headers) < len(scope["headers"])
+    return {**scope, "headers": [*headers, (b"content-length", b"%d" % length)] if had_length else headers}
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -24,6 +24,7 @@ from coe_native.live.attach import Capture, attach
 from coe_native.live.connections import BACKLOG, connections_that_fit, limited_protocol
 from coe_native.live.gate import BodyLimits, Gate
 from coe_native.live.llama_cpp_python.app import between_answers, llama_app
+from coe_native.live.openai_requests import translated
 from coe_native.live.routing_state import LiveRouting
 from coe_native.llama.options import ModelOptions
 from coe_native.masks.expert_mask import MOST_BYTES, ExpertMask
@@ -118,6 +119,8 @@ def _server(app: FastAPI, protocol: type[asyncio.Protocol], address: Address, po
         api_key=address.api_key,
         hosts=None if port is None else address.own_hosts(port),
         limits={
+            "/v1/completions": BodyLimits(translate=translated),
+            "/v1/chat/completions": BodyLimits(translate=translated),
             "/extras/detokenize": BodyLimits(n_values=1 << 17),
             "/routing/mask": BodyLimits(MOST_BYTES, n_values=None, may_be_empty=True),
             "/routing/save": BodyLimits(may_be_empty=True),

@@ -79,6 +79,32 @@ def test_completions_chat_and_streams_are_counted(server: Server) -> None:
         assert SECRET.encode() not in path.read_bytes()
 
 
+def test_requests_are_answered_as_openais_clients_expect(server: Server) -> None:
+    """On a model without a chat template, for which llama-cpp-python has one of its own."""
+    create = server.client.chat.completions.create
+    history: list[Any] = [
+        {"role": "developer", "content": "Be terse."},
+        {"role": "user", "content": "What is 2 + 3?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "5"},
+        {"role": "user", "content": "Thanks."},
+    ]
+    short = create(model="demo", messages=history, max_completion_tokens=4, temperature=0.0)
+    assert short.usage is not None
+    assert short.usage.completion_tokens == 4
+    stream = create(
+        model="demo", messages=history, max_tokens=4, stream=True, stream_options={"include_usage": True}
+    )
+    assert any(chunk.choices for chunk in stream)
+    with pytest.raises(openai.BadRequestError, match="one choice"):
+        create(model="demo", messages=history, n=2)
+    assert [model.id for model in server.client.models.list().data]
+
+
 def test_concurrent_requests_get_their_own_answers(server: Server) -> None:
     """Each gets its own answer whole, streamed or not, and all tokens are counted, which can be seen meanwhile."""
     prompts = [f"class {name}:\n    def " for name in ("One", "Second", "Third", "Fourth", "Fifth", "Sixth")]
@@ -273,7 +299,7 @@ def test_broken_requests_are_answered_and_not_logged(tmp_path: Path) -> None:
     )
     next(iter(chunks))
     chunks.close()
-    wrong: Any = [{"role": "developer", "content": f"never say {SECRET}"}]
+    wrong: Any = [{"role": "narrator", "content": f"never say {SECRET}"}]
     with pytest.raises(openai.APIStatusError) as caught:
         server.client.chat.completions.create(model="demo", messages=wrong, max_tokens=4)
     assert caught.value.status_code == 422

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.model_files import append_entry
+from support.random_models import split_model
 
 import coe_native as coe
 from coe_native.corpus.documents import Message
@@ -87,3 +88,10 @@ def test_unsupported_system_prompts_are_refused() -> None:
         with pytest.raises(coe.InputError, match=r'"""|quotes'):
             usage(model, system='end it """ here')
         assert usage(model, system="Be brief.").system == "Be brief."
+
+
+def test_a_split_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """Ollama takes one file."""
+    first = split_model(demo.MODEL, tmp_path, 2)[0]
+    with coe.Model(first, n_ctx=32, tokenizer_only=True) as model, pytest.raises(coe.InputError, match="--merge"):
+        usage(model)

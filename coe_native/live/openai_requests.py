@@ -1,0 +1,54 @@
+"""Requests of OpenAI's clients, translated to those that llama-cpp-python knows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+class UnsupportedError(ValueError):
+    """A request for something that the server cannot do. Names the field."""
+
+
+def translated(body: bytes) -> bytes:
+    """Return the body of a completion request with fields and messages that llama-cpp-python knows.
+
+    - ``max_completion_tokens``, which has replaced ``max_tokens``;
+    - messages of the role ``developer``, which are a system's;
+    - ``content: null``, which clients send beside calls of tools, and contents in parts of a system or assistant;
+    - ``stream_options``, which is left out: streams end without usage.
+
+    Args:
+        body: JSON. What is no object is returned as it is, for the application to refuse.
+
+    Raises:
+        UnsupportedError: More than one choice is wanted.
+    """
+    request = json.loads(body)
+    if not isinstance(request, dict):
+        return body
+    if request.get("n") not in (None, 1):
+        raise UnsupportedError("n: the server makes one choice for each request; send it again for others")
+    limit = request.pop("max_completion_tokens", None)
+    if limit is not None and request.get("max_tokens") is None:
+        request["max_tokens"] = limit
+    request.pop("stream_options", None)
+    messages = request.get("messages")
+    if isinstance(messages, list):
+        request["messages"] = [_message(message) for message in messages]
+    return json.dumps(request).encode()
+
+
+def _message(message: Any) -> Any:
+    if not isinstance(message, dict):
+        return message
+    changed = {key: value for key, value in message.items() if value is not None or key == "content"}
+    if changed.get("role") == "developer":
+        changed["role"] = "system"
+    if changed.get("content") is None:
+        changed["content"] = ""
+    elif changed.get("role") != "user" and isinstance(changed["content"], list):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in changed["content"]]
+        if all(isinstance(part, str) for part in parts):
+            changed["content"] = "".join(map(str, parts))
+    return changed

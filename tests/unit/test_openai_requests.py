@@ -1,0 +1,54 @@
+"""What clients of OpenAI's API send, as llama-cpp-python knows it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from coe_native.live.openai_requests import UnsupportedError, translated
+
+CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("sent", "known"),
+    [
+        ({"max_completion_tokens": 4}, {"max_tokens": 4}),
+        ({"max_completion_tokens": 4, "max_tokens": 5}, {"max_tokens": 5}),
+        ({"max_completion_tokens": 4, "max_tokens": None}, {"max_tokens": 4}),
+        ({"stream": True, "stream_options": {"include_usage": True}}, {"stream": True}),
+        ({"n": 1}, {"n": 1}),
+        (
+            {"messages": [{"role": "developer", "content": "d"}, {"role": "user", "content": "u"}]},
+            {"messages": [{"role": "system", "content": "d"}, {"role": "user", "content": "u"}]},
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": None, "refusal": None, "tool_calls": [CALL]}]},
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [CALL]}]},
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+                ]
+            },
+            {"messages": [{"role": "system", "content": "ab"}]},
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
+        ),
+        ({"messages": "wrong"}, {"messages": "wrong"}),
+        ({"messages": [5]}, {"messages": [5]}),
+        ([1, 2], [1, 2]),
+    ],
+)
+def test_requests_are_translated(sent: Any, known: Any) -> None:
+    assert json.loads(translated(json.dumps(sent).encode())) == known
+
+
+def test_several_choices_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match="one choice"):
+        translated(b'{"n": 2}')
