@@ -56,7 +56,7 @@ def files_of(directory: Path, rules: DirectoryRules, skipped: Counter[str]) -> I
         skipped: Counts the files that are left out, by reason.
 
     Raises:
-        InputError: A pattern of `rules` is no pattern.
+        InputError: A pattern of `rules` is not valid.
     """
     inside = directory.resolve()
     excluded = _patterns(rules.exclude, "--exclude")

@@ -83,7 +83,7 @@ def _check_encoding(encoding: str) -> None:
     try:
         is_text = codecs.lookup(encoding)._is_text_encoding
     except LookupError as error:
-        raise InputError(f"there is no encoding named {encoding!r}; try utf-8, latin-1 or cp1252") from error
+        raise InputError(f"unknown encoding {encoding!r}; try utf-8, latin-1 or cp1252") from error
     if not is_text:
         raise InputError(f"{encoding} is not an encoding of text; try utf-8, latin-1 or cp1252")
 
@@ -125,7 +125,7 @@ def _reader(path: Path, columns: Columns) -> Iterator[Found]:
 
 
 def _read_file_of_directory(path: Path, columns: Columns, skipped: Counter[str]) -> Iterator[Found]:
-    """Yield the documents of a file that nobody named: what is no text is skipped."""
+    """Yield the documents of a file of a directory. What is not text is skipped."""
     suffix = inner_suffix(path)
     try:
         with open_corpus_file(path) as file:

@@ -19,7 +19,7 @@ def translated(body: bytes) -> bytes:
     - ``stream_options``, which is left out: streams end without usage.
 
     Args:
-        body: JSON. What is no object is returned as it is, for the application to refuse.
+        body: JSON. Anything but an object is returned unchanged, and the application refuses it.
 
     Raises:
         UnsupportedError: More than one choice is wanted.

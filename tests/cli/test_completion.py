@@ -42,7 +42,7 @@ def test_the_script_for_the_shell_asks_the_command(shell: str) -> None:
     assert f"_COE_NATIVE_COMPLETE={shell}_complete" in run.stdout
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_completes_with_the_script() -> None:
     script = (
         f'PATH="{Path(COMMAND).parent}:$PATH"; eval "$(_COE_NATIVE_COMPLETE=bash_source coe-native)"; '

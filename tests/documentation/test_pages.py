@@ -69,7 +69,7 @@ def test_commands_print_what_the_page_shows(
     page: Path, after_tutorial: Path, home: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if "$ curl" in page.read_text(encoding="utf-8") and shutil.which("curl") is None:
-        pytest.skip("there is no curl here")
+        pytest.skip("curl is not installed")
     directory = tmp_path / "tutorial"
     shutil.copytree(after_tutorial, directory)
     check(page, directory, home, request.config)

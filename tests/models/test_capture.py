@@ -13,7 +13,8 @@ from support.slow_capture import SlowCapture
 
 import coe_native as coe
 from coe_native.corpus import batching, bundles
-from coe_native.corpus import documents as corpus
+from coe_native.corpus.documents import Document
+from coe_native.corpus.in_memory import corpus_of
 from coe_native.profiling.run import Progress
 from coe_native.routing.output_norms import OutputNorms
 
@@ -130,7 +131,7 @@ def test_a_bad_document_is_found_early(
     """All text is tokenised while the first batches run; whatever goes wrong with it."""
     told = r"documents\[1000\]"
 
-    def fail(document: corpus.Document, model: batching.Tokenizer) -> batching.Tokens:
+    def fail(document: Document, model: batching.Tokenizer) -> batching.Tokens:
         if document.place == "documents[1000]" and error is MemoryError:
             raise MemoryError(f"{document.place}: has a token id outside")
         return batching.tokenize(document, model)
@@ -146,9 +147,9 @@ def test_a_bad_document_is_found_early(
     documents = [*([[1, 2, 3] * 10] * 1000), [1, 256]]
     with coe.Model(model_file("qwen3moe", "F32"), n_ctx=32, n_batch=32, n_threads=1) as model:
         with pytest.raises(error, match=told):
-            coe.profile_corpora(model, [corpus.corpus_of(documents)], progress=follow)
+            coe.profile_corpora(model, [corpus_of(documents)], progress=follow)
         assert len(seen) < 500
-        profile = coe.profile_corpora(model, [corpus.corpus_of(documents[:50])], progress=follow)
+        profile = coe.profile_corpora(model, [corpus_of(documents[:50])], progress=follow)
     assert seen[-1].tokens == seen[-1].total == profile.n_tokens == 50 * 30
     assert profile.corpora[0].tokens == 50 * 30
 

@@ -23,7 +23,7 @@ def read_columnar(path: Path, columns: Columns) -> Iterator[Found]:
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f"{path}: reading {kind} needs pyarrow: pip install pyarrow")
     with open_corpus_file(path):
-        pass  # refuses what is no file, and pointers to one
+        pass  # refuses pipes, and pointers to files
     with ColumnarFile(path) as file:
         try:
             present, texts = file.column_names()
