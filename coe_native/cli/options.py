@@ -89,6 +89,7 @@ class Reading:
     encoding: str | None
     exclude: tuple[str, ...]
     include_ignored: bool
+    parse_special: bool
 
     def corpus(self, path: Path, *, label: str | None = None, skip_bad: bool = False) -> Corpus:
         """Read a corpus."""
@@ -102,6 +103,7 @@ class Reading:
             encoding=self.encoding,
             exclude=self.exclude,
             include_ignored=self.include_ignored,
+            parse_special=self.parse_special,
         )
 
 
@@ -113,6 +115,11 @@ _READING_OPTIONS = (
         "--include-ignored",
         is_flag=True,
         help="Also read what .gitignore names, folders of dependencies and builds, and lock files.",
+    ),
+    click.option(
+        "--parse-special",
+        is_flag=True,
+        help="Parse special tokens in texts: for text that a chat template has rendered already.",
     ),
 )
 
@@ -127,9 +134,10 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         encoding: str | None,
         exclude: tuple[str, ...],
         include_ignored: bool,
+        parse_special: bool,
         **others: Any,
     ) -> Any:
-        return command(reading=Reading(field, encoding, exclude, include_ignored), **others)
+        return command(reading=Reading(field, encoding, exclude, include_ignored, parse_special), **others)
 
     return combine_options(_READING_OPTIONS)(with_reading)
 

@@ -40,7 +40,7 @@ def tokenize(document: Document, model: Tokenizer) -> Tokens:
     content = document.content
     try:
         if isinstance(content, str):
-            return model.tokenize(content)
+            return model.tokenize(content, parse_special=document.parse_special)
         if content and isinstance(content[0], Message):
             return model.tokenize(model.render_chat(content, document.tools), parse_special=True)
     except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair

@@ -40,12 +40,14 @@ class Document:
         content: The text, the messages, or the token ids.
         label: Its value in the column by which a corpus is divided into strata.
         tools: The tools that a conversation may call, as a JSON list; empty: none.
+        parse_special: Whether special tokens are parsed out of a text, which a chat template has rendered already.
     """
 
     place: str
     content: str | tuple[Message, ...] | tuple[int, ...]
     label: str = ""
     tools: str = ""
+    parse_special: bool = False
 
     @property
     def size(self) -> int:
@@ -108,7 +110,7 @@ def _digested(document: Document) -> Iterator[bytes]:
     """Yield the bytes by which a content is digested: no two contents have the same."""
     content = document.content
     if isinstance(content, str):
-        yield b"text " + _sized(content)
+        yield (b"special " if document.parse_special else b"text ") + _sized(content)
     elif content and isinstance(content[0], Message):
         with_fields = bool(document.tools) or any(isinstance(part, Message) and part.fields for part in content)
         yield (

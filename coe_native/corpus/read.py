@@ -6,6 +6,7 @@ import codecs
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from coe_native.corpus.directories import DirectoryRules, files_of
@@ -34,6 +35,7 @@ def read_corpus(
     encoding: str | None = None,
     exclude: Sequence[str] = (),
     include_ignored: bool = False,
+    parse_special: bool = False,
 ) -> Corpus:
     """Return all documents of a file, a directory or standard input.
 
@@ -50,6 +52,7 @@ def read_corpus(
         encoding: The encoding of text; None: UTF-8, or UTF-16 with a byte order mark.
         exclude: Patterns of a directory's files to leave out, as in ``.gitignore``.
         include_ignored: Read what ``.gitignore`` names, and folders of dependencies and of builds.
+        parse_special: Parse special tokens out of texts, which a chat template has rendered already.
 
     Raises:
         InputError: Something cannot be read, or there is no document. Names the file and the line.
@@ -69,7 +72,7 @@ def read_corpus(
             bad.append(str(document))
         else:
             raise document
-    documents = [document for document in documents if document.content]
+    documents = [replace(document, parse_special=parse_special) for document in documents if document.content]
     if not documents:
         reasons = ", ".join(f"{number} ({reason})" for reason, number in skipped.items())
         why = f"; skipped {reasons}" if reasons else ""

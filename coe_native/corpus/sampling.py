@@ -7,7 +7,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coe_native.corpus.batching import Tokenizer, tokenize
@@ -92,6 +92,8 @@ class Stats:
         tokens: Number of tokens; None without a tokenizer.
         duplicates: Documents that equal an earlier one.
         near_duplicates: Other documents that nearly equal an earlier one.
+        with_special: Texts that hold special tokens of the tokenizer, which are read as ordinary characters; None
+            without a tokenizer.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Stats:
     tokens: int | None
     duplicates: int
     near_duplicates: int
+    with_special: int | None = None
 
 
 def stats(corpora: Sequence[Corpus], model: Tokenizer | None = None, *, threshold: float = 0.8) -> list[Stats]:
@@ -122,7 +125,10 @@ def stats(corpora: Sequence[Corpus], model: Tokenizer | None = None, *, threshol
         of_source = counts.setdefault(name, Counter())
         of_source["documents"] += 1
         of_source["characters"] += len(text)
-        of_source["tokens"] += 0 if model is None else len(tokenize(document, model))
+        if model is not None:
+            n_tokens = len(tokenize(document, model))
+            of_source["tokens"] += n_tokens
+            of_source["with_special"] += n_tokens != len(tokenize(replace(document, parse_special=True), model))
         of_source["duplicates"] += text in seen
         of_source["near_duplicates"] += text not in seen and twin is not None
         seen.add(text)
@@ -134,6 +140,7 @@ def stats(corpora: Sequence[Corpus], model: Tokenizer | None = None, *, threshol
             tokens=None if model is None else of_source["tokens"],
             duplicates=of_source["duplicates"],
             near_duplicates=of_source["near_duplicates"],
+            with_special=None if model is None else of_source["with_special"],
         )
         for name, of_source in counts.items()
     ]

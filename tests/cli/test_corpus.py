@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from support.bad_files import write_reader
 from support.command_line import (
     TWO_THREADS,
     by_line,
@@ -61,3 +62,17 @@ BAD_LINES: list[tuple[str, str]] = [
 @by_line("pattern", BAD_LINES)
 def test_bad_lines_are_refused(texts: Path, line: str, pattern: str) -> None:
     check_options_refused(texts, line, pattern)
+
+
+def test_special_tokens_in_texts_are_named_and_parsed_on_demand(tmp_path: Path) -> None:
+    rendered, plain = tmp_path / "rendered.jsonl", tmp_path / "plain.txt"
+    plain.write_text("Hello")
+    write_reader(tmp_path / "a.gguf")
+    rendered.write_text(json.dumps({"text": "<s>Hello</s>"}) + "\n")
+    line = ("corpus", "stats", rendered, plain, "--model", tmp_path / "a.gguf")
+    found = ok(*line)
+    assert "--parse-special" in found.err
+    assert "plain.txt" not in found.err
+    as_text, as_special = (report(*line, *more)["sources"][0] for more in ((), ("--parse-special",)))
+    assert (as_text["with_special"], as_special["with_special"]) == (1, 0)
+    assert as_special["tokens"] < as_text["tokens"]

@@ -69,6 +69,7 @@ def test_digests_tell_conversations_with_other_fields_apart() -> None:
         Corpus("x", (Document("p", plain),)),
         Corpus("x", (Document("p", plain, tools="[1]"),)),
         Corpus("x", (Document("p", reasoned),)),
+        Corpus("x", (Document("p", "a", parse_special=True),)),
         corpus_of(["a"]),
     ]
     assert len({corpus.sha256 for corpus in corpora}) == len(corpora)

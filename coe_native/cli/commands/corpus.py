@@ -14,6 +14,7 @@ from coe_native.cli.options import Reading, force_option, json_option, needs_ext
 from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.types import COUNT, FILE
 from coe_native.errors import InputError
+from coe_native.units import counted
 
 if TYPE_CHECKING:
     from coe_native.corpus.documents import Corpus
@@ -71,6 +72,13 @@ def stats_command(
             say(
                 f"{corpus.name}: read {', '.join(corpus.columns_read)}"
                 + (f"; not read: {ignored}" if ignored else "")
+            )
+    for source in found:
+        if source.with_special:
+            texts = counted(source.with_special, "text")
+            say(
+                f"{source.name}: {texts} with special tokens of the model, read as ordinary characters; pass "
+                "--parse-special if a chat template has rendered them"
             )
     measure = "characters" if model is None else "tokens"
     total = sum(getattr(source, measure) for source in found)
