@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from coe_native.errors import InputError
 from coe_native.files.reading import read_exactly
+from coe_native.importers.arrays import read_npz, read_safetensors
 from coe_native.importers.torch_file import read_torch
 from coe_native.masks.check import check_mask
 from coe_native.masks.expert_mask import ExpertMask
@@ -73,10 +74,12 @@ def import_file(
     """Import a file of another tool as a profile or a mask. Nothing in the file is executed.
 
     - A GGUF file of llama-imatrix becomes a profile of counts, without ranks and weights.
-    - A torch.save file with an integer tensor [layer, expert, rank] becomes a profile of counts, without
-      weights.
-    - One with a list of index tensors, one for each layer, or a boolean tensor [layer, expert] becomes a
-    mask.
+    - Counts become a profile without weights: a tensor [layer, expert, rank]; or one [layer, expert], without
+      ranks, for which the model must be given. They may also be a list or a dict with a tensor for each layer,
+      and floats that are whole numbers.
+    - A list with an index tensor for each layer, or a boolean tensor [layer, expert], becomes a mask.
+
+    Tensors may be in a file of torch.save, ``.npz`` or ``.safetensors``.
 
     Args:
         path: The file.
@@ -92,19 +95,62 @@ def import_file(
     if begins_like_gguf(path):
         return _profile_of_imatrix(GgufFile(path), target)
     try:
-        value = _only_value(read_torch(path))
+        value = _only_value(_read_tensors(path))
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from error
-    if isinstance(value, np.ndarray) and value.ndim == 3 and value.dtype.kind in "iu":
-        return _profile_of_histograms(value, target)
+    counts = _counts(value, target.n_experts)
+    if counts is not None:
+        return _profile_of_histograms(counts, target)
     kept = _kept(value)
     if kept is None:
         raise InputError(
-            f"{path}: holds neither counts (an integer tensor [layer, expert, rank]) nor a mask (a list with an "
-            "index tensor for each layer, or a boolean tensor [layer, expert])"
+            f"{path}: holds neither counts (whole numbers [layer, expert, rank] or [layer, expert]) nor a mask (a "
+            "list with an index tensor for each layer, or a boolean tensor [layer, expert])"
         )
     return _mask_of_kept(kept, value, target)
+
+
+def _read_tensors(path: Path) -> Any:
+    """Read a file by its ending; others are torch.save's."""
+    match path.suffix.lower():
+        case ".npz":
+            return read_npz(path)
+        case ".safetensors":
+            return read_safetensors(path)
+        case _:
+            return read_torch(path)
+
+
+def _counts(value: Any, n_experts: int | None) -> NDArray[np.int64] | None:
+    """Return counts [layer, expert, rank] or [layer, expert], or None if the value is something else.
+
+    One-dimensional tensors in a list are counts if each has an entry for each expert, and does not list different
+    experts.
+    """
+    if isinstance(value, list | tuple) and value and all(isinstance(row, np.ndarray) for row in value):
+        shapes = {row.shape for row in value}
+        if len(shapes) != 1 or sum(row.size for row in value) > _MOST_NUMBERS:
+            return None
+        (shape,) = shapes
+        is_counts = len(shape) == 2 or (
+            len(shape) == 1
+            and (n_experts is None or shape[0] == n_experts)
+            and any(len(np.unique(row)) < len(row) or row.max(initial=0) >= len(row) for row in value)
+        )
+        if not is_counts:
+            return None
+        value = np.stack(value)
+    if not isinstance(value, np.ndarray) or value.ndim not in (2, 3) or value.dtype.kind not in "iuf":
+        return None
+    if value.size > _MOST_NUMBERS:
+        return None
+    if value.dtype.kind == "f":
+        largest = 2 ** (np.finfo(value.dtype).nmant + 1)
+        with np.errstate(invalid="ignore"):  # NaN fails the comparisons
+            if not ((value >= 0) & (value <= largest) & (value == np.floor(value))).all():
+                return None
+    return np.ascontiguousarray(value, np.int64)
 
 
 def _only_value(value: Any) -> Any:
@@ -121,8 +167,7 @@ def _only_value(value: Any) -> Any:
     useful = {
         str(key): entry
         for key, entry in value.items()
-        if _kept(entry, known) is not None
-        or (isinstance(entry, np.ndarray) and entry.ndim == 3 and entry.dtype.kind in "iu")
+        if _kept(entry, known) is not None or _counts(entry, None) is not None
     }
     if len(useful) > 1:
         names = ", ".join(map(reprlib.repr, list(useful)[:10]))
@@ -181,9 +226,20 @@ def _profile_of_histograms(counts: NDArray[Any], target: _Target) -> RoutingProf
         or not 0 < counts.max() < 2**62
     ):
         raise InputError(f"{target.path}: has numbers that cannot be counts of choices")
-    histograms = np.ascontiguousarray(counts, np.int64)
-    n_tokens = int(histograms[0, :, 0].sum())
-    return _profile(histograms, n_tokens, target.blocks(len(histograms)), None, target)
+    blocks = target.blocks(len(counts))
+    if counts.ndim == 3:
+        return _profile(counts, int(counts[0, :, 0].sum()), blocks, None, target)
+    if target.model is None:
+        raise InputError(
+            f"{target.path}: has counts without ranks, so pass --model: it tells the experts of a token"
+        )
+    top_k = target.model.top_k
+    n_tokens, rest = divmod(int(counts[0].sum()), top_k)
+    if rest:
+        raise InputError(
+            f"{target.path}: has {counts[0].sum()} choices in a layer, which are not {top_k} for each token"
+        )
+    return _profile(counts[:, :, np.newaxis], n_tokens, blocks, top_k, target)
 
 
 def _profile(

@@ -32,7 +32,11 @@ _MOST_PICKLE = 1 << 22
 _MOST_DIMENSIONS = 8
 _LONGEST_NAME = 200
 
+BFLOAT16 = "bfloat16"
+"""Stands for a type that NumPy does not have."""
+
 _DTYPES = {
+    "BFloat16Storage": BFLOAT16,
     "LongStorage": "<i8",
     "IntStorage": "<i4",
     "ShortStorage": "<i2",
@@ -56,6 +60,11 @@ class _Name:
 class _Storage:
     dtype: str
     key: str
+
+
+def from_bfloat16(values: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the upper halves of 32-bit floats as these floats."""
+    return (values.astype(np.uint32) << 16).view(np.float32)
 
 
 def read_torch(path: str | Path) -> Any:
@@ -209,21 +218,21 @@ class _Reader:
         ):
             raise InputError("is damaged: a tensor has an impossible shape")
         data = self._member(f"data/{storage.key}", self._left)
-        dtype = np.dtype(storage.dtype)
+        dtype = np.dtype("<u2" if storage.dtype == BFLOAT16 else storage.dtype)
         values = np.frombuffer(data, dtype, count=len(data) // dtype.itemsize)
         # With a stride of 0, a few bytes are many elements.
         self._left -= len(data) + math.prod(size) * values.itemsize
         if self._left < 0:
             raise InputError(f"holds tensors of more than {MOST_BYTES >> 20} MB")
         if math.prod(size) == 0:
-            return np.empty(size, storage.dtype)
+            return np.empty(size, dtype)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if last >= len(values):
             raise InputError("is damaged: a tensor is larger than its data")
         view = np.lib.stride_tricks.as_strided(
             values[offset:], size, [step * values.itemsize for step in stride], writeable=False
         )
-        return np.array(view)
+        return from_bfloat16(np.array(view)) if storage.dtype == BFLOAT16 else np.array(view)
 
 
 def _collect(make: Callable[[list[Any]], Any]) -> Callable[[_Reader], None]:

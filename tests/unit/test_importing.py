@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +208,89 @@ def test_an_old_file_of_torch_is_refused(tmp_path: Path) -> None:
         import_file(tmp_path / "old.pt")
     with pytest.raises(coe.InputError, match=r"none\.pt"):
         import_file(tmp_path / "none.pt")
+
+
+def safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> Path:
+    """Write a safetensors file by its specification."""
+    names = {"<i8": "I64", "<i4": "I32", "<f4": "F32", "|b1": "BOOL"}
+    header, data = {"__metadata__": {"by": "a test"}}, b""
+    for name, values in tensors.items():
+        end = len(data) + values.nbytes
+        entry = {"dtype": names[values.dtype.str], "shape": list(values.shape), "data_offsets": [len(data), end]}
+        header[name] = entry  # type: ignore[assignment]
+        data += values.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def savez(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> Path:
+    np.savez(path, **tensors)
+    return path
+
+
+COUNTS_OF_DEMO = histograms(6, 32)
+"""Counts of 50 tokens by a model of the demo's shape."""
+
+
+@pytest.mark.parametrize("write", [savez, safetensors])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.float32])
+def test_counts_are_read_from_other_containers_and_types(
+    tmp_path: Path, write: Callable[..., Path], dtype: type
+) -> None:
+    model = coe.MoeModel(demo.MODEL)
+    suffix = {savez: "npz", safetensors: "safetensors"}[write]
+    path = write(tmp_path / f"c.{suffix}", {"counts": COUNTS_OF_DEMO.astype(dtype)})
+    ranked = import_file(path, model=model)
+    assert isinstance(ranked, coe.RoutingProfile)
+    np.testing.assert_array_equal(ranked.histograms, COUNTS_OF_DEMO)
+    of_layers = {str(layer): counts.astype(dtype) for layer, counts in enumerate(COUNTS_OF_DEMO.sum(axis=2))}
+    for tensors in (of_layers, {"counts": np.stack(list(of_layers.values()))}):
+        unranked = import_file(write(tmp_path / f"l.{suffix}", tensors), model=model)
+        assert isinstance(unranked, coe.RoutingProfile)
+        np.testing.assert_array_equal(unranked.counts, COUNTS_OF_DEMO.sum(axis=2))
+        assert unranked.n_tokens == 50
+        assert not unranked.has_ranks
+        with pytest.raises(coe.InputError, match="--model"):
+            import_file(tmp_path / f"l.{suffix}")
+
+
+def test_bfloat16_counts_of_torch_are_read(tmp_path: Path) -> None:
+    halves = (COUNTS_OF_DEMO.astype(np.float32).view(np.uint32) >> 16).astype("<i2")
+    path = torch_save(tmp_path / "c.pt", halves)
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "b.pt", "w") as changed:
+        for name in archive.namelist():
+            changed.writestr(name, archive.read(name).replace(b"ShortStorage", b"BFloat16Storage"))
+    read = import_file(tmp_path / "b.pt", model=coe.MoeModel(demo.MODEL))
+    assert isinstance(read, coe.RoutingProfile)
+    np.testing.assert_array_equal(read.histograms, COUNTS_OF_DEMO)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.npz", b"PK\x03\x04"),
+        ("a.npz", b""),
+        ("a.safetensors", b""),
+        ("a.safetensors", struct.pack("<Q", 2**40) + b"{}"),
+        ("a.safetensors", struct.pack("<Q", 2) + b"[]"),
+        ("a.safetensors", struct.pack("<Q", 58) + b'{"a":{"dtype":"I64","shape":[9,9],"data_offsets":[0,648]}}'),
+        ("a.safetensors", struct.pack("<Q", 57) + b'{"a":{"dtype":"X64","shape":[1,1],"data_offsets":[0,8]}}  '),
+    ],
+)
+def test_bad_files_of_arrays_are_refused(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(coe.InputError, match=name):
+        import_file(tmp_path / name)
+
+
+def test_objects_in_npz_are_not_unpickled(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", counts=np.array([{}], object))
+    with pytest.raises(coe.InputError, match=r"a\.npz"):
+        import_file(tmp_path / "a.npz")
+
+
+def test_fractions_are_no_counts(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", counts=COUNTS_OF_DEMO + 0.5)
+    with pytest.raises(coe.InputError, match="whole"):
+        import_file(tmp_path / "a.npz")

@@ -20,12 +20,12 @@ from coe_native.cli.types import COUNT, FILE
 @force_option
 @json_option
 def command(file: Path, output: Path, model: Path | None, experts: int | None, force: bool, as_json: bool) -> None:
-    """Import counts or a mask from FILE: a .pt of torch.save, or a GGUF of llama-imatrix.
+    """Import counts or a mask from FILE: a .pt, .npz or .safetensors, or a GGUF of llama-imatrix.
 
-    A .pt holds an integer tensor [layer, expert, rank] of counts, a list of one tensor of expert indices for
-    each layer, or a boolean tensor [layer, expert]. Nothing in it is executed, and PyTorch is not needed.
-    Imported profiles have no router weights, and those of llama-imatrix no ranks either: score them with
-    --method rank-weighted or frequency.
+    Tensors are counts [layer, expert, rank] or [layer, expert], a list of one tensor of expert indices for
+    each layer, or a boolean tensor [layer, expert]. Nothing in a file is executed, and PyTorch is not needed.
+    Imported profiles have no router weights: score them with --method rank-weighted or frequency. Those without
+    ranks, such as llama-imatrix's, need frequency.
     """
     from coe_native.files.atomic import check_target
     from coe_native.importers.import_file import import_file
