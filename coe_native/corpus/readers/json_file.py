@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from coe_native.corpus.readers.decoding import Found, NotTextError, decoded
-from coe_native.corpus.readers.json_lines import checked_record, documents_of_lines, parsed
+from coe_native.corpus.readers.decoding import NotTextError, decoded
+from coe_native.corpus.readers.json_lines import parsed, record_of, records_of_lines
 from coe_native.corpus.readers.opening import open_corpus_file
-from coe_native.corpus.readers.records import KNOWN_COLUMNS, Columns, document_of
+from coe_native.corpus.readers.records import KNOWN_COLUMNS, FoundRecord
 from coe_native.errors import InputError
 
 _LISTS = ("data", "rows", "train", "examples", "instances")
@@ -20,17 +20,17 @@ _LISTS = ("data", "rows", "train", "examples", "instances")
 _CHUNK = 1 << 16
 
 
-def read_json_file(path: Path, columns: Columns) -> Iterator[Found]:
-    """Yield the document of each record."""
+def json_file(path: Path, encoding: str | None = None) -> Iterator[FoundRecord]:
+    """Yield each record."""
     with open_corpus_file(path) as file:
         start = file.read(_CHUNK)
     with open_corpus_file(path) as file:
         if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            yield from _documents_of_list(file, columns, path)
+            yield from _records_of_list(file, path, encoding)
         elif _is_whole(start.partition(b"\n")[0]):
-            yield from documents_of_lines(file, columns, path)
+            yield from records_of_lines(file, path, encoding)
         else:
-            yield from _documents_of_object(file, columns, path)
+            yield from _records_of_object(file, path, encoding)
 
 
 def _is_whole(line: bytes) -> bool:
@@ -41,23 +41,25 @@ def _is_whole(line: bytes) -> bool:
         return False
 
 
-def _documents_of_object(file: BinaryIO, columns: Columns, path: Path) -> Iterator[Found]:
+def _records_of_object(file: BinaryIO, path: Path, encoding: str | None) -> Iterator[FoundRecord]:
     try:
-        record = checked_record(parsed(decoded(file.read(), str(path), columns.encoding), str(path)), str(path))
-        listed = next((record[name] for name in _LISTS if isinstance(record.get(name), list)), None)
-        if listed is None or any(name in record for name in columns.texts or KNOWN_COLUMNS):
-            yield document_of(record, columns, str(path))
-            return
+        value = parsed(decoded(file.read(), str(path), encoding), str(path))
     except InputError as error:
         yield error
         return
-    yield from _documents(listed, columns, path)
+    listed = None
+    if isinstance(value, dict) and not any(name in value for name in KNOWN_COLUMNS):
+        listed = next((value[name] for name in _LISTS if isinstance(value.get(name), list)), None)
+    if listed is None:
+        yield record_of(value, str(path))
+    else:
+        yield from _records(listed, path)
 
 
-def _documents_of_list(file: BinaryIO, columns: Columns, path: Path) -> Iterator[Found]:
-    text = io.TextIOWrapper(file, columns.encoding or "utf-8-sig")
+def _records_of_list(file: BinaryIO, path: Path, encoding: str | None) -> Iterator[FoundRecord]:
+    text = io.TextIOWrapper(file, encoding or "utf-8-sig")
     try:
-        yield from _documents(_items(text), columns, path)
+        yield from _records(_items(text), path)
     except UnicodeDecodeError as error:
         yield NotTextError(f"{path}: is not {error.encoding} text")
     except (ValueError, RecursionError) as error:
@@ -66,13 +68,9 @@ def _documents_of_list(file: BinaryIO, columns: Columns, path: Path) -> Iterator
         text.detach()
 
 
-def _documents(values: Any, columns: Columns, path: Path) -> Iterator[Found]:
+def _records(values: Iterable[Any], path: Path) -> Iterator[FoundRecord]:
     for number, value in enumerate(values, 1):
-        place = f"{path}[{number}]"
-        try:
-            yield document_of(checked_record(value, place), columns, place)
-        except InputError as error:
-            yield error
+        yield record_of(value, f"{path}[{number}]")
 
 
 def _items(file: TextIO) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Corpus files as streams of bytes, decompressed where their names say so."""
+"""Corpus files as streams of bytes, decompressed."""
 
 from __future__ import annotations
 
@@ -38,18 +38,30 @@ def _zstandard(file: BinaryIO) -> IO[bytes]:
     return cast(IO[bytes], reader)
 
 
-_DECOMPRESSORS: dict[str, Callable[[BinaryIO], IO[bytes]]] = {
-    ".gz": lambda file: cast(IO[bytes], gzip.GzipFile(fileobj=file)),
-    ".bz2": lambda file: cast(IO[bytes], bz2.BZ2File(file)),
-    ".xz": lambda file: cast(IO[bytes], lzma.LZMAFile(file)),  # noqa: SIM115
-    ".zst": _zstandard,
+_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+
+_DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], IO[bytes]]] = {
+    b"\x1f\x8b\x08": lambda file: cast(IO[bytes], gzip.GzipFile(fileobj=file)),
+    b"BZh": lambda file: cast(IO[bytes], bz2.BZ2File(file)),
+    b"\xfd7zXZ\x00": lambda file: cast(IO[bytes], lzma.LZMAFile(file)),  # noqa: SIM115
+    b"\x28\xb5\x2f\xfd": _zstandard,
 }
+"""By a file's first bytes. Names may be wrong: a browser decompresses some downloads and keeps their names."""
+
+_BZIP2_BLOCK = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
+"""What follows ``BZh`` and a digit: a block, or the end of an empty file. Text can begin with the former alone."""
+
+
+def _decompressor(start: bytes) -> Callable[[BinaryIO], IO[bytes]] | None:
+    if start.startswith(b"BZh") and start[4:10] not in _BZIP2_BLOCK:
+        return None
+    return next((make for magic, make in _DECOMPRESSORS.items() if start.startswith(magic)), None)
 
 
 def inner_suffix(path: Path) -> str:
     """Return the ending that tells a file's format, in lower case: that before a compressor's."""
     name = Path(path.name.lower())
-    return name.with_suffix("").suffix if name.suffix in _DECOMPRESSORS else name.suffix
+    return name.with_suffix("").suffix if name.suffix in _SUFFIXES else name.suffix
 
 
 class _Decompressed(io.RawIOBase):
@@ -79,18 +91,19 @@ class _Decompressed(io.RawIOBase):
 
 @contextlib.contextmanager
 def open_corpus_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file of a corpus, and decompress it.
+    """Open a file of a corpus, and decompress it if it is compressed.
 
     Raises:
         InputError: It is a Git LFS pointer, no regular file, or cannot be decompressed.
         OSError: The system cannot open or read it.
     """
     with open_regular(path) as file:
-        if file.read(len(_LFS)) == _LFS:
+        start = file.read(64)
+        if start.startswith(_LFS):
             raise LfsPointerError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
-        decompressor = _DECOMPRESSORS.get(path.suffix.lower())
+        decompressor = _decompressor(start)
         if decompressor is None:
             yield file
             return

@@ -18,7 +18,7 @@ import json
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from coe_native.corpus.documents import Document, Message
 from coe_native.errors import InputError
@@ -55,6 +55,23 @@ _MOST_NAMED = 20
 """Columns that an error names."""
 
 
+@dataclass(frozen=True)
+class Record:
+    """One record of a structured file.
+
+    Attributes:
+        place: Where it is, such as ``FILE:LINE``, for messages.
+        fields: Its values by column.
+    """
+
+    place: str
+    fields: Mapping[str, Any]
+
+
+FoundRecord: TypeAlias = Record | InputError
+"""What readers of structured files yield: a record, or what is wrong with it."""
+
+
 @dataclass
 class Columns:
     """Which columns of records are read, and which were.
@@ -72,6 +89,11 @@ class Columns:
     encoding: str | None = None
     read: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the column of labels, if there is one."""
+        return () if self.label is None else (self.label,)
 
     def count(self, record: Mapping[str, Any], used: Iterable[str], content: str) -> None:
         """Add a record whose columns `used` were read as `content`."""

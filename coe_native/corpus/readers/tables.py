@@ -1,4 +1,4 @@
-"""Comma- or tab-separated values: each row is one document, named by the columns of the first row."""
+"""Comma- or tab-separated values: each row is one record, named by the columns of the first row."""
 
 from __future__ import annotations
 
@@ -7,32 +7,28 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from coe_native.corpus.readers.decoding import Found, NotTextError
+from coe_native.corpus.readers.decoding import NotTextError
 from coe_native.corpus.readers.opening import open_corpus_file
-from coe_native.corpus.readers.records import Columns, document_of
+from coe_native.corpus.readers.records import FoundRecord, Record
 from coe_native.errors import InputError
 
 _MOST_FIELD = 1 << 26
 """Largest number of characters of a field."""
 
 
-def read_csv(path: Path, columns: Columns, *, delimiter: str = ",") -> Iterator[Found]:
-    """Yield the document of each row."""
+def table(path: Path, encoding: str | None = None, *, delimiter: str = ",") -> Iterator[FoundRecord]:
+    """Yield the record of each row, without its empty fields."""
     csv.field_size_limit(_MOST_FIELD)
     with open_corpus_file(path) as file:
-        text = io.TextIOWrapper(file, columns.encoding or "utf-8-sig", newline="")
+        text = io.TextIOWrapper(file, encoding or "utf-8-sig", newline="")
         rows = csv.DictReader(text, delimiter=delimiter, strict=True)
         try:
             for row in rows:
                 place = f"{path}:{rows.line_num}"
                 if None in row:
                     yield InputError(f"{place}: has more fields than the first line names")
-                    continue
-                record = {str(name): value for name, value in row.items() if value != ""}
-                try:
-                    yield document_of(record, columns, place)
-                except InputError as error:
-                    yield error
+                else:
+                    yield Record(place, {str(name): value for name, value in row.items() if value})
         except UnicodeDecodeError as error:
             yield NotTextError(f"{path}:{rows.line_num + 1}: is not {error.encoding} text")
         except csv.Error as error:
