@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,10 @@ from coe_native.corpus.readers.records import Columns, FoundRecord, Record, docu
 from coe_native.corpus.readers.tables import table
 from coe_native.corpus.readers.text import read_standard_input, read_text
 from coe_native.corpus.readers.token_arrays import read_token_array
-from coe_native.errors import InputError
+from coe_native.errors import InputError, printable
+
+_TRIED = 20
+"""Records of a file in a directory of which one must be a document: otherwise the file is a program's own."""
 
 _MAY_BE_TEXT = (".json", ".csv", ".tsv")
 """Endings of files that are corpora in one directory, and a program's own files in another."""
@@ -56,6 +60,8 @@ def read_corpus(
     Raises:
         InputError: Something cannot be read, or there is no document. Names the file and the line.
     """
+    if str(path) == "" or (isinstance(path, str) and not path):
+        raise InputError("the path of a corpus is empty")
     if encoding is not None:
         _check_encoding(encoding)
     skipped: Counter[str] = Counter()
@@ -91,7 +97,12 @@ def _check_encoding(encoding: str) -> None:
 
 
 def _read_path(path: Path, columns: Columns, rules: DirectoryRules, skipped: Counter[str]) -> Iterator[Found]:
-    if not path.is_dir():
+    try:
+        is_directory = path.is_dir()
+    except OSError as error:  # for example a name that is too long
+        yield InputError(f"{printable(str(path), 100)}: cannot be read: {error.strerror or error}")
+        return
+    if not is_directory:
         yield from _read_file(path, columns)
         return
     for file in files_of(path, rules, skipped):
@@ -163,9 +174,9 @@ def _read_file_of_directory(path: Path, columns: Columns, skipped: Counter[str])
         skipped["not text"] += 1
         return
     found = _read_file(path, columns)
-    if suffix in _MAY_BE_TEXT:
-        trial = Columns(columns.texts, encoding=columns.encoding)
-        if isinstance(next(_read_file(path, trial), None), InputError):
+    if suffix in _MAY_BE_TEXT and not columns.texts:
+        trial = _read_file(path, Columns(encoding=columns.encoding))
+        if not any(isinstance(document, Document) for document in itertools.islice(trial, _TRIED)):
             found = read_text(path, columns.encoding)
     for document in found:
         if isinstance(document, NotTextError) and suffix not in _RECORDS:

@@ -31,24 +31,47 @@ def renderings(messages: Sequence[Message], tools: str) -> Iterator[tuple[list[T
     yield _alternating(_without_system(plain)), []
 
 
-def shows_tools(text: str, turns: Sequence[Turn]) -> bool:
-    """Return whether a rendered text has all calls of tools, and what they returned."""
-    calls = [call["function"]["name"] for turn in turns for call in _calls(turn)]
-    results = [turn["content"].strip() for turn in turns if turn["role"] == "tool"]
-    return all(part in text for part in (*calls, *results))
+def shows_tools(text: str, turns: Sequence[Turn], tools: Sequence[Any]) -> bool:
+    """Return whether a rendered text has all tools, their calls with arguments, and what they returned.
+
+    The turns of the user, who may mention names of tools, are looked for too, so that each is counted once.
+    """
+    names = [tool["function"]["name"] for tool in tools if isinstance(tool, dict) and _is_function(tool)]
+    names += [call["function"]["name"] for turn in turns for call in _calls(turn)]
+    others = "".join(turn["content"] for turn in turns)
+    shown = all(text.count(name) >= names.count(name) + others.count(name) for name in set(names))
+    results = [turn["content"].strip() for turn in turns if turn["role"] not in ("user", "assistant", *_SYSTEM)]
+    arguments = [
+        leaf for turn in turns for call in _calls(turn) for leaf in _leaves(call["function"].get("arguments"))
+    ]
+    return shown and all(part in text for part in (*results, *arguments))
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Yield the texts in the arguments of a call. Those that JSON escapes are left out."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(inner)
+    elif isinstance(value, str) and value.isalnum():
+        yield value
+
+
+def _is_function(call: Turn) -> bool:
+    return isinstance(call.get("function"), dict) and isinstance(call["function"].get("name"), str)
 
 
 def _calls(turn: Turn) -> list[Turn]:
     """Return the calls of a turn that have the usual form."""
-    return [
-        call
-        for call in turn.get("tool_calls", ())
-        if isinstance(call.get("function"), dict) and isinstance(call["function"].get("name"), str)
-    ]
+    return [call for call in turn.get("tool_calls", ()) if _is_function(call)]
 
 
 def _with_parsed_calls(turn: Turn) -> Turn:
     """Return a turn with the arguments of calls as objects. OpenAI's API writes them as JSON text."""
+    if "tool_calls" in turn:  # some datasets have functions in place of calls
+        turn["tool_calls"] = [
+            {"type": "function", "function": call} if "name" in call and "function" not in call else call
+            for call in turn["tool_calls"]
+        ]
     for call in _calls(turn):
         arguments = call["function"].get("arguments")
         if isinstance(arguments, str):

@@ -100,7 +100,7 @@ class ModelText:
             except InputError as error:
                 refused = refused or error
                 continue
-            if shows_tools(text, turns):
+            if shows_tools(text, turns, listed):
                 return text
         reason = refused or "it leaves out calls of tools"
         raise InputError(f"{self._header.path}: its chat template refused a conversation ({reason})") from refused

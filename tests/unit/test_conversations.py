@@ -59,7 +59,7 @@ def test_no_rendering_loses_text_and_the_last_one_alternates(given_messages: lis
 @pytest.mark.parametrize(("text", "expected"), [("add 5", True), ("add", False), ("5", False)])
 def test_a_rendering_must_show_calls_and_results(text: str, expected: bool) -> None:
     turns, _ = next(renderings(ASKED, TOOLS))
-    assert shows_tools(text, turns) == expected
+    assert shows_tools(text, turns, []) == expected
 
 
 def test_digests_tell_conversations_with_other_fields_apart() -> None:

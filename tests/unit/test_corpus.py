@@ -43,6 +43,7 @@ def test_a_directory_is_its_files_in_order(tmp_path: Path) -> None:
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
 CONVERSATION = (Message("user", "hi"), Message("assistant", "yes"))
 CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+NAMELESS = {"type": "function", "function": CALL["function"]}
 
 RECORDS = [
     ({"text": "t", "prompt": "p"}, "t"),
@@ -60,7 +61,26 @@ RECORDS = [
     ({"system_prompt": "s", "question": "q", "response": "r"}, "s\nq\nr"),
     ({"task_id": 1, "prompt": "def f():\n", "canonical_solution": "    return 1\n"}, "def f():\n    return 1\n"),
     ({"text": "Add two numbers.", "code": "def add"}, "Add two numbers.\ndef add"),
-    ({"problem": "p", "solution": "s", "answer": "a"}, "p\na\ns"),
+    ({"problem": "p", "solution": "s", "answer": "a"}, "p\ns\na"),
+    ({"instruction": "i", "input": float("nan"), "output": "o"}, "i\no"),
+    ({"text": "", "messages": [USER, ASSISTANT]}, CONVERSATION),
+    ({"messages": [], "conversations": [USER, ASSISTANT]}, CONVERSATION),
+    ({"messages": [{"from": "human", "content": "", "value": "hi"}]}, CONVERSATION[:1]),
+    ({"messages": [USER], "tools": "[]"}, CONVERSATION[:1]),
+    (
+        {"messages": [{"role": "assistant", "content": "yes", "thinking": "hm"}]},
+        (Message("assistant", "yes", '{"reasoning_content": "hm"}'),),
+    ),
+    (
+        {"messages": [{"role": "assistant", "content": None, "function_call": CALL["function"]}]},
+        (
+            Message(
+                "assistant",
+                "",
+                json.dumps({"tool_calls": [{k: CALL[k] for k in ("type", "function")}]}, sort_keys=True),
+            ),
+        ),
+    ),
     ({"query": "q", "response": "r"}, "q\nr"),
     ({"instruction": "do it", "output": "done", "text": "### do it\n### done"}, "### do it\n### done"),
     ({"text": "q: 5 or 6?", "answer": "5"}, "q: 5 or 6?\n5"),

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,11 @@ def test_columns_that_are_not_read_are_counted(tmp_path: Path) -> None:
         ({"text": 5}, "number"),
         ({"id": 1, "answer": 2.5}, "number"),
         ({"messages": None}, "null"),
-        ({"messages": []}, "list of messages"),
+        ({"messages": [5]}, "list of messages"),
+        ({"role": "user", "content": "alone"}, "conversation"),
+        ({"system": "alone"}, "has no text"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "text": ""}]}]}, "text"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": 5}, "tools"),
         ({"messages": "not json"}, "JSON"),
         ({"messages": [{"content": "x"}]}, "role"),
         ({"messages": [{"role": "user", "content": None}]}, "no content"),
@@ -293,3 +298,58 @@ def test_records_that_cannot_be_read_completely_are_refused(
     read = read_corpus(path, skip_bad=True)
     assert [d.content for d in read.documents] == ["good"]
     assert len(read.bad) == 1
+
+
+@pytest.mark.parametrize("encoding", [None, "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_long_texts_are_read_to_their_end(tmp_path: Path, encoding: str | None) -> None:
+    """Also with a NUL, and where a character lies across a piece that is read."""
+    text = "a\0" + "bü\n" * 60_000
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding or "utf-8"))
+    assert contents(tmp_path / "a.txt", encoding=encoding) == [text]
+
+
+def test_archives_and_compressed_tables_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "inner.txt").write_text("text " * 1000)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "inner.txt", "inner.txt")
+    (tmp_path / "b.parquet.gz").write_bytes(gzip.compress(as_table(RECORDS, pa.ipc.new_file)))
+    for name, said in (("a.tar.gz", "tar"), ("b.parquet.gz", "decompress")):
+        with pytest.raises(InputError, match=said):
+            read_corpus(tmp_path / name)
+
+
+def test_a_file_of_a_directory_is_a_corpus_if_any_of_its_records_is(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path, {"a.json": '[{"text": null}, {"text": "good"}]', "config.json": '{"port": 80}'})
+    with pytest.raises(InputError, match=r"a\.json"):
+        read_corpus(tree)
+    assert contents(tree, skip_bad=True) == ["good", '{"port": 80}']
+
+
+def test_a_saved_conversation_is_one_document(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    (tmp_path / "a.json").write_text(json.dumps(turns))
+    (document,) = read_corpus(tmp_path / "a.json").documents
+    assert len(document.content) == 2
+
+
+def test_columns_that_are_named_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer,answer\n1,2,3\n")
+    with pytest.raises(InputError, match="twice"):
+        read_corpus(tmp_path / "a.csv")
+
+
+def test_long_first_lines_and_single_records_of_json_are_read(tmp_path: Path) -> None:
+    long = [{"text": "x" * 200_000}, {"text": "y"}]
+    (tmp_path / "lines.json").write_bytes(b"\n" + as_lines(long))
+    (tmp_path / "one.json").write_text(json.dumps({"data": RECORDS}))
+    (tmp_path / "wide.csv").write_bytes(as_csv(RECORDS, ",").decode().encode("utf-16"))
+    (tmp_path / "wide.json").write_bytes(json.dumps(RECORDS).encode("utf-16"))
+    assert contents(tmp_path / "lines.json") == [record["text"] for record in long]
+    for name in ("one.json", "wide.csv", "wide.json"):
+        assert contents(tmp_path / name) == CONTENTS
+
+
+def test_empty_and_impossible_paths_are_refused() -> None:
+    for path in ("", "x" * 5000):
+        with pytest.raises(InputError):
+            read_corpus(path)

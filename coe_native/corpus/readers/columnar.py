@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from coe_native.corpus.readers.columnar_helper import ColumnarFile
-from coe_native.corpus.readers.opening import open_corpus_file
+from coe_native.corpus.readers.opening import inner_suffix, open_corpus_file
 from coe_native.corpus.readers.records import KNOWN_COLUMNS, FoundRecord, Record, no_text
 from coe_native.errors import InputError
 
@@ -23,14 +23,19 @@ def columnar(path: Path, named: Sequence[str] = (), also: Sequence[str] = ()) ->
     Raises:
         InputError: pyarrow is not installed.
     """
-    kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
+    kind = "Parquet" if inner_suffix(path) == ".parquet" else "Arrow"
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f"{path}: reading {kind} needs pyarrow: pip install pyarrow")
+    if path.suffix.lower() not in (".parquet", ".arrow"):
+        raise InputError(f"{path}: is compressed as a whole, which {kind} files are inside; decompress it")
     with open_corpus_file(path):
         pass  # refuses pipes, and pointers to files
     with ColumnarFile(path) as file:
         try:
             present, texts = file.column_names()
+            if len(set(present)) < len(present):
+                yield InputError(f"{path}: names a column twice; rename one")
+                return
             known = named or KNOWN_COLUMNS
             if not set(known) & set(present):
                 yield no_text(str(path), named, present)

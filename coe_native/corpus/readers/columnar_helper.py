@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -122,11 +124,13 @@ def _schema_and_batches(path: str, columns: list[str] | None) -> tuple[Any, Iter
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it. Bytes become their number; other types, such as dates, become None."""
+    """Return a value as JSON has it. Dates become texts, bytes their number, and other types None."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     if isinstance(value, bytes):
         return {"bytes": len(value)}
+    if isinstance(value, decimal.Decimal | datetime.date | datetime.time):
+        return str(value)
     return value if isinstance(value, str | int | float) else None

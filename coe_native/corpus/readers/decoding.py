@@ -29,13 +29,16 @@ def decoded(data: bytes, place: str, encoding: str | None = None) -> str:
     Raises:
         NotTextError: They are something else. Names the encoding that they look like.
     """
-    wanted = encoding or ("utf-16" if data.startswith(_UTF_16) else "utf-8-sig")
+    wanted = encoding_of(data, encoding)
     try:
         text = data.decode(wanted)
     except UnicodeDecodeError as error:
         raise NotTextError(f"{place}: {_not_text(data, error, wanted)}") from error
-    if _has_many_nulls(text):
-        raise NotTextError(f"{place}: looks like UTF-16 without a byte order mark; pass --encoding utf-16-le")
+    if _has_many_controls(text):
+        order = "le" if data[1::2].count(0) >= data[::2].count(0) else "be"
+        raise NotTextError(
+            f"{place}: is no text, or UTF-16 without a byte order mark; if so, pass --encoding utf-16-{order}"
+        )
     return text
 
 
@@ -49,9 +52,10 @@ def _not_text(data: bytes, error: UnicodeDecodeError, encoding: str) -> str:
     return f"is not {name} text (byte {error.start}){looks}; name its encoding with --encoding, or leave it out"
 
 
-def _has_many_nulls(text: str) -> bool:
-    """Return whether a text is that of an encoding with two bytes for each character, read as one with one."""
-    return text.count("\0", 0, 1 << 16) * 10 > min(len(text), 1 << 16)
+def _has_many_controls(text: str) -> bool:
+    """Return whether a text may be that of an encoding with two bytes for each character, read as one with one."""
+    start = text[: 1 << 16]
+    return sum(character < " " and character not in "\t\n\r\f\x1b" for character in start) * 20 > len(start)
 
 
 def lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[bytes]:
@@ -61,8 +65,8 @@ def lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[bytes]:
         UnicodeDecodeError: A line is not text in that encoding.
     """
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)  # type: ignore[type-var]
-    wanted = encoding or ("utf-16" if buffered.peek(2)[:2] in _UTF_16 else None)
-    if wanted is None or codecs.lookup(wanted).name in ("utf-8", "utf-8-sig"):
+    wanted = encoding_of(buffered.peek(4)[:4], encoding)
+    if codecs.lookup(wanted).name in ("utf-8", "utf-8-sig"):
         yield from buffered
     else:
         text = io.TextIOWrapper(buffered, wanted, newline="\n")
@@ -73,14 +77,34 @@ def lines(stream: BinaryIO, encoding: str | None = None) -> Iterator[bytes]:
             text.detach()
 
 
-def begins_like_text(start: bytes, encoding: str | None = None) -> bool:
-    """Return whether bytes are text, except that the last character may be incomplete."""
-    wanted = encoding or ("utf-16" if start.startswith(_UTF_16) else "utf-8")
+def encoding_of(start: bytes, encoding: str | None = None) -> str:
+    """Return the encoding of a text by its first bytes, unless one is named."""
+    if encoding is not None:
+        return encoding
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    return "utf-16" if start.startswith(_UTF_16) else "utf-8-sig"
+
+
+def as_text(file: BinaryIO, encoding: str | None = None, newline: str | None = None) -> io.TextIOWrapper:
+    """Return a stream as text, by its first bytes unless an encoding is named. The caller detaches it."""
+    buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)  # type: ignore[type-var]
+    return io.TextIOWrapper(buffered, encoding_of(buffered.peek(4)[:4], encoding), newline=newline)
+
+
+def can_be_decoded(start: bytes, encoding: str | None = None) -> bool:
+    """Return whether bytes can be the beginning of a text, whose last character may be incomplete."""
     try:
-        codecs.getincrementaldecoder(wanted)().decode(start)
+        codecs.getincrementaldecoder(encoding_of(start, encoding))().decode(start)
     except UnicodeDecodeError:
         return False
-    return wanted == "utf-16" or b"\0" not in start
+    return True
+
+
+def begins_like_text(start: bytes, encoding: str | None = None) -> bool:
+    """Return the same, and whether a file that nobody named is more than bytes that happen to be text."""
+    has_wide_characters = codecs.lookup(encoding_of(start, encoding)).name.startswith(("utf-16", "utf-32"))
+    return can_be_decoded(start, encoding) and (has_wide_characters or b"\0" not in start)
 
 
 def found(place: str, content: Callable[[], Any]) -> Found:

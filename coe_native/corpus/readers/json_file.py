@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from coe_native.corpus.readers.decoding import NotTextError, decoded
+from coe_native.corpus.readers.decoding import NotTextError, as_text, decoded, lines
 from coe_native.corpus.readers.json_lines import parsed, record_of, records_of_lines
 from coe_native.corpus.readers.opening import open_corpus_file
-from coe_native.corpus.readers.records import KNOWN_COLUMNS, FoundRecord
+from coe_native.corpus.readers.records import KNOWN_COLUMNS, FoundRecord, Record, is_message
 from coe_native.errors import InputError
 
 _LISTS = ("data", "rows", "train", "examples", "instances")
@@ -23,11 +23,12 @@ _CHUNK = 1 << 16
 def json_file(path: Path, encoding: str | None = None) -> Iterator[FoundRecord]:
     """Yield each record."""
     with open_corpus_file(path) as file:
-        start = file.read(_CHUNK)
+        found = (line for line in lines(file, encoding) if line.strip(b"\xef\xbb\xbf \t\r\n"))
+        first, second = next(found, b""), next(found, b"")
     with open_corpus_file(path) as file:
-        if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
             yield from _records_of_list(file, path, encoding)
-        elif _is_whole(start.partition(b"\n")[0]):
+        elif second and _is_whole(first):
             yield from records_of_lines(file, path, encoding)
         else:
             yield from _records_of_object(file, path, encoding)
@@ -53,74 +54,100 @@ def _records_of_object(file: BinaryIO, path: Path, encoding: str | None) -> Iter
     if listed is None:
         yield record_of(value, str(path))
     else:
-        yield from _records(listed, path)
+        yield from _records(iter(listed), path)
 
 
 def _records_of_list(file: BinaryIO, path: Path, encoding: str | None) -> Iterator[FoundRecord]:
-    text = io.TextIOWrapper(file, encoding or "utf-8-sig")
+    text = as_text(file, encoding)
     try:
         yield from _records(_items(text), path)
     except UnicodeDecodeError as error:
         yield NotTextError(f"{path}: is not {error.encoding} text")
     except (ValueError, RecursionError) as error:
-        yield InputError(f"{path}: is not JSON ({error})")
+        yield InputError(f"{path}: is not JSON ({error}); nothing after it is read")
     finally:
         text.detach()
 
 
-def _records(values: Iterable[Any], path: Path) -> Iterator[FoundRecord]:
+def _records(values: Iterator[Any], path: Path) -> Iterator[FoundRecord]:
     for number, value in enumerate(values, 1):
+        if number == 1 and is_message(value):  # a saved conversation
+            yield Record(str(path), {"messages": [value, *values]})
+            return
         yield record_of(value, f"{path}[{number}]")
 
 
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
 def _items(file: TextIO) -> Iterator[Any]:
-    """Yield the items of a JSON list, of which only one at a time is in memory.
+    """Yield the items of a JSON list, of which only some are in memory at a time.
 
     Raises:
         ValueError: It is not JSON.
     """
-    decoder = json.JSONDecoder()
-    text = file.read(_CHUNK).lstrip()[1:]
-    is_first = True
-    while True:
-        text, ended = _skipped(file, text.lstrip())
-        if ended or text.startswith("]"):
-            if ended or _skipped(file, text[1:].lstrip())[0]:
-                raise ValueError("the list is not complete" if ended else "there is text after the list")
-            return
-        if not is_first:
-            if not text.startswith(","):
-                raise ValueError("items of the list are not separated by commas")
-            text, _ = _skipped(file, text[1:].lstrip())
-        item, text = _item(decoder, file, text)
-        is_first = False
-        yield item
+    buffer = _Buffer(file)
+    buffer.take("[")
+    if buffer.peek() != "]":
+        yield buffer.value()
+        while buffer.peek() == ",":
+            buffer.take(",")
+            yield buffer.value()
+    if buffer.peek() != "]":
+        raise ValueError("items of the list are not separated by commas" if buffer.peek() else _INCOMPLETE)
+    buffer.take("]")
+    if buffer.peek():
+        raise ValueError("there is text after the list")
 
 
-def _skipped(file: TextIO, text: str) -> tuple[str, bool]:
-    """Return text that does not begin with white space, and whether the file has ended without any."""
-    while not text:
-        chunk = file.read(_CHUNK)
-        if not chunk:
-            return "", True
-        text = chunk.lstrip()
-    return text, False
+_INCOMPLETE = "the list is not complete"
 
 
-def _item(decoder: json.JSONDecoder, file: TextIO, text: str) -> tuple[Any, str]:
-    """Return the first JSON value of a text, and what follows; reads on while it is incomplete."""
-    size = _CHUNK
-    while True:
-        try:
-            item, end = decoder.raw_decode(text)
-            if end < len(text):  # a number at the end may go on
-                return item, text[end:]
-        except json.JSONDecodeError as error:
-            complaint = str(error)
-        else:
-            complaint = "the list is not complete"
-        chunk = file.read(size)
-        if not chunk:
-            raise ValueError(complaint)
-        text += chunk
-        size *= 2
+class _Buffer:
+    """The part of a text that has been read, and the position up to which it has been used."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._text = ""
+        self._at = 0
+        self._decoder = json.JSONDecoder()
+
+    def peek(self) -> str:
+        """Return the next character that is not blank; empty: the text has ended."""
+        while True:
+            blanks = _BLANKS.match(self._text, self._at)
+            assert blanks is not None
+            self._at = blanks.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._read(_CHUNK):
+                return ""
+
+    def take(self, character: str) -> None:
+        """Use up the next character, which must be this one."""
+        if self.peek() != character:
+            raise ValueError(_INCOMPLETE)
+        self._at += 1
+
+    def value(self) -> Any:
+        """Return the next JSON value. Reads on while it is incomplete, by twice as much each time."""
+        self.peek()
+        size = _CHUNK
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+                if end < len(self._text) or not self._read(size):  # a number at the end may go on
+                    self._at = end
+                    return value
+            except json.JSONDecodeError as error:
+                # What is wrong far from the end of what was read does not become right.
+                is_cut = error.pos > len(self._text) - 64 or error.msg.startswith("Unterminated")
+                if not is_cut or not self._read(size):
+                    raise ValueError(str(error)) from error
+            size *= 2
+
+    def _read(self, size: int) -> bool:
+        """Forget what has been used, and read more. Returns whether there was more."""
+        chunk = self._file.read(size)
+        self._text, self._at = self._text[self._at :] + chunk, 0
+        return bool(chunk)

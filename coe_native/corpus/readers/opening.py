@@ -113,4 +113,7 @@ def open_corpus_file(path: Path) -> Iterator[BinaryIO]:
             raise InputError(f"{path}: {error}") from error
         with contextlib.closing(stream):
             limited = _Decompressed(path, stream, max(_ALWAYS_ALLOWED, MOST_EXPANSION * size))
-            yield cast(BinaryIO, io.BufferedReader(limited, 1 << 16))
+            buffered = io.BufferedReader(limited, 1 << 16)
+            if buffered.peek(512)[257:262] == b"ustar":
+                raise InputError(f"{path}: is a tar archive; unpack it, and name the directory")
+            yield cast(BinaryIO, buffered)

@@ -28,24 +28,24 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 TOKENS = ("tokens", "input_ids")
 CHOICES = ("options", "choices")
 SYSTEM = ("system", "system_prompt")
-PROMPTS = (*SYSTEM, "instruction", "prompt", "question", "problem", "query", *TEXTS, "input", "context")
+PROMPTS = (
+    *(*SYSTEM, "instruction", "prompt", "question", "problem", "query", *TEXTS, "input", "context"),
+    *("passage", "article", "support", "document"),
+)
 ANSWERS = (
-    "output",
-    "response",
-    "answer",
-    "answers",
-    "completion",
-    "solution",
-    "chosen",
-    "canonical_solution",
-    "code",
+    *("reasoning", "thinking", "rationale", "output", "response", "solution", "answer", "answers", "completion"),
+    *("chosen", "canonical_solution", "code", "summary", "highlights", "best_answer", "correct_answer"),
 )
 _KEYS = ("answerKey", "answer_key", "answer_index", "label")
 """Columns that name the right choice, beside ``answer``."""
 
 KNOWN_COLUMNS = tuple(dict.fromkeys((*PROMPTS, *CONVERSATIONS, *TOKENS, *CHOICES, *ANSWERS, *_KEYS, "tools")))
 
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "function": "tool"}
+_ROLES = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "ai", "model", "function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("function", "observation", "tool_response", "ipython"), "tool"),
+}
 """Names of roles in older datasets. Other roles are kept as they are."""
 
 _KEPT_FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
@@ -167,27 +167,43 @@ def _content(record: Mapping[str, Any], fields: Sequence[str], place: str) -> _R
         read = shape(record, place)
         if read is not None:
             return read
-    empty = next((name for name in (*TEXTS, *CONVERSATIONS, *TOKENS, *PROMPTS, *ANSWERS) if name in record), None)
+    names = (*TEXTS, *CONVERSATIONS, *TOKENS, *PROMPTS, *ANSWERS)
+    empty = next((name for name in names if name in record and record[name] is None), None)
     if empty is None:
         raise no_text(place, (), record)
     raise InputError(f"{place}: {empty!r} is null; --skip-bad leaves such records out")
 
 
 def _present(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    return [name for name in names if record.get(name) is not None]
+    """Return the columns that hold something. Pandas writes NaN for what is missing."""
+    return [name for name in names if record.get(name) is not None and record[name] == record[name]]
 
 
-def _whole_text(record: Mapping[str, Any], _: str) -> _Read | None:
+def is_message(value: Any) -> bool:
+    """Return whether a value is a message of a conversation."""
+    named = (("role", "content"), ("from", "value"))
+    return isinstance(value, Mapping) and any(
+        isinstance(value.get(role), str) and content in value for role, content in named
+    )
+
+
+def _whole_text(record: Mapping[str, Any], place: str) -> _Read | None:
+    if is_message(record):
+        raise InputError(f"{place}: is a message outside of a conversation; put all of them into one `messages`")
     answers = _present(record, ANSWERS)
     for name in TEXTS:
-        if isinstance(record.get(name), str) and (not answers or _is_rendered(record, name, answers)):
-            return (name,), record[name], ""
+        text = record.get(name)
+        if isinstance(text, str) and text and (not answers or _is_rendered(record, name, answers)):
+            return (name,), text, ""
     return None
 
 
 def _named_conversation(record: Mapping[str, Any], place: str) -> _Read | None:
     names = _present(record, CONVERSATIONS)
-    return _conversation(record, names[0], place) if names else None
+    filled = [name for name in names if record[name]]
+    if names and not filled:
+        return names, (), ""
+    return _conversation(record, filled[0], place) if filled else None
 
 
 def _tokens(record: Mapping[str, Any], place: str) -> _Read | None:
@@ -204,7 +220,7 @@ def _chosen_conversation(record: Mapping[str, Any], place: str) -> _Read | None:
 
 def _prompt_and_answer(record: Mapping[str, Any], place: str) -> _Read | None:
     used = _present(record, (*PROMPTS, *ANSWERS))
-    if not used:
+    if not set(used) - set(SYSTEM):
         return None
     if all(type(record[name]) in (int, float) for name in used):
         raise InputError(f"{place}: {used[0]!r} is a number; name a column of text with --field")
@@ -303,11 +319,20 @@ def _conversation(record: Mapping[str, Any], name: str, place: str) -> _Read:
     if system is not None and messages[0].role != "system":
         messages.insert(0, Message("system", record[system]))
         used.append(system)
-    tools = ""
-    if record.get("tools"):
-        tools = json.dumps(_from_json(record["tools"], "tools", place), sort_keys=True)
-        used.append("tools")
+    tools = _tools(record.get("tools"), place)
+    used += ["tools"] if tools else []
     return used, tuple(messages), tools
+
+
+def _tools(given: Any, place: str) -> str:
+    """Return the tools of a conversation as a JSON list; empty: none."""
+    tools = _from_json(given, "tools", place) if given else None
+    tools = [tools] if isinstance(tools, Mapping) else tools
+    if not tools:
+        return ""
+    if not isinstance(tools, list):
+        raise InputError(f"{place}: 'tools' is not a list of tools")
+    return json.dumps([_from_json(tool, "tools", place) for tool in tools], sort_keys=True)
 
 
 def _from_json(value: Any, name: str, place: str) -> Any:
@@ -337,9 +362,17 @@ def _message(turn: Mapping[str, Any], place: str) -> Message:
     role = next((turn[key] for key in ("role", "from") if isinstance(turn.get(key), str)), None)
     if role is None:
         raise InputError(f"{place}: a message has no role (it has {_names(turn)})")
-    content = next((turn[key] for key in ("content", "value") if turn.get(key) is not None), None)
+    contents = [turn[key] for key in ("content", "value", "text") if turn.get(key) is not None]
+    content = next(filter(None, contents), contents[0] if contents else None)
     rest = {key: turn[key] for key in _KEPT_FIELDS if turn.get(key)}
-    calls = rest.get("tool_calls", [])
+    for key in ("reasoning", "thinking"):
+        if turn.get(key):
+            rest.setdefault("reasoning_content", turn[key])
+    if isinstance(turn.get("function_call"), Mapping):  # OpenAI's API before tools
+        rest.setdefault("tool_calls", [{"type": "function", "function": dict(turn["function_call"])}])
+    calls = rest["tool_calls"] = _from_json(rest.get("tool_calls", []), "tool_calls", place)
+    if not calls:
+        del rest["tool_calls"]
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise InputError(f"{place}: 'tool_calls' of a message is not a list of objects")
     odd = [key for key in rest if key != "tool_calls" and not isinstance(rest[key], str)]
@@ -354,11 +387,18 @@ def _message(turn: Mapping[str, Any], place: str) -> Message:
 def _parts(content: Any, place: str) -> str:
     """Return the content of a message: a text, or parts that are texts."""
     given = content if isinstance(content, list) else [] if content is None else [content]
-    parts = [part.get("text") if isinstance(part, Mapping) else part for part in given]
+    parts = [_part(part) for part in given]
     texts = [part for part in parts if isinstance(part, str)]
     if len(texts) < len(parts):
         raise InputError(f"{place}: a message holds something else than text; only text can be profiled")
     return "".join(texts)
+
+
+def _part(part: Any) -> Any:
+    """Return the text of a part; other kinds, such as pictures and calls, have none."""
+    if not isinstance(part, Mapping):
+        return part
+    return part.get("text") if part.get("type", "text") in ("text", "input_text", "output_text") else None
 
 
 _SHAPES = (_whole_text, _named_conversation, _tokens, _multiple_choice, _chosen_conversation, _prompt_and_answer)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from coe_native.corpus.readers.decoding import NotTextError
+from coe_native.corpus.readers.decoding import NotTextError, as_text
 from coe_native.corpus.readers.opening import open_corpus_file
 from coe_native.corpus.readers.records import FoundRecord, Record
 from coe_native.errors import InputError
@@ -20,9 +19,14 @@ def table(path: Path, encoding: str | None = None, *, delimiter: str = ",") -> I
     """Yield the record of each row, without its empty fields."""
     csv.field_size_limit(_MOST_FIELD)
     with open_corpus_file(path) as file:
-        text = io.TextIOWrapper(file, encoding or "utf-8-sig", newline="")
+        text = as_text(file, encoding, newline="")
         rows = csv.DictReader(text, delimiter=delimiter, strict=True)
         try:
+            names = [name.strip() for name in rows.fieldnames or ()]
+            if len(set(names)) < len(names):
+                yield InputError(f"{path}:1: names a column twice; rename one")
+                return
+            rows.fieldnames = names
             for row in rows:
                 place = f"{path}:{rows.line_num}"
                 if None in row:
@@ -32,6 +36,6 @@ def table(path: Path, encoding: str | None = None, *, delimiter: str = ",") -> I
         except UnicodeDecodeError as error:
             yield NotTextError(f"{path}:{rows.line_num + 1}: is not {error.encoding} text")
         except csv.Error as error:
-            yield InputError(f"{path}:{rows.line_num}: is not CSV ({error})")
+            yield InputError(f"{path}:{rows.line_num}: is not CSV ({error}); nothing after it is read")
         finally:
             text.detach()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from coe_native.corpus.readers.decoding import Found, begins_like_text, decoded, found
+from coe_native.corpus.readers.decoding import Found, can_be_decoded, decoded, found
 from coe_native.corpus.readers.opening import open_corpus_file
 
 _STANDARD_INPUT = "standard input"
@@ -17,7 +17,7 @@ def read_text(path: Path, encoding: str | None = None) -> Iterator[Found]:
     with open_corpus_file(path) as file:
         start = file.read(1 << 16)
         # A file of gigabytes that is not text need not be read to its end.
-        rest = file.read() if begins_like_text(start, encoding) else b""
+        rest = file.read() if can_be_decoded(start, encoding) else b""
         yield found(str(path), lambda: decoded(start + rest, str(path), encoding))
 
 
