@@ -358,7 +358,7 @@ def test_ordinary_parquet_files_are_read(tmp_path: Path) -> None:
     )
     assert [document.content for document in read_corpus(tmp_path / "a.parquet").documents] == texts
     with ColumnarFile(tmp_path / "a.parquet") as file:
-        assert next(file.records(["text", "when"])) == {"text": texts[0], "when": None}
+        assert next(file.records(["text", "when"])) == {"text": texts[0], "when": "1970-01-01 00:00:00"}
 
 
 @pytest.fixture
