@@ -213,11 +213,11 @@ void refuse_overlaps(const std::vector<GgufTensor>& tensors) {
 
 // Returns what else a file is, by its first bytes, and what to do.
 std::string other_format(const uint8_t* data, size_t size) {
-    const std::string start(reinterpret_cast<const char*>(data), std::min<size_t>(size, 512));
-    const auto begins_with = [&start](const char* text) { return start.rfind(text, 0) == 0; };
-    if (start.empty()) {
+    if (size == 0) {
         return ": it is empty; download it again";
     }
+    const std::string start(reinterpret_cast<const char*>(data), std::min<size_t>(size, 512));
+    const auto begins_with = [&start](const char* text) { return start.rfind(text, 0) == 0; };
     if (begins_with("version https://git-lfs.github.com/spec/")) {
         return ": it is a Git LFS pointer; run `git lfs pull`";
     }

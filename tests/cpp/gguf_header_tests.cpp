@@ -263,9 +263,10 @@ TEST(gguf_other_files_are_refused) {
         other[i] ^= 0x20;
         CHECK_THROWS(GgufError, "not a GGUF file", read(other, 1 << 20));
     }
-    for (const uint32_t version : {0u, 1u, 4u, 0x03000000u, 0xffffffffu}) {
+    for (const uint32_t version : {0u, 1u, 4u, 0xffffffffu}) {
         refuse(Writer(0, 0, version), "GGUF version " + std::to_string(version));
     }
+    refuse(Writer(0, 0, 0x03000000u), "big-endian");
 }
 
 TEST(gguf_huge_counts_are_refused) {
