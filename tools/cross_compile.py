@@ -3,7 +3,7 @@
 Nothing is run: this finds what does not compile or link there. It needs the packages ziglang, pybind11,
 nlohmann_json and llama-cpp-python, and takes their headers and Python's from the environment that runs it:
 
-    python tools/cross_compile.py
+    python tools/cross_compile.py [TARGET ...]
 """
 
 from __future__ import annotations
@@ -123,4 +123,9 @@ def check(target: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(not all(list(map(check, PYTHON))))
+    chosen = sys.argv[1:] or list(PYTHON)
+    unknown = set(chosen) - set(PYTHON)
+    if unknown:
+        sys.exit(f"unknown targets: {', '.join(sorted(unknown))}; there are {', '.join(PYTHON)}")
+    results = [check(target) for target in chosen]
+    sys.exit(not all(results))
