@@ -57,7 +57,9 @@ def test_its_first_command_works_in_a_fresh_clone_and_prints_the_figures_of_the_
     assert len(list((clone / "coe-demo").glob("*-specialist.gguf"))) == 3
     (block,) = blocks((ROOT / "docs" / "benchmarks" / "quality.md").read_text(encoding="utf-8"))
     (demo,) = block.commands()
-    assert same_output(demo.output, run.stdout.splitlines()), run.stdout
-    lost = [re.findall(r"\+[\d.]+(?=%)", line) for line in run.stdout.splitlines() if "contribution, live" in line]
+    printed = [line.rstrip() for line in run.stdout.splitlines()]
+    table = printed[printed.index(demo.output[0]) :]  # pip's messages come before it
+    assert same_output(demo.output, table), "\n".join(table)
+    lost = [re.findall(r"\+[\d.]+(?=%)", line) for line in table if "contribution, live" in line]
     named = [re.findall(r"\+\d+(?= %)", line) for line in text.splitlines() if re.match(r"\| .* MB \|$", line)]
     assert named == [[f"{float(loss):+.0f}" for loss in losses] for losses in lost]
