@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from coe_native.corpus.readers.columnar import columnar
 from coe_native.corpus.readers.decoding import Found, NotTextError, begins_like_text
 from coe_native.corpus.readers.json_file import json_file
 from coe_native.corpus.readers.json_lines import json_lines
-from coe_native.corpus.readers.opening import LfsPointerError, inner_suffix, open_corpus_file
+from coe_native.corpus.readers.opening import LfsPointerError, MissingPackageError, inner_suffix, open_corpus_file
 from coe_native.corpus.readers.records import Columns, FoundRecord, Record, document_of
 from coe_native.corpus.readers.tables import table
 from coe_native.corpus.readers.text import read_standard_input, read_text
@@ -60,7 +59,7 @@ def read_corpus(
     Raises:
         InputError: Something cannot be read, or there is no document. Names the file and the line.
     """
-    if str(path) == "" or (isinstance(path, str) and not path):
+    if path == "":
         raise InputError("the path of a corpus is empty")
     if encoding is not None:
         _check_encoding(encoding)
@@ -89,11 +88,9 @@ def read_corpus(
 
 def _check_encoding(encoding: str) -> None:
     try:
-        is_text = codecs.lookup(encoding)._is_text_encoding
-    except LookupError as error:
-        raise InputError(f"unknown encoding {encoding!r}; try utf-8, latin-1 or cp1252") from error
-    if not is_text:
-        raise InputError(f"{encoding} is not an encoding of text; try utf-8, latin-1 or cp1252")
+        b"a".decode(encoding, errors="replace")
+    except (LookupError, ValueError) as error:
+        raise InputError(f"{encoding!r} is not an encoding of text; try utf-8, latin-1 or cp1252") from error
 
 
 def _read_path(path: Path, columns: Columns, rules: DirectoryRules, skipped: Counter[str]) -> Iterator[Found]:
@@ -167,8 +164,12 @@ def _read_file_of_directory(path: Path, columns: Columns, skipped: Counter[str])
     except OSError as error:
         yield InputError(f"{path}: cannot be read: {error.strerror or error}")
         return
+    except MissingPackageError as error:
+        yield error
+        return
     except InputError as error:
-        skipped["Git LFS pointer: run `git lfs pull`" if isinstance(error, LfsPointerError) else "damaged"] += 1
+        is_pointer = isinstance(error, LfsPointerError)
+        skipped["Git LFS pointer: run `git lfs pull`" if is_pointer else "archive, or damaged"] += 1
         return
     if suffix not in (".npy", ".parquet", ".arrow") and not begins_like_text(start, columns.encoding):
         skipped["not text"] += 1

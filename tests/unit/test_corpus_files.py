@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -96,9 +97,9 @@ def test_compression_is_told_by_content(suffix: str, tmp_path: Path) -> None:
     """A browser decompresses some downloads and keeps their names; other files are renamed."""
     (tmp_path / "named.jsonl").write_bytes(COMPRESSORS[suffix](as_lines(RECORDS)))
     (tmp_path / f"plain.jsonl{suffix}").write_bytes(as_lines(RECORDS))
-    (tmp_path / "text.txt").write_text("BZh9 is no archive")
+    (tmp_path / "text.txt").write_text("BZh9 as text")
     assert contents(tmp_path / "named.jsonl") == contents(tmp_path / f"plain.jsonl{suffix}") == CONTENTS
-    assert contents(tmp_path / "text.txt") == ["BZh9 is no archive"]
+    assert contents(tmp_path / "text.txt") == ["BZh9 as text"]
 
 
 @pytest.mark.parametrize("suffix", COMPRESSORS)
@@ -352,4 +353,13 @@ def test_long_first_lines_and_single_records_of_json_are_read(tmp_path: Path) ->
 def test_empty_and_impossible_paths_are_refused() -> None:
     for path in ("", "x" * 5000):
         with pytest.raises(InputError):
+            read_corpus(path)
+
+
+def test_a_missing_package_is_named_in_directories_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(as_lines(RECORDS)))
+    (tmp_path / "b.txt").write_text("good")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    for path in (tmp_path, tmp_path / "a.jsonl.zst"):
+        with pytest.raises(InputError, match=r"a\.jsonl\.zst: .*pip install zstandard"):
             read_corpus(path)

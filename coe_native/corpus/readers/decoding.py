@@ -24,7 +24,7 @@ class NotTextError(InputError):
 
 
 def decoded(data: bytes, place: str, encoding: str | None = None) -> str:
-    """Return bytes as text: UTF-8, or UTF-16 with a byte order mark, unless an encoding is named.
+    """Return bytes as text: UTF-8, or UTF-16 or UTF-32 with a byte order mark, unless an encoding is named.
 
     Raises:
         NotTextError: They are something else. Names the encoding that they look like.
@@ -37,7 +37,7 @@ def decoded(data: bytes, place: str, encoding: str | None = None) -> str:
     if _has_many_controls(text):
         order = "le" if data[1::2].count(0) >= data[::2].count(0) else "be"
         raise NotTextError(
-            f"{place}: is no text, or UTF-16 without a byte order mark; if so, pass --encoding utf-16-{order}"
+            f"{place}: is not text; if it is UTF-16 without a byte order mark, pass --encoding utf-16-{order}"
         )
     return text
 
@@ -102,7 +102,7 @@ def can_be_decoded(start: bytes, encoding: str | None = None) -> bool:
 
 
 def begins_like_text(start: bytes, encoding: str | None = None) -> bool:
-    """Return the same, and whether a file that nobody named is more than bytes that happen to be text."""
+    """Return whether bytes can be decoded and have no NUL, which binary files have in their first bytes."""
     has_wide_characters = codecs.lookup(encoding_of(start, encoding)).name.startswith(("utf-16", "utf-32"))
     return can_be_decoded(start, encoding) and (has_wide_characters or b"\0" not in start)
 

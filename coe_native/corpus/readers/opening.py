@@ -25,6 +25,10 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error)
 
 
+class MissingPackageError(InputError):
+    """A file that can be read once a package is installed."""
+
+
 class LfsPointerError(InputError):
     """A small file that stands for a large one."""
 
@@ -33,7 +37,7 @@ def _zstandard(file: BinaryIO) -> IO[bytes]:
     try:
         import zstandard
     except ImportError as error:
-        raise InputError("reading .zst needs zstandard: pip install zstandard") from error
+        raise MissingPackageError("reading .zst needs zstandard: pip install zstandard") from error
     reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(file, read_across_frames=True)
     return cast(IO[bytes], reader)
 
@@ -109,8 +113,8 @@ def open_corpus_file(path: Path) -> Iterator[BinaryIO]:
             return
         try:
             stream = decompressor(file)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+        except MissingPackageError as error:
+            raise MissingPackageError(f"{path}: {error}") from error
         with contextlib.closing(stream):
             limited = _Decompressed(path, stream, max(_ALWAYS_ALLOWED, MOST_EXPANSION * size))
             buffered = io.BufferedReader(limited, 1 << 16)
