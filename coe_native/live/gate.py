@@ -96,12 +96,13 @@ class Gate:
                 await self._refuse(refusal, scope, receive, send)
                 return
             answer = await self._check(body, scope["method"], limits) or self._app
+            known = body
             if limits.translate is not None and answer is self._app and scope["method"] == "POST":
                 try:
-                    body = await anyio.to_thread.run_sync(limits.translate, body)
+                    known = await anyio.to_thread.run_sync(limits.translate, body)
                 except UnsupportedError as error:
                     answer = _error(400, str(error))
-            await answer(_with_length(scope, len(body)), _replayed(body, receive), send)
+            await answer(_with_length(scope, len(known)), _replayed(known, receive), send)
         finally:
             self._n_requests -= 1
             self._n_bytes -= len(body)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import anyio
 import pytest
 
+from coe_native.live.gate import BodyLimits, Gate
 from coe_native.live.openai_requests import UnsupportedError, translated
 
 CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
@@ -52,3 +54,27 @@ def test_requests_are_translated(sent: Any, known: Any) -> None:
 def test_several_choices_are_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match="one choice"):
         translated(b'{"n": 2}')
+
+
+def test_a_translated_body_is_counted_by_what_was_received() -> None:
+    """Otherwise the limit of all bodies in progress would drift with each request."""
+    got: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, _: Any) -> None:
+        got.append((await receive())["body"])
+        assert dict(scope["headers"])[b"content-length"] == b"%d" % len(got[-1])
+
+    body = b'{"max_completion_tokens": 4, "stream_options": {"include_usage": true}}'
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(_: Any) -> None:
+        pass
+
+    gate = Gate(app, api_key=None, hosts=None, limits={"/c": BodyLimits(translate=translated)})
+    headers = [(b"content-length", b"%d" % len(body))]
+    scope = {"type": "http", "method": "POST", "path": "/c", "headers": headers}
+    anyio.run(gate, scope, receive, send)
+    assert [json.loads(sent) for sent in got] == [{"max_tokens": 4}]
+    assert gate._n_bytes == 0
