@@ -1,7 +1,7 @@
 """The public names of coe_native, and where each is defined. ``__init__.py`` reads this list."""
 
 from .corpus.bundles import Shard as Shard
-from .corpus.documents import Corpus as Corpus
+from .corpus.corpora import Corpus as Corpus
 from .corpus.read import read_corpus as read_corpus
 from .errors import CoeError as CoeError
 from .errors import InputError as InputError

@@ -17,7 +17,7 @@ from coe_native.errors import InputError
 from coe_native.routing.scores import DEFAULT_METHOD, METHODS
 
 if TYPE_CHECKING:
-    from coe_native.corpus.documents import Corpus
+    from coe_native.corpus.corpora import Corpus
     from coe_native.llama.options import ModelOptions
     from coe_native.routing.profile import RoutingProfile
 

@@ -16,7 +16,7 @@ from coe_native.errors import printable
 from coe_native.units import gigabytes
 
 if TYPE_CHECKING:
-    from coe_native.corpus.documents import Corpus
+    from coe_native.corpus.corpora import Corpus
     from coe_native.model.header import ModelHeader
 
 

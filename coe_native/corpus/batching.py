@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.corpus.documents import Document, Message
+from coe_native.corpus.long_content import LongText, LongTokens
 from coe_native.errors import InputError
 
 Tokens = NDArray[np.int32]
@@ -22,6 +24,10 @@ class Tokenizer(Protocol):
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> Tokens:
         """Return the tokens of a text."""
+        ...
+
+    def tokenize_long(self, pieces: Iterable[str], *, parse_special: bool = False) -> Iterator[Tokens]:
+        """Yield the tokens of a text that is read in pieces, part by part."""
         ...
 
     def render_chat(self, messages: tuple[Message, ...], tools: str = "", *, reply: bool = False) -> str:
@@ -37,40 +43,65 @@ def tokenize(document: Document, model: Tokenizer) -> Tokens:
     Raises:
         InputError: The model cannot tokenise the document, or an id is outside the vocabulary.
     """
+    return np.concatenate(list(token_parts(document, model)))
+
+
+def token_parts(document: Document, model: Tokenizer) -> Iterator[Tokens]:
+    """Yield a document's tokens in parts, of which a long document has many.
+
+    Raises:
+        InputError: As `tokenize`.
+    """
     content = document.content
     try:
+        if isinstance(content, LongText):
+            yield from model.tokenize_long(content, parse_special=document.parse_special)
+            return
         if isinstance(content, str):
-            return model.tokenize(content, parse_special=document.parse_special)
-        if content and isinstance(content[0], Message):
-            return model.tokenize(model.render_chat(content, document.tools), parse_special=True)
+            yield model.tokenize(content, parse_special=document.parse_special)
+            return
+        if not isinstance(content, LongTokens) and content and isinstance(content[0], Message):
+            yield model.tokenize(model.render_chat(content, document.tools), parse_special=True)
+            return
     except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
         raise InputError(f"{document.place}: holds half of a surrogate pair, which is not valid text") from error
     except InputError as error:
         raise InputError(f"{document.place}: {error}") from error
-    # Compared as Python numbers: an id of 2**40 must not wrap around to a valid one.
-    if min(content) < 0 or max(content) >= model.n_vocab:  # type: ignore[type-var, operator]
-        raise InputError(f"{document.place}: has a token id outside the vocabulary of {model.n_vocab}")
-    return np.array(content, dtype=np.int32)
+    for ids in content if isinstance(content, LongTokens) else (content,):
+        # Compared before they are converted: an id of 2**40 must not wrap around to a valid one.
+        values = np.asarray(ids) if isinstance(ids, np.ndarray) else np.array(ids, dtype=object)
+        if values.min() < 0 or values.max() >= model.n_vocab:
+            raise InputError(f"{document.place}: has a token id outside the vocabulary of {model.n_vocab}")
+        yield values.astype(np.int32)
 
 
-def windows(tokens: Tokens, n_ctx: int, bos: int | None = None) -> Iterator[Tokens]:
+def windows(parts: Iterable[Tokens], n_ctx: int, bos: int | None = None) -> Iterator[Tokens]:
     """Cut a document into windows. Each starts at position 0, and with BOS if the document does.
 
     Args:
-        tokens: The document's tokens.
+        parts: The document's tokens, in parts.
         n_ctx: Tokens of the longest window.
         bos: The BOS token, or None if the model does not expect one.
 
     Yields:
-        Each window, int32 [n_tokens].
+        Each window, int32 [n_tokens]. All but the last have `n_ctx` tokens.
     """
-    if bos is None or n_ctx < 2 or len(tokens) == 0 or tokens[0] != bos:
-        for start in range(0, len(tokens), n_ctx):
-            yield tokens[start : start + n_ctx]
-        return
-    yield tokens[:n_ctx]
-    for start in range(n_ctx, len(tokens), n_ctx - 1):
-        yield np.concatenate([tokens[:1], tokens[start : start + n_ctx - 1]])
+    head: Tokens | None = None
+    rest = np.empty(0, np.int32)
+    n_cut = 0
+    for part in filter(len, parts):
+        rest = np.concatenate([rest, part])
+        if head is None:
+            head = part[:1] if bos is not None and n_ctx >= 2 and part[0] == bos else part[:0]
+            rest = rest[len(head) :]
+        body = n_ctx - len(head)
+        full = len(rest) // body * body
+        for start in range(0, full, body):
+            yield np.concatenate([head, rest[start : start + body]])
+        n_cut += full
+        rest = rest[full:]
+    if head is not None and (len(rest) or n_cut == 0):
+        yield np.concatenate([head, rest])
 
 
 @dataclass(frozen=True)
@@ -116,29 +147,71 @@ def batches(parts: Iterable[Tokens], n_batch: int, n_sequences: int) -> Iterator
         yield _pack(waiting)
 
 
-def packing_order(lengths: Sequence[int], n_batch: int, n_sequences: int) -> list[int]:
-    """Return an order of windows in which `batches` fills its batches well, as indices.
+class _HasLength(Protocol):
+    def __len__(self) -> int: ...
+
+
+Window = TypeVar("Window", bound=_HasLength)
+
+
+def packed(
+    windows: Callable[[], Iterable[Window]], n_ctx: int, n_batch: int, n_sequences: int
+) -> Iterator[list[Window]]:
+    """Pack windows so that batches are well filled, and yield those of each batch.
 
     The longest come first, each in the first batch that has room for it (first-fit decreasing: Johnson,
-    1973).
+    1973). Windows of `n_ctx` tokens are not held in memory, because a long document has many.
 
     Args:
-        lengths: Tokens of each window.
+        windows: Returns the windows. It is called twice where short windows go with those of `n_ctx` tokens.
+        n_ctx: Tokens of the longest window.
         n_batch: Most tokens in a batch.
         n_sequences: Most windows in a batch.
+
+    Yields:
+        Windows that fit in one batch, or one that is longer than a batch.
     """
-    packed: list[list[int]] = []
-    room = np.zeros(len(lengths), np.int64)
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        length = min(lengths[index], n_batch)  # a longer one fills batches of its own
-        fits = np.flatnonzero(room[: len(packed)] >= length)
-        if len(fits) == 0:
-            packed.append([])
-            room[len(packed) - 1] = n_batch
-        at = int(fits[0]) if len(fits) else len(packed) - 1
-        packed[at].append(index)
-        room[at] = room[at] - length if len(packed[at]) < n_sequences else 0
-    return [index for batch in packed for index in batch]
+    each = min(max(n_batch // n_ctx, 1), n_sequences)
+    room_beside = n_batch - each * n_ctx if each < n_sequences else 0
+    short: list[Window] = []
+
+    def long() -> Iterator[Window]:
+        """Yield the longest windows; when they have ended, `short` has the others, the longest first."""
+        for window in windows():
+            if len(window) == n_ctx:
+                yield window
+            elif room_beside <= 0:
+                short.append(window)
+        short.sort(key=len, reverse=True)
+
+    if room_beside > 0:
+        short = sorted((window for window in windows() if len(window) < n_ctx), key=len, reverse=True)
+    remaining = long()
+    while batch := list(itertools.islice(remaining, each)):
+        if len(batch) == each and room_beside <= 0:
+            yield batch
+        else:
+            yield _filled(batch, short, n_batch, n_sequences)
+    while short:
+        yield _filled([], short, n_batch, n_sequences)
+
+
+def _filled(batch: list[Window], short: list[Window], n_batch: int, n_sequences: int) -> list[Window]:
+    """Move the longest windows that fit in a batch from `short`, which is sorted, to it, and return it."""
+    room = n_batch - sum(min(len(window), n_batch) for window in batch)
+    left: list[Window] = []
+    for at, window in enumerate(short):
+        if room == 0 or len(batch) == n_sequences:
+            left += short[at:]
+            break
+        length = min(len(window), n_batch)  # a longer one fills batches of its own
+        if length <= room:
+            batch.append(window)
+            room -= length
+        else:
+            left.append(window)
+    short[:] = left
+    return batch
 
 
 def _pack(parts: list[Tokens]) -> Batch:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from coe_native.corpus.documents import Corpus, Document
+import numpy as np
+
+from coe_native.corpus.corpora import Corpus, StoredDocuments
+from coe_native.corpus.documents import Document
 from coe_native.errors import InputError
 
 MOST_SHARDS = 10_000
@@ -16,6 +22,12 @@ BUNDLE_SIZE = 2**17
 
 SHUFFLED_BUNDLE_SIZE = 2**14
 """The same for documents in random order. Smaller, because within a bundle documents are sorted by length."""
+
+MOST_HELD = 2**25
+"""Characters of stored documents that are in memory while they are run in random order, approximately."""
+
+_Numbered: TypeAlias = tuple[int, Document]
+"""A document with the index of its corpus."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class Bundle:
     last bit.
     """
 
-    documents: tuple[tuple[int, Document], ...]
+    documents: tuple[_Numbered, ...]
 
     @property
     def size(self) -> int:
@@ -55,8 +67,8 @@ class Bundle:
         return sum(document.size for _, document in self.documents)
 
 
-def bundles(corpora: Sequence[Corpus], shard: Shard = WHOLE, *, shuffled: bool = False) -> list[Bundle]:
-    """Return the bundles of one shard of all documents.
+def bundles(corpora: Sequence[Corpus], shard: Shard = WHOLE, *, shuffled: bool = False) -> Iterator[Bundle]:
+    """Yield the bundles of one shard of all documents.
 
     A bundle ends as soon as it has BUNDLE_SIZE characters. Bundles are dealt to the shards in turn.
 
@@ -65,19 +77,45 @@ def bundles(corpora: Sequence[Corpus], shard: Shard = WHOLE, *, shuffled: bool =
         shard: The part of the run.
         shuffled: Shuffle the documents first. The order is the same every time.
     """
-    documents = [(index, document) for index, corpus in enumerate(corpora) for document in corpus.documents]
-    if shuffled:
-        random.Random(0).shuffle(documents)
-    enough = SHUFFLED_BUNDLE_SIZE if shuffled else BUNDLE_SIZE
-    made: list[Bundle] = []
-    waiting: list[tuple[int, Document]] = []
+    documents = _shuffled(corpora) if shuffled else _in_order(corpora)
+    made = _bundled(documents, SHUFFLED_BUNDLE_SIZE if shuffled else BUNDLE_SIZE)
+    yield from itertools.islice(made, shard.index - 1, None, shard.count)
+
+
+def _bundled(documents: Iterable[_Numbered], enough: int) -> Iterator[Bundle]:
+    waiting: list[_Numbered] = []
     size = 0
     for index, document in documents:
         waiting.append((index, document))
         size += document.size
         if size >= enough:
-            made.append(Bundle(tuple(waiting)))
+            yield Bundle(tuple(waiting))
             waiting, size = [], 0
     if waiting:
-        made.append(Bundle(tuple(waiting)))
-    return made[shard.index - 1 :: shard.count]
+        yield Bundle(tuple(waiting))
+
+
+def _in_order(corpora: Sequence[Corpus]) -> Iterator[_Numbered]:
+    return ((index, document) for index, corpus in enumerate(corpora) for document in corpus.documents)
+
+
+def _shuffled(corpora: Sequence[Corpus]) -> Iterator[_Numbered]:
+    """Yield all documents in random order.
+
+    Stored documents are read several times: each time, those that come next are held in memory.
+    """
+    n_documents = sum(len(corpus.documents) for corpus in corpora)
+    order = array("q", range(n_documents))
+    random.Random(0).shuffle(order)
+    place = np.empty(n_documents, np.int64)
+    place[np.asarray(order)] = np.arange(n_documents)
+    n_held = n_documents
+    if any(isinstance(corpus.documents, StoredDocuments) for corpus in corpora):
+        n_held = MOST_HELD * n_documents // sum(corpus.size for corpus in corpora) + 1
+    for first in range(0, n_documents, n_held):
+        held = {
+            int(place[number]): document
+            for number, document in enumerate(_in_order(corpora))
+            if first <= place[number] < first + n_held
+        }
+        yield from (held.pop(at) for at in sorted(held))

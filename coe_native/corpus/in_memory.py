@@ -6,7 +6,8 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from coe_native.corpus.documents import Corpus, Document, Message
+from coe_native.corpus.corpora import Corpus
+from coe_native.corpus.documents import Document, Message
 from coe_native.corpus.readers.records import messages_of
 from coe_native.errors import InputError
 

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
+from coe_native.corpus.corpora import Corpus
 from coe_native.corpus.directories import DirectoryRules, files_of
-from coe_native.corpus.documents import Corpus, Document
+from coe_native.corpus.documents import Document
 from coe_native.corpus.readers.columnar import columnar
 from coe_native.corpus.readers.decoding import Found, NotTextError, begins_like_text
 from coe_native.corpus.readers.json_file import json_file
@@ -19,6 +21,7 @@ from coe_native.corpus.readers.records import Columns, FoundRecord, Record, docu
 from coe_native.corpus.readers.tables import table
 from coe_native.corpus.readers.text import read_standard_input, read_text
 from coe_native.corpus.readers.token_arrays import read_token_array
+from coe_native.corpus.readings import FileReadings, Readout
 from coe_native.errors import InputError, printable
 
 _TRIED = 20
@@ -63,27 +66,45 @@ def read_corpus(
         raise InputError("the path of a corpus is empty")
     if encoding is not None:
         _check_encoding(encoding)
+    named = (field,) if isinstance(field, str) else tuple(field or ())
+    columns = Columns(named, label, encoding)
     skipped: Counter[str] = Counter()
-    documents: list[Document] = []
+    readout = Readout()
     bad: list[str] = []
-    columns = Columns((field,) if isinstance(field, str) else tuple(field or ()), label, encoding)
-    rules = DirectoryRules(tuple(exclude), include_ignored)
-    found = read_standard_input(encoding) if str(path) == "-" else _read_path(Path(path), columns, rules, skipped)
-    for document in found:
-        if isinstance(document, Document):
-            documents.append(document)
-        elif skip_bad:
-            bad.append(str(document))
-        else:
-            raise document
-    documents = [replace(document, parse_special=parse_special) for document in documents if document.content]
-    if not documents:
+    files = FileReadings(())
+    reader: _Reader = _read_file
+    if str(path) == "-":
+        first = read_standard_input(encoding)
+    else:
+        files, reader = _files_and_reader(Path(path), DirectoryRules(tuple(exclude), include_ignored), skipped)
+        first = files.first(lambda file: reader(file, columns, skipped))
+    for found in first:
+        if not isinstance(found, Document):
+            if not skip_bad:
+                raise found
+            bad.append(str(found))
+        elif found.content:
+            readout.add(replace(found, parse_special=parse_special))
+    if readout.count == 0:
         reasons = ", ".join(f"{number} ({reason})" for reason, number in skipped.items())
         why = f"; skipped {reasons}" if reasons else ""
         raise InputError(bad[0] if bad else f"{path}: holds no text{why}")
+
+    def again() -> Iterator[Document]:
+        uncounted = Columns(named, label, encoding)
+        for document in files.again(lambda file: reader(file, uncounted, Counter())):
+            if document.content:
+                yield replace(document, parse_special=parse_special)
+
     total = sum(columns.read.values()) + sum(columns.ignored.values())
-    ignored = tuple((name, length / total) for name, length in columns.ignored.items())
-    return Corpus(str(path), tuple(documents), tuple(skipped.items()), tuple(bad), tuple(columns.read), ignored)
+    return Corpus(
+        name=str(path),
+        documents=readout.documents(again),
+        skipped=tuple(skipped.items()),
+        bad=tuple(bad),
+        columns_read=tuple(columns.read),
+        columns_ignored=tuple((name, length / total) for name, length in columns.ignored.items()),
+    )
 
 
 def _check_encoding(encoding: str) -> None:
@@ -93,20 +114,21 @@ def _check_encoding(encoding: str) -> None:
         raise InputError(f"{encoding!r} is not an encoding of text; try utf-8, latin-1 or cp1252") from error
 
 
-def _read_path(path: Path, columns: Columns, rules: DirectoryRules, skipped: Counter[str]) -> Iterator[Found]:
+_Reader: TypeAlias = Callable[[Path, Columns, Counter[str]], Iterator[Found]]
+"""Yields what is in a file, and counts why it is skipped."""
+
+
+def _files_and_reader(path: Path, rules: DirectoryRules, skipped: Counter[str]) -> tuple[FileReadings, _Reader]:
     try:
         is_directory = path.is_dir()
     except OSError as error:  # for example a name that is too long
-        yield InputError(f"{printable(str(path), 100)}: cannot be read: {error.strerror or error}")
-        return
-    if not is_directory:
-        yield from _read_file(path, columns)
-        return
-    for file in files_of(path, rules, skipped):
-        yield from _read_file_of_directory(file, columns, skipped)
+        raise InputError(f"{printable(str(path), 100)}: cannot be read: {error.strerror or error}") from error
+    if is_directory:
+        return FileReadings(list(files_of(path, rules, skipped))), _read_file_of_directory
+    return FileReadings([path]), _read_file
 
 
-def _read_file(path: Path, columns: Columns) -> Iterator[Found]:
+def _read_file(path: Path, columns: Columns, _: Counter[str]) -> Iterator[Found]:
     """Yield a file's documents, and errors of the system and of the file as a whole."""
     try:
         yield from _reader(path, columns)
@@ -174,9 +196,9 @@ def _read_file_of_directory(path: Path, columns: Columns, skipped: Counter[str])
     if suffix not in (".npy", ".parquet", ".arrow") and not begins_like_text(start, columns.encoding):
         skipped["not text"] += 1
         return
-    found = _read_file(path, columns)
+    found = _read_file(path, columns, skipped)
     if suffix in _MAY_BE_TEXT and not columns.texts:
-        trial = _read_file(path, Columns(encoding=columns.encoding))
+        trial = _read_file(path, Columns(encoding=columns.encoding), skipped)
         if not any(isinstance(document, Document) for document in itertools.islice(trial, _TRIED)):
             found = read_text(path, columns.encoding)
     for document in found:

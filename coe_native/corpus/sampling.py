@@ -1,149 +1,21 @@
-"""Count what a corpus contains, and draw smaller ones from it: by strata, without duplicates."""
+"""Draw smaller corpora at random: by strata, without duplicates."""
 
 from __future__ import annotations
 
 import json
 import random
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from coe_native.corpus.batching import Tokenizer, tokenize
-from coe_native.corpus.documents import Corpus, Document, Message
+from coe_native.corpus.corpora import Corpus
+from coe_native.corpus.documents import Document, Message
+from coe_native.corpus.long_content import LongText, LongTokens
+from coe_native.corpus.near_duplicates import MOST_COMPARED, near_duplicates
 from coe_native.errors import InputError
 
-SHINGLE = 5
-"""Words in a shingle. More would let one changed word change most shingles; fewer would make shingles common."""
-
-Shingles = frozenset[str]
-
-
-def text_of(document: Document) -> str:
-    """Return a document as text. Messages and token ids have a line each."""
-    content = document.content
-    if isinstance(content, str):
-        return content
-    return "\n".join(part.content if isinstance(part, Message) else str(part) for part in content)
-
-
-def shingles(text: str) -> Shingles:
-    """Return all runs of SHINGLE words of a text, in lower case; a shorter text is one run.
-
-    In a text with few words, each character counts as a word.
-    """
-    words = re.findall(r"\w+", text.lower())
-    if len(text) > 12 * len(words):  # symbols, or a language without spaces between words
-        words = [character for character in text.lower() if not character.isspace()]
-    return frozenset(" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1)))
-
-
-def jaccard(first: Shingles, second: Shingles) -> float:
-    """Return the Jaccard index of two texts: the shingles that they share, by the shingles of either."""
-    return len(first & second) / len(first | second)
-
-
-def near_duplicates(documents: Sequence[Document], threshold: float) -> list[int | None]:
-    """Find near duplicates.
-
-    Candidates are found by MinHash (Broder, 1997), which misses few, and are then checked exactly.
-
-    Args:
-        documents: The documents.
-        threshold: The Jaccard index of their shingles from which documents count as near duplicates. With 1,
-            only documents with the same words do.
-
-    Returns:
-        For each document the index of an earlier one that it duplicates, and that is not a duplicate itself;
-        None if there is none.
-
-    Raises:
-        InputError: The threshold is out of range.
-    """
-    import datasketch
-
-    if not 0 < threshold <= 1:
-        raise InputError(f"the threshold of near duplicates must be above 0 and at most 1, not {threshold}")
-    # A little lower, because the index only estimates how similar documents are.
-    index = datasketch.MinHashLSH(threshold=min(max(threshold - 0.1, 0.05), 0.95), num_perm=128)
-    kept: dict[int, Shingles] = {}
-    found: list[int | None] = []
-    for number, document in enumerate(documents):
-        own = shingles(text_of(document))
-        sketch = datasketch.MinHash(num_perm=128, seed=1)
-        sketch.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in own])
-        twin = next((i for i in sorted(index.query(sketch)) if jaccard(kept[i], own) >= threshold), None)
-        found.append(twin)
-        if twin is None:
-            kept[number] = own
-            index.insert(number, sketch)
-    return found
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What one corpus, or one stratum of it, contains.
-
-    Attributes:
-        name: Its name.
-        documents: Number of documents.
-        characters: Number of characters.
-        tokens: Number of tokens; None without a tokenizer.
-        duplicates: Documents that equal an earlier one.
-        near_duplicates: Other documents that nearly equal an earlier one.
-        with_special: Texts that hold special tokens of the tokenizer, which are read as ordinary characters; None
-            without a tokenizer.
-    """
-
-    name: str
-    documents: int
-    characters: int
-    tokens: int | None
-    duplicates: int
-    near_duplicates: int
-    with_special: int | None = None
-
-
-def stats(corpora: Sequence[Corpus], model: Tokenizer | None = None, *, threshold: float = 0.8) -> list[Stats]:
-    """Count what each corpus contains, or each stratum if documents have labels.
-
-    Args:
-        corpora: The corpora. Duplicates are found across all of them.
-        model: A tokenizer; None: tokens are not counted.
-        threshold: The Jaccard index from which documents count as near duplicates.
-
-    Raises:
-        InputError: The threshold is out of range, or a document cannot be tokenised.
-    """
-    named = [(document.label or corpus.name, document) for corpus in corpora for document in corpus.documents]
-    twins = near_duplicates([document for _, document in named], threshold)
-    seen: set[str] = set()
-    counts: dict[str, Counter[str]] = {}
-    for (name, document), twin in zip(named, twins, strict=True):
-        text = text_of(document)
-        of_source = counts.setdefault(name, Counter())
-        of_source["documents"] += 1
-        of_source["characters"] += len(text)
-        if model is not None:
-            n_tokens = len(tokenize(document, model))
-            of_source["tokens"] += n_tokens
-            of_source["with_special"] += n_tokens != len(tokenize(replace(document, parse_special=True), model))
-        of_source["duplicates"] += text in seen
-        of_source["near_duplicates"] += text not in seen and twin is not None
-        seen.add(text)
-    return [
-        Stats(
-            name=name,
-            documents=of_source["documents"],
-            characters=of_source["characters"],
-            tokens=None if model is None else of_source["tokens"],
-            duplicates=of_source["duplicates"],
-            near_duplicates=of_source["near_duplicates"],
-            with_special=None if model is None else of_source["with_special"],
-        )
-        for name, of_source in counts.items()
-    ]
+MOST_CHARACTERS = 1 << 26
+"""Characters, approximately, of the documents among which near duplicates are looked for."""
 
 
 def sample(
@@ -155,6 +27,9 @@ def sample(
     threshold: float | None = 0.8,
 ) -> list[Document]:
     """Draw documents at random from each stratum: those with one label or, without labels, of one corpus.
+
+    Where near duplicates are left out, they are looked for among at most MOST_COMPARED documents and
+    MOST_CHARACTERS characters, which are drawn at random first.
 
     Args:
         corpora: The corpora.
@@ -172,29 +47,48 @@ def sample(
     """
     if size is None and cap is None:
         raise InputError("give the number of documents: --size in all, or --cap for each stratum")
-    strata: dict[str, list[tuple[int, Document]]] = {}
-    number = 0
-    for corpus in corpora:
-        for document in corpus.documents:
-            strata.setdefault(document.label or corpus.name, []).append((number, document))
-            number += 1
+    strata: dict[str, array[int]] = {}
+    for number, (name, _) in enumerate(_named(corpora)):
+        strata.setdefault(name, array("q")).append(number)
     generator = random.Random(seed)
-    for documents in strata.values():
-        generator.shuffle(documents)
+    for numbers in strata.values():
+        generator.shuffle(numbers)
     if threshold is not None:
-        strata = _without_twins(strata, threshold)
-    available = {name: len(documents) for name, documents in strata.items()}
+        strata = _without_twins(corpora, strata, threshold)
+    available = {name: len(numbers) for name, numbers in strata.items()}
     most = available if cap is None else {name: min(n, cap) for name, n in available.items()}
     wanted = most if size is None else _shared_out(size, available, most)
-    return [document for name, of_name in strata.items() for _, document in sorted(of_name[: wanted[name]])]
+    drawn = {name: sorted(numbers[: wanted[name]]) for name, numbers in strata.items()}
+    documents = _documents(corpora, drawn)
+    return [documents[number] for numbers in drawn.values() for number in numbers]
+
+
+def _named(corpora: Sequence[Corpus]) -> Iterator[tuple[str, Document]]:
+    """Yield all documents with their strata."""
+    return ((document.label or corpus.name, document) for corpus in corpora for document in corpus.documents)
+
+
+def _documents(corpora: Sequence[Corpus], drawn: Mapping[str, Sequence[int]]) -> dict[int, Document]:
+    """Return some documents by their numbers."""
+    numbers = frozenset(number for of_stratum in drawn.values() for number in of_stratum)
+    return {number: document for number, (_, document) in enumerate(_named(corpora)) if number in numbers}
 
 
 def _without_twins(
-    strata: dict[str, list[tuple[int, Document]]], threshold: float
-) -> dict[str, list[tuple[int, Document]]]:
-    everything = [pair for documents in strata.values() for pair in documents]
-    twins = iter(near_duplicates([document for _, document in everything], threshold))
-    return {name: [pair for pair in documents if next(twins) is None] for name, documents in strata.items()}
+    corpora: Sequence[Corpus], strata: dict[str, array[int]], threshold: float
+) -> dict[str, array[int]]:
+    sizes = {name: len(numbers) for name, numbers in strata.items()}
+    n_documents = sum(sizes.values())
+    most = min(MOST_COMPARED, MOST_CHARACTERS * n_documents // sum(corpus.size for corpus in corpora) + 1)
+    shares = _shared_out(most, sizes, sizes)
+    compared = {name: numbers[: shares[name]] for name, numbers in strata.items()}
+    documents = _documents(corpora, compared)
+    in_order = [documents[number] for numbers in compared.values() for number in numbers]
+    twins = iter(near_duplicates(in_order, threshold))
+    return {
+        name: array("q", [number for number in numbers if next(twins) is None])
+        for name, numbers in compared.items()
+    }
 
 
 def _shared_out(size: int, sizes: dict[str, int], most: dict[str, int]) -> dict[str, int]:
@@ -230,8 +124,10 @@ def lines(documents: Sequence[Document], column: str | None) -> Iterator[bytes]:
     for document in documents:
         content = document.content
         record: dict[str, Any]
-        if isinstance(content, str):
-            record = {"text": content}
+        if isinstance(content, str | LongText):
+            record = {"text": content if isinstance(content, str) else "".join(content)}
+        elif isinstance(content, LongTokens):
+            record = {"tokens": [token for piece in content for token in piece.tolist()]}
         elif content and isinstance(content[0], Message):
             turns = [part for part in content if isinstance(part, Message)]
             record = {"messages": [turn.as_turn() for turn in turns]}

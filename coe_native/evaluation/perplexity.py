@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.corpus.batching import Tokens, tokenize
-from coe_native.corpus.documents import Corpus
+from coe_native.corpus.corpora import Corpus
 from coe_native.errors import CoeError, InputError
 from coe_native.llama.loaded_model import LoadedModel
 from coe_native.llama.predictions import Comparison, compare, distributions, log_probabilities

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from coe_native.corpus.documents import Corpus
+from coe_native.corpus.corpora import Corpus
 from coe_native.errors import InputError
 from coe_native.evaluation.perplexity import Evaluation, count_tokens, evaluate_masks
 from coe_native.files import typed_json

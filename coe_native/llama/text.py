@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from coe_native.llama.chat import ChatTemplate
 from coe_native.llama.conversations import renderings, shows_tools
 from coe_native.llama.deep_stack import with_stack_for
 from coe_native.llama.errors import naming
+from coe_native.llama.long_texts import tokenize_in_chunks
 from coe_native.llama.thinking import open_block
 from coe_native.model.header import ModelHeader
 
@@ -45,6 +46,21 @@ class ModelText:
         Raises:
             InputError: The model has no tokenizer, or its tokenizer refuses the text.
         """
+        return np.concatenate(list(self._with_ends([self._tokens(text, parse_special)])))
+
+    def tokenize_long(self, pieces: Iterable[str], *, parse_special: bool = False) -> Iterator[Tokens]:
+        """Yield the tokens of a text that is read in pieces, part by part. Together they are those of `tokenize`.
+
+        Args:
+            pieces: The text.
+            parse_special: Whether special tokens are parsed out of the text.
+
+        Raises:
+            InputError: As `tokenize`.
+        """
+        yield from self._with_ends(tokenize_in_chunks(pieces, lambda text: self._tokens(text, parse_special)))
+
+    def _tokens(self, text: str, parse_special: bool) -> Tokens:
         session = self._session
         if not session.has_tokenizer:
             raise InputError(
@@ -52,12 +68,18 @@ class ModelText:
             )
         data = text.encode("utf-8")
         with naming(self._header.path):
-            tokens = with_stack_for(data, lambda: session.tokenize(data, parse_special))
-        bos, eos = session.bos_token, session.eos_token
-        # A chat template may have written BOS already.
-        head = [bos] if bos >= 0 and (len(tokens) == 0 or tokens[0] != bos) else []
-        tail = [eos] if eos >= 0 else []
-        return np.concatenate([np.array(head, np.int32), tokens, np.array(tail, np.int32)])
+            return with_stack_for(data, lambda: session.tokenize(data, parse_special))
+
+    def _with_ends(self, parts: Iterable[Tokens]) -> Iterator[Tokens]:
+        """Yield the tokens of a text with BOS and EOS, if the model expects them."""
+        bos, eos = self._session.bos_token, self._session.eos_token
+        for number, part in enumerate(parts):
+            # A chat template may have written BOS already.
+            if number == 0 and bos >= 0 and (len(part) == 0 or part[0] != bos):
+                yield np.array([bos], np.int32)
+            yield part
+        if eos >= 0:
+            yield np.array([eos], np.int32)
 
     @property
     def bos_token(self) -> int | None:

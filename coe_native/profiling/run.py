@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from coe_native.corpus.batching import Batch, batches
 from coe_native.corpus.bundles import WHOLE, Shard, bundles
-from coe_native.corpus.documents import Corpus
+from coe_native.corpus.corpora import Corpus
 from coe_native.corpus.in_memory import Given, corpus_of
 from coe_native.errors import InputError
 from coe_native.llama.loaded_model import LoadedModel
@@ -119,15 +119,19 @@ def profile_corpora(
     """
     counted = parse_stats(stats)
     check_options(shard, counted, until)
-    work = bundles(corpora, shard, shuffled=until is not None)
-    tally = Tally(model, corpora, shard, counted, len(work))
+    tally = Tally(model, corpora, shard, counted)
     start = Position() if checkpoint is None else tally.resume(checkpoint, until)
-    cutter = Cutter(model, work[start.bundle :], skip_bad)
+    cutter = Cutter(
+        model,
+        lambda: bundles(corpora, shard, shuffled=until is not None),
+        first=start.bundle,
+        size=sum(corpus.size for corpus in corpora) // shard.count,
+        skip_bad=skip_bad,
+    )
     with _watching(model, counted), _saving_on_error(checkpoint, tally, start, until):
         tally.note(start)
-        with contextlib.closing(cutter.windows()) as cut:
-            steps = _steps(model, cut, start, cutter.skip, checkpoint)
-            _run(model, steps, tally, cutter, checkpoint, until, progress, Position(len(work)))
+        with contextlib.closing(_steps(model, cutter, start, checkpoint)) as steps:
+            _run(model, steps, tally, cutter, checkpoint, until, progress)
     total = tally.profile()
     if total.n_tokens == 0 and shard.count == 1:
         raise InputError("the corpus has no tokens; give files with text in them")
@@ -159,37 +163,40 @@ class _Step:
 
 
 def _steps(
-    model: LoadedModel,
-    cut: Iterable[Sequence[Window]],
-    start: Position,
-    skip: Callable[[Batch], None],
-    checkpoint: Checkpoint | None,
-) -> Iterator[_Step]:
+    model: LoadedModel, cutter: Cutter, start: Position, checkpoint: Checkpoint | None
+) -> Generator[_Step, None, None]:
     """Yield the batches from `start` on.
 
     Args:
         model: Tells how large batches are.
-        cut: The windows of each bundle, from the first one that is to be run.
+        cutter: Cuts the bundles, from the first one that is to be run.
         start: Where to begin.
-        skip: Called with each batch of the first bundle that was run before.
         checkpoint: Where `start` comes from.
 
     Raises:
-        InputError: The first bundle has no batch at `start`.
+        InputError: There is no batch at `start`, nor does a bundle end before it.
     """
-    for bundle, windows in enumerate(cut, start.bundle):
-        of_bundle = list(batches((window.tokens for window in windows), model.n_batch, model.n_sequences))
-        first = start.batch if bundle == start.bundle else 0
-        if checkpoint is not None and 0 < first >= len(of_bundle):
-            raise checkpoint.past_the_end()
-        at = 0
-        for number, batch in enumerate(of_bundle):
-            begun = windows[at : at + batch.n_begun]
-            at += batch.n_begun
-            if number < first:
-                skip(batch)
-            else:
-                yield _Step(Position(bundle, number), begun, batch)
+    position = Position(start.bundle)
+    with contextlib.closing(cutter.batches()) as cut:
+        for bundle, windows in cut:
+            if bundle != position.bundle:
+                _check_reached(position, start, checkpoint)
+                position = Position(bundle)
+            for batch in batches((window.tokens for window in windows), model.n_batch, model.n_sequences):
+                if position < start:
+                    cutter.skip(batch)
+                else:
+                    yield _Step(position, windows if batch.n_begun else (), batch)
+                position = Position(bundle, position.batch + 1)
+    _check_reached(position, start, checkpoint)
+    if checkpoint is not None and start > Position(cutter.n_bundles):
+        raise checkpoint.past_the_end()
+
+
+def _check_reached(position: Position, start: Position, checkpoint: Checkpoint | None) -> None:
+    """Check that the bundle of `start`, which ends at `position`, has a batch there."""
+    if checkpoint is not None and position.bundle == start.bundle and 0 < start.batch >= position.batch:
+        raise checkpoint.past_the_end()
 
 
 def _run(
@@ -200,7 +207,6 @@ def _run(
     checkpoint: Checkpoint | None,
     until: Stability | None,
     progress: Callable[[Progress], None],
-    end: Position,
 ) -> None:
     """Run all batches, or as many as it takes until the mask is stable."""
     started, n_tokens = time.monotonic(), 0
@@ -216,7 +222,7 @@ def _run(
         n_tokens += len(step.batch.tokens)
         cutter.check()
         progress(Progress(n_tokens, cutter.n_tokens, time.monotonic() - started))
-    tally.note(end)
+    tally.note(Position(cutter.n_bundles))
 
 
 def _is_stable(until: Stability, tally: Tally) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from coe_native.corpus.bundles import Shard
-from coe_native.corpus.documents import Corpus
+from coe_native.corpus.corpora import Corpus
 from coe_native.llama.loaded_model import LoadedModel, RouterCounts
 from coe_native.masks.stability import Stability
 from coe_native.profiling.checkpoint import Checkpoint, Position, RunKey
@@ -20,14 +20,11 @@ from coe_native.routing.stats import Stats
 class Tally:
     """The counts of a run as of its last `note`, which belong to one position whatever happens after it."""
 
-    def __init__(
-        self, model: LoadedModel, corpora: Sequence[Corpus], shard: Shard, stats: Stats, n_bundles: int
-    ) -> None:
+    def __init__(self, model: LoadedModel, corpora: Sequence[Corpus], shard: Shard, stats: Stats) -> None:
         self._model = model
         self._corpora = corpora
         self._shard = shard
         self._stats = stats
-        self._n_bundles = n_bundles
         digests = [corpus.sha256 for corpus in corpora]
         self._digest = _digest_of(digests)
         self._records = [
@@ -57,8 +54,7 @@ class Tally:
             until,
         )
         if self._before is not None:
-            is_past_the_end = position > Position(self._n_bundles)
-            if is_past_the_end or len(self._before.corpora) != len(self._records):
+            if len(self._before.corpora) != len(self._records):
                 raise checkpoint.past_the_end()
             # The digests are this version's, though a checkpoint of version 0.1.0 has others.
             self._records = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe_native.corpus.documents import Corpus
+from coe_native.corpus.corpora import Corpus
 from coe_native.corpus.read import read_corpus
 from coe_native.errors import InputError
 from coe_native.evaluation.perplexity import Evaluation

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from coe_native.corpus.documents import Corpus
+from coe_native.corpus.corpora import Corpus
 from coe_native.errors import CoeError, InputError
 from coe_native.evaluation.perplexity import Evaluation, check_text, evaluate
 from coe_native.files.atomic import check_space, check_target, replacing

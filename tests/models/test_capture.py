@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -124,19 +124,21 @@ def test_a_layer_that_sees_too_few_tokens_is_refused(tmp_path: Path) -> None:
             model.session.decode(*(np.arange(5, dtype=np.int32),) * 2, np.zeros(5, np.int32))
 
 
+@pytest.mark.parametrize("most_ahead", [1, 1000, 1 << 22])
 @pytest.mark.parametrize("error", [coe.InputError, MemoryError])
 def test_a_bad_document_is_found_early(
-    model_file: ModelFile, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    model_file: ModelFile, monkeypatch: pytest.MonkeyPatch, error: type[Exception], most_ahead: int
 ) -> None:
-    """All text is tokenised while the first batches run; whatever goes wrong with it."""
+    """All text is tokenised while the first batches run, however little of it is kept; whatever goes wrong."""
     told = r"documents\[1000\]"
 
-    def fail(document: Document, model: batching.Tokenizer) -> batching.Tokens:
+    def fail(document: Document, model: batching.Tokenizer) -> Iterator[batching.Tokens]:
         if document.place == "documents[1000]" and error is MemoryError:
             raise MemoryError(f"{document.place}: has a token id outside")
-        return batching.tokenize(document, model)
+        return batching.token_parts(document, model)
 
-    monkeypatch.setattr("coe_native.profiling.cutter.tokenize", fail)
+    monkeypatch.setattr("coe_native.profiling.cutter.token_parts", fail)
+    monkeypatch.setattr("coe_native.profiling.cutter.MOST_AHEAD", most_ahead)
     monkeypatch.setattr(bundles, "BUNDLE_SIZE", 100)
     seen = []
 

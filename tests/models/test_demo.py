@@ -14,7 +14,8 @@ from support.model_files import append_entry
 from support.random_models import copy_entries
 
 import coe_native as coe
-from coe_native.corpus.documents import Corpus, Document, Message
+from coe_native.corpus.corpora import Corpus
+from coe_native.corpus.documents import Document, Message
 from coe_native.corpus.read import read_corpus
 from coe_native.model.gguf_file import encode_entry
 from coe_native.recipes import demo

@@ -11,7 +11,7 @@ from support.texts import change_words, random_text
 
 import coe_native as coe
 from coe_native.corpus.read import read_corpus
-from coe_native.corpus.sampling import stats
+from coe_native.corpus.statistics import stats
 from coe_native.recipes import demo
 
 

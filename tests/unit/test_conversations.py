@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_native.corpus.documents import Corpus, Document, Message
+from coe_native.corpus.corpora import Corpus
+from coe_native.corpus.documents import Document, Message
 from coe_native.corpus.in_memory import corpus_of
 from coe_native.llama.conversations import renderings, shows_tools
 

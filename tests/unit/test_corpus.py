@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_native.corpus import bundles as bundles_module
-from coe_native.corpus.batching import batches, packing_order, windows
+from coe_native.corpus.batching import batches, packed, windows
 from coe_native.corpus.bundles import Shard, bundles
 from coe_native.corpus.documents import Message
 from coe_native.corpus.in_memory import corpus_of
@@ -231,12 +231,12 @@ def test_batches_hold_every_token_once(lengths: list[int], n_batch: int, n_seque
         documents.append(np.arange(start, start + length, dtype=np.int32))
         start += length
     for document in documents:
-        expected += [window.tolist() for window in windows(document, n_ctx)]
+        expected += [window.tolist() for window in windows([document], n_ctx)]
     assert all(len(window) <= n_ctx for window in expected)
 
     found: list[list[int]] = []
     open_sequences: dict[int, list[int]] = {}
-    for batch in batches((w for d in documents for w in windows(d, n_ctx)), n_batch, n_sequences):
+    for batch in batches((w for d in documents for w in windows([d], n_ctx)), n_batch, n_sequences):
         assert 0 < len(batch.tokens) <= n_batch
         assert len(set(batch.sequences.tolist())) <= n_sequences
         if batch.n_begun:
@@ -250,47 +250,59 @@ def test_batches_hold_every_token_once(lengths: list[int], n_batch: int, n_seque
     assert found == expected
 
 
-@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 32), st.integers(1, 5))
-def test_windows_are_packed_as_planned(lengths: list[int], n_batch: int, n_sequences: int) -> None:
-    """Brute force: the order's batches are those in which every window lies in the first that had room."""
-    order = packing_order(lengths, n_batch, n_sequences)
-    assert sorted(order) == list(range(len(lengths)))
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 60), st.integers(1, 32), st.integers(1, 5))
+def test_windows_are_packed_as_planned(lengths: list[int], n_ctx: int, n_batch: int, n_sequences: int) -> None:
+    """Brute force: every window lies in the first batch that had room for it, the longest first."""
+    parts = [np.full(min(length, n_ctx), number, np.int32) for number, length in enumerate(lengths)]
     planned: list[list[int]] = []
-    for length in sorted(lengths, reverse=True):
-        for batch in planned:
-            if sum(batch) + length <= n_batch and len(batch) < n_sequences:
-                batch.append(length)
-                break
-        else:
-            planned.append([length])
-    packed = batches([np.zeros(lengths[i], np.int32) for i in order], n_batch, n_sequences)
-    found = [np.bincount(batch.sequences).tolist() for batch in packed if batch.n_begun]
-    assert found == [[min(length, n_batch) for length in batch] for batch in planned]
+    room: list[int] = []
+    for number in sorted(range(len(parts)), key=lambda number: -len(parts[number])):
+        length = min(len(parts[number]), n_batch)
+        fits = [at for at, left in enumerate(room) if length <= left and len(planned[at]) < n_sequences]
+        if not fits:
+            planned.append([])
+            room.append(n_batch)
+        at = fits[0] if fits else len(planned) - 1
+        planned[at].append(number)
+        room[at] -= length
+    found = list(packed(lambda: iter(parts), n_ctx, n_batch, n_sequences))
+    assert [[int(part[0]) for part in batch] for batch in found] == planned
+    for batch in found:
+        run = list(batches(batch, n_batch, n_sequences))
+        assert len(run) == 1 or len(batch) == 1
+        assert np.concatenate([part.tokens for part in run]).tolist() == np.concatenate(batch).tolist()
 
 
 def test_packing_fills_batches() -> None:
     """Documents as they are: in their own order, batches of 512 are some 93 % full."""
     lengths = np.random.default_rng(0).integers(30, 121, 1700).tolist()
-    order = packing_order(lengths, 512, 16)
-    full = [
-        len(list(batches([np.zeros(lengths[i], np.int32) for i in indices], 512, 16)))
-        for indices in (range(len(lengths)), order)
-    ]
+    parts = [np.zeros(length, np.int32) for length in lengths]
     least = -(-sum(lengths) // 512)
-    assert full[1] <= 1.01 * least
-    assert full[0] > 1.05 * least
+    assert len(list(packed(lambda: parts, 512, 512, 16))) <= 1.01 * least
+    assert len(list(batches(parts, 512, 16))) > 1.05 * least
 
 
 @given(st.integers(1, 100), st.integers(1, 20))
 def test_every_window_of_a_text_starts_with_bos(length: int, n_ctx: int) -> None:
     document = np.arange(100, 100 + length, dtype=np.int32)
-    parts = list(windows(document, n_ctx, bos=100))
+    parts = list(windows([document], n_ctx, bos=100))
     assert all(0 < len(part) <= n_ctx for part in parts)
     if n_ctx > 1:
         assert all(part[0] == 100 for part in parts)
         parts = [parts[0], *(part[1:] for part in parts[1:])]
     assert np.concatenate(parts).tolist() == document.tolist()
-    assert [p.tolist() for p in windows(document, n_ctx, bos=5)] == [p.tolist() for p in windows(document, n_ctx)]
+    assert [p.tolist() for p in windows([document], n_ctx, bos=5)] == [
+        p.tolist() for p in windows([document], n_ctx)
+    ]
+
+
+@given(st.lists(st.integers(0, 30), max_size=8), st.integers(1, 20), st.booleans())
+def test_windows_do_not_depend_on_parts(lengths: list[int], n_ctx: int, begins_with_bos: bool) -> None:
+    document = np.arange(100, 100 + sum(lengths), dtype=np.int32)
+    bos = 100 if begins_with_bos else 5
+    parts = np.split(document, np.cumsum(lengths))
+    found = [window.tolist() for window in windows(parts, n_ctx, bos)]
+    assert found == [window.tolist() for window in windows([document], n_ctx, bos)]
 
 
 def test_equal_corpora_have_equal_digests() -> None:
@@ -308,8 +320,8 @@ def test_shards_share_out_all_documents(texts: list[list[str]], count: int, bund
     corpora = [corpus_of(documents) for documents in texts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundles_module, "BUNDLE_SIZE", bundle_size)
-        whole = bundles(corpora)
-        shards = [bundles(corpora, Shard(index, count)) for index in range(1, count + 1)]
+        whole = list(bundles(corpora))
+        shards = [list(bundles(corpora, Shard(index, count))) for index in range(1, count + 1)]
     expected = [(index, d) for index, corpus in enumerate(corpora) for d in corpus.documents]
     assert [pair for bundle in whole for pair in bundle.documents] == expected
     assert all(bundle.size >= bundle_size for bundle in whole[:-1])

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from support.texts import change_words, random_text
 
 import coe_native as coe
-from coe_native.corpus.documents import Corpus, Document, Message
+from coe_native.corpus.corpora import Corpus
+from coe_native.corpus.documents import Document, Message
 from coe_native.corpus.in_memory import corpus_of
+from coe_native.corpus.near_duplicates import jaccard, near_duplicates, shingles
 from coe_native.corpus.read import read_corpus
-from coe_native.corpus.sampling import _shared_out, jaccard, lines, near_duplicates, sample, shingles
+from coe_native.corpus.sampling import _shared_out, lines, sample
 
 
 def documents_of(texts: list[str], label: str = "") -> list[Document]:

@@ -17,7 +17,7 @@ from coe_native.errors import InputError
 from coe_native.units import counted
 
 if TYPE_CHECKING:
-    from coe_native.corpus.documents import Corpus
+    from coe_native.corpus.corpora import Corpus
 
 _by_option = click.option("--by", metavar="COLUMN", help="Column of .jsonl and .parquet files to group by.")
 _near_option = click.option(
@@ -52,7 +52,7 @@ def stats_command(
 
     with needs_extra("corpus"):
         import datasketch  # noqa: F401
-    from coe_native.corpus.sampling import stats
+    from coe_native.corpus.statistics import stats
 
     read = [reading.corpus(path, label=by) for path in paths]
     say_skipped(read)
@@ -80,6 +80,11 @@ def stats_command(
                 f"{source.name}: {texts} with special tokens of the model, read as ordinary characters; pass "
                 "--parse-special if a chat template has rendered them"
             )
+    n_compared, n_documents = (
+        sum(getattr(source, name) for source in found) for name in ("compared", "documents")
+    )
+    if n_compared < n_documents:
+        say(f"near duplicates were looked for in {n_compared:,} of {n_documents:,} documents; there is a limit")
     measure = "characters" if model is None else "tokens"
     total = sum(getattr(source, measure) for source in found)
     rows = [

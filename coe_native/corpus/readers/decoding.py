@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from coe_native.corpus.documents import Document
+from coe_native.corpus.long_content import PIECE
 from coe_native.errors import InputError
 
 Found = Document | InputError
@@ -29,27 +30,41 @@ def decoded(data: bytes, place: str, encoding: str | None = None) -> str:
     Raises:
         NotTextError: They are something else. Names the encoding that they look like.
     """
+    return "".join(decoded_pieces(io.BytesIO(data), place, encoding))
+
+
+def decoded_pieces(file: BinaryIO, place: str, encoding: str | None = None) -> Iterator[str]:
+    """Yield the text of a file in pieces. Like `decoded`, but only a piece is in memory."""
+    at, data = 0, file.read(PIECE)
     wanted = encoding_of(data, encoding)
-    try:
-        text = data.decode(wanted)
-    except UnicodeDecodeError as error:
-        raise NotTextError(f"{place}: {_not_text(data, error, wanted)}") from error
-    if _has_many_controls(text):
-        order = "le" if data[1::2].count(0) >= data[::2].count(0) else "be"
-        raise NotTextError(
-            f"{place}: is not text; if it is UTF-16 without a byte order mark, pass --encoding utf-16-{order}"
-        )
-    return text
+    decoder = codecs.getincrementaldecoder(wanted)()
+    while True:
+        undecoded = decoder.getstate()[0]
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise NotTextError(f"{place}: {_not_text(error, at - len(undecoded), wanted)}") from error
+        if at == 0 and _has_many_controls(text):
+            order = "le" if data[1::2].count(0) >= data[::2].count(0) else "be"
+            raise NotTextError(
+                f"{place}: is not text; if it is UTF-16 without a byte order mark, pass --encoding utf-16-{order}"
+            )
+        yield text
+        if not data:
+            return
+        at, data = at + len(data), file.read(PIECE)
 
 
-def _not_text(data: bytes, error: UnicodeDecodeError, encoding: str) -> str:
+def _not_text(error: UnicodeDecodeError, at: int, encoding: str) -> str:
     import charset_normalizer
 
-    around = data[max(0, error.start - 4096) : error.start + 4096]
+    around = error.object[max(0, error.start - 4096) : error.start + 4096]
     best = charset_normalizer.from_bytes(around, cp_isolation=list(_COMMON)).best()
     looks = "" if best is None else f", it looks like {best.encoding}"
     name = "UTF-8" if encoding == "utf-8-sig" else encoding
-    return f"is not {name} text (byte {error.start}){looks}; name its encoding with --encoding, or leave it out"
+    return (
+        f"is not {name} text (byte {at + error.start}){looks}; name its encoding with --encoding, or leave it out"
+    )
 
 
 def _has_many_controls(text: str) -> bool:

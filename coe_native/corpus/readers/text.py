@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from coe_native.corpus.readers.decoding import Found, can_be_decoded, decoded, found
+from coe_native.corpus.long_content import LONG, LongText
+from coe_native.corpus.readers.decoding import Found, decoded, decoded_pieces, found
 from coe_native.corpus.readers.opening import open_corpus_file
 
 _STANDARD_INPUT = "standard input"
 
+_Opened = contextlib.AbstractContextManager[BinaryIO]
+
 
 def read_text(path: Path, encoding: str | None = None) -> Iterator[Found]:
     """Yield a file's text as one document."""
-    with open_corpus_file(path) as file:
-        start = file.read(1 << 16)
-        # A file of gigabytes that is not text need not be read to its end.
-        rest = file.read() if can_be_decoded(start, encoding) else b""
-        yield found(str(path), lambda: decoded(start + rest, str(path), encoding))
+    yield _text(str(path), lambda: open_corpus_file(path), encoding)
 
 
 def read_standard_input(encoding: str | None = None) -> Iterator[Found]:
-    """Yield the text of standard input as one document."""
-    yield found(_STANDARD_INPUT, lambda: decoded(sys.stdin.buffer.read(), _STANDARD_INPUT, encoding))
+    """Yield the text of standard input as one document. A long one is kept in a temporary file."""
+    start = sys.stdin.buffer.read(LONG)
+    kept = io.BytesIO(start) if len(start) < LONG else _kept(start, sys.stdin.buffer)
+
+    @contextlib.contextmanager
+    def again() -> Iterator[BinaryIO]:
+        kept.seek(0)
+        yield kept
+
+    yield _text(_STANDARD_INPUT, again, encoding)
+
+
+def _kept(start: bytes, rest: BinaryIO) -> BinaryIO:
+    file = tempfile.TemporaryFile(prefix="coe-native-")  # noqa: SIM115  # it is removed when it is closed
+    file.write(start)
+    while piece := rest.read(LONG):
+        file.write(piece)
+    return file
+
+
+def _text(place: str, opened: Callable[[], _Opened], encoding: str | None) -> Found:
+    with opened() as file:
+        start = file.read(LONG)
+    if len(start) < LONG:
+        return found(place, lambda: decoded(start, place, encoding))
+
+    def pieces() -> Iterator[str]:
+        with opened() as file:
+            yield from decoded_pieces(file, place, encoding)
+
+    return found(place, lambda: LongText(place, pieces))

@@ -6,13 +6,16 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.corpus.documents import Document
+from coe_native.corpus.long_content import LONG, PIECE, LongTokens
 from coe_native.corpus.readers.decoding import Found
 from coe_native.corpus.readers.opening import open_corpus_file
 from coe_native.errors import InputError
@@ -21,19 +24,66 @@ _MOST_ROWS = 1 << 20
 """A document takes about 300 bytes beside its tokens."""
 
 
+@dataclass(frozen=True)
+class _Header:
+    """What the header of a .npy file says.
+
+    Attributes:
+        shape: Rows and columns.
+        by_columns: Whether the values of a column are stored together, and not those of a row.
+        dtype: The type of the values.
+        start: The position of the first value in the file.
+    """
+
+    shape: tuple[int, int]
+    by_columns: bool
+    dtype: np.dtype[Any]
+    start: int
+
+
 def read_token_array(path: Path) -> Iterator[Found]:
-    """Yield the document of each row."""
+    """Yield the document of each row. One with many tokens is read when it is needed."""
     try:
-        array = _read_array(path)
+        header = _read_header(path)
     except InputError as error:
         yield error
         return
-    for number, row in enumerate(np.atleast_2d(array)):
-        yield Document(f"{path}[{number}]", tuple(row.tolist()))
+    n_rows, n_columns = header.shape
+    if n_columns >= LONG and not header.by_columns:
+        for row in range(n_rows):
+            yield Document(f"{path}[{row}]", LongTokens(n_columns, partial(_pieces, path, header, row)))
+        return
+    with open_corpus_file(path) as file:
+        for row, values in enumerate(_rows(file, header)):
+            yield Document(f"{path}[{row}]", tuple(values.tolist()))
 
 
-def _read_array(path: Path) -> NDArray[Any]:
-    """Return the array of a .npy file.
+def _rows(file: BinaryIO, header: _Header) -> Iterator[NDArray[Any]]:
+    n_rows, n_columns = header.shape
+    n_bytes = n_columns * header.dtype.itemsize
+    file.seek(header.start)
+    if header.by_columns:
+        yield from np.frombuffer(file.read(n_rows * n_bytes), header.dtype).reshape(header.shape, order="F")
+        return
+    for _ in range(n_rows if n_bytes else 0):  # a header can claim billions of rows without tokens
+        yield np.frombuffer(file.read(n_bytes), header.dtype)
+
+
+def _pieces(path: Path, header: _Header, row: int) -> Iterator[NDArray[Any]]:
+    """Yield the tokens of a long row in pieces."""
+    n_columns, size = header.shape[1], header.dtype.itemsize
+    with open_corpus_file(path) as file:
+        file.seek(header.start + row * n_columns * size)
+        for at in range(0, n_columns, PIECE):
+            n_tokens = min(PIECE, n_columns - at)
+            data = file.read(n_tokens * size)
+            if len(data) < n_tokens * size:
+                raise InputError(f"{path}: ends before its last token; it is damaged or incomplete")
+            yield np.frombuffer(data, header.dtype)
+
+
+def _read_header(path: Path) -> _Header:
+    """Return what a .npy file says of its array.
 
     Unlike numpy.load, this never unpickles, reads no archives, and trusts no size that the file does not have.
     """
@@ -60,9 +110,8 @@ def _read_array(path: Path) -> NDArray[Any]:
             )
         if len(shape) == 2 and shape[0] > _MOST_ROWS:
             raise InputError(f"{path}: has {shape[0]} rows; split it into files of at most {_MOST_ROWS}")
-        n_bytes = math.prod(shape) * dtype.itemsize
-        if min(shape) < 0 or n_bytes > os.fstat(file.fileno()).st_size - file.tell():
+        start = file.tell()
+        if min(shape) < 0 or math.prod(shape) * dtype.itemsize > os.fstat(file.fileno()).st_size - start:
             raise InputError(f"{path}: ends before its last token; it is damaged or incomplete")
-        values = np.frombuffer(file.read(n_bytes), dtype)
-    # A header can claim billions of rows without tokens.
-    return values.reshape(shape, order="F" if by_columns else "C") if n_bytes else np.empty(0, dtype)
+    n_rows, n_columns = shape if len(shape) == 2 else (1, *shape)
+    return _Header((n_rows, n_columns), by_columns and n_rows > 1, dtype, start)

@@ -16,7 +16,7 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +139,9 @@ class _Bytes:
     def tokenize(self, text: str, *, parse_special: bool = False) -> Tokens:  # noqa: ARG002
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
+    def tokenize_long(self, pieces: Iterable[str], *, parse_special: bool = False) -> Iterator[Tokens]:
+        return (self.tokenize(piece, parse_special=parse_special) for piece in pieces)
+
     def render_chat(self, messages: tuple[Message, ...], tools: str = "", *, reply: bool = False) -> str:  # noqa: ARG002
         turns, _ = list(renderings(messages, tools))[-1]
         return "".join(turn["role"] + turn["content"] for turn in turns)
@@ -162,7 +165,7 @@ def corpus(data: bytes) -> None:
                 tokens = tokenize(document, _Bytes())
             except coe.InputError:
                 continue
-            run = [batch.tokens for batch in batches(windows(tokens, 16), 8, 4)]
+            run = [batch.tokens for batch in batches(windows([tokens], 16), 8, 4)]
             assert np.array_equal(np.concatenate([tokens[:0], *run]), tokens)
 
 
