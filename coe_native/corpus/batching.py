@@ -67,12 +67,20 @@ def token_parts(document: Document, model: Tokenizer) -> Iterator[Tokens]:
         raise InputError(f"{document.place}: holds half of a surrogate pair, which is not valid text") from error
     except InputError as error:
         raise InputError(f"{document.place}: {error}") from error
-    for ids in content if isinstance(content, LongTokens) else (content,):
-        # Compared before they are converted: an id of 2**40 must not wrap around to a valid one.
-        values = np.asarray(ids) if isinstance(ids, np.ndarray) else np.array(ids, dtype=object)
-        if values.min() < 0 or values.max() >= model.n_vocab:
-            raise InputError(f"{document.place}: has a token id outside the vocabulary of {model.n_vocab}")
-        yield values.astype(np.int32)
+    if not isinstance(content, LongTokens):
+        # Compared as Python numbers: an id of 2**40 must not wrap around to a valid one.
+        _check_ids(min(content), max(content), document, model)  # type: ignore[type-var, arg-type]
+        yield np.array(content, dtype=np.int32)
+        return
+    for ids in content:
+        _check_ids(int(ids.min()), int(ids.max()), document, model)
+    for ids in content:
+        yield ids.astype(np.int32)
+
+
+def _check_ids(least: int, greatest: int, document: Document, model: Tokenizer) -> None:
+    if least < 0 or greatest >= model.n_vocab:
+        raise InputError(f"{document.place}: has a token id outside the vocabulary of {model.n_vocab}")
 
 
 def windows(parts: Iterable[Tokens], n_ctx: int, bos: int | None = None) -> Iterator[Tokens]:

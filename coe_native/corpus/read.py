@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 from coe_native.corpus.corpora import Corpus
 from coe_native.corpus.directories import DirectoryRules, files_of
@@ -69,16 +68,10 @@ def read_corpus(
     named = (field,) if isinstance(field, str) else tuple(field or ())
     columns = Columns(named, label, encoding)
     skipped: Counter[str] = Counter()
+    source = _source(path, encoding, DirectoryRules(tuple(exclude), include_ignored), skipped)
     readout = Readout()
     bad: list[str] = []
-    files = FileReadings(())
-    reader: _Reader = _read_file
-    if str(path) == "-":
-        first = read_standard_input(encoding)
-    else:
-        files, reader = _files_and_reader(Path(path), DirectoryRules(tuple(exclude), include_ignored), skipped)
-        first = files.first(lambda file: reader(file, columns, skipped))
-    for found in first:
+    for found in source(columns, skipped):
         if not isinstance(found, Document):
             if not skip_bad:
                 raise found
@@ -91,10 +84,9 @@ def read_corpus(
         raise InputError(bad[0] if bad else f"{path}: holds no text{why}")
 
     def again() -> Iterator[Document]:
-        uncounted = Columns(named, label, encoding)
-        for document in files.again(lambda file: reader(file, uncounted, Counter())):
-            if document.content:
-                yield replace(document, parse_special=parse_special)
+        for found in source(Columns(named, label, encoding), Counter()):
+            if isinstance(found, Document) and found.content:
+                yield replace(found, parse_special=parse_special)
 
     total = sum(columns.read.values()) + sum(columns.ignored.values())
     return Corpus(
@@ -114,18 +106,21 @@ def _check_encoding(encoding: str) -> None:
         raise InputError(f"{encoding!r} is not an encoding of text; try utf-8, latin-1 or cp1252") from error
 
 
-_Reader: TypeAlias = Callable[[Path, Columns, Counter[str]], Iterator[Found]]
-"""Yields what is in a file, and counts why it is skipped."""
-
-
-def _files_and_reader(path: Path, rules: DirectoryRules, skipped: Counter[str]) -> tuple[FileReadings, _Reader]:
+def _source(
+    path: str | Path, encoding: str | None, rules: DirectoryRules, skipped: Counter[str]
+) -> Callable[[Columns, Counter[str]], Iterator[Found]]:
+    """Return what reads a corpus, as often as its documents are needed."""
+    if str(path) == "-":
+        found = list(read_standard_input(encoding))
+        return lambda *_: iter(found)
+    path = Path(path)
     try:
         is_directory = path.is_dir()
     except OSError as error:  # for example a name that is too long
         raise InputError(f"{printable(str(path), 100)}: cannot be read: {error.strerror or error}") from error
     if is_directory:
-        return FileReadings(list(files_of(path, rules, skipped))), _read_file_of_directory
-    return FileReadings([path]), _read_file
+        return FileReadings(list(files_of(path, rules, skipped)), _read_file_of_directory).found
+    return FileReadings([path], _read_file).found
 
 
 def _read_file(path: Path, columns: Columns, _: Counter[str]) -> Iterator[Found]:

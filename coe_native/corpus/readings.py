@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -11,6 +12,7 @@ from coe_native.corpus.digests import CorpusDigest
 from coe_native.corpus.documents import Document
 from coe_native.corpus.long_content import LongText, LongTokens
 from coe_native.corpus.readers.decoding import Found
+from coe_native.corpus.readers.records import Columns
 from coe_native.errors import InputError
 
 MOST_KEPT = 1 << 24
@@ -26,31 +28,31 @@ _State: TypeAlias = tuple[int, int, int, int] | None
 """What tells that a file has changed; None: it cannot be read."""
 
 
+Reader: TypeAlias = Callable[[Path, Columns, Counter[str]], Iterator[Found]]
+"""Yields what is in a file. Counts the columns of its records, and why it is skipped."""
+
+
 class FileReadings:
     """Files that are read several times, and must not change in between."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], reader: Reader) -> None:
         self._files = files
-        self._states: list[_State] = []
+        self._reader = reader
+        self._states: dict[Path, _State] = {}
 
-    def first(self, read: Callable[[Path], Iterator[Found]]) -> Iterator[Found]:
-        """Yield what `read` finds in the files."""
-        for path in self._files:
-            self._states.append(_state(path))
-            yield from read(path)
-
-    def again(self, read: Callable[[Path], Iterator[Found]]) -> Iterator[Document]:
-        """Yield the documents that `read` finds in the files.
+    def found(self, columns: Columns, skipped: Counter[str]) -> Iterator[Found]:
+        """Yield what is in the files.
 
         Raises:
             InputError: A file has changed since it was read first.
         """
-        for path, state in zip(self._files, self._states, strict=True):
+        is_again = bool(self._states)
+        for path in self._files:
+            state = self._states.setdefault(path, _state(path))
             _check_unchanged(path, state)
-            for found in read(path):
-                if isinstance(found, Document):
-                    yield found
-            _check_unchanged(path, state)
+            yield from self._reader(path, columns, skipped)
+            if is_again:
+                _check_unchanged(path, state)
 
 
 class Readout:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coe_native.corpus.batching import Batch, Tokens, packed, token_parts, windows
 from coe_native.corpus.bundles import Bundle
@@ -34,6 +35,21 @@ class Window:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+@dataclass
+class _Count:
+    """What has been tokenised up to some place: whole documents.
+
+    Attributes:
+        tokens: Their tokens.
+        size: Their approximate length in characters.
+        is_all: Whether no documents are left.
+    """
+
+    tokens: int = 0
+    size: int = 0
+    is_all: bool = False
 
 
 class Cutter:
@@ -68,10 +84,10 @@ class Cutter:
         self._first = first
         self._size = size
         self._skip_bad = skip_bad
-        self._looked_from: int | None = None
-        self._has_seen_all = False
-        self._size_seen = 0
-        self._tokens_seen = 0
+        self._left_out: set[str] = set()
+        self._of_cut = _Count()
+        self._of_earlier_bundles = _Count()
+        self._of_look_ahead = _Count()
         self._tokens_skipped = 0
         self._error: Exception | None = None
         self._changed = threading.Condition()
@@ -113,9 +129,10 @@ class Cutter:
     @property
     def n_tokens(self) -> int:
         """Return the number of tokens to run, estimated until all text has been tokenised."""
-        total = self._tokens_seen
-        if not self._has_seen_all:
-            total = round(total * max(self._size / max(self._size_seen, 1), 1))
+        seen = max(self._of_cut, self._of_look_ahead, key=lambda count: (count.is_all, count.size))
+        total = (
+            seen.tokens if seen.is_all else round(self._size * (seen.tokens / seen.size if seen.size else 0.25))
+        )
         return total - self._tokens_skipped
 
     def _work(self) -> None:
@@ -127,13 +144,13 @@ class Cutter:
                     self._ahead += sum(map(len, batch))
                     self._changed.notify_all()
                 while self._ahead >= MOST_AHEAD and not self._is_closed:
-                    looking = looking or self._look_ahead(bundle + 1)
+                    looking = looking or self._look_ahead(bundle)
                     if next(looking, self) is self:
                         with self._changed:
                             self._changed.wait_for(lambda: self._ahead < MOST_AHEAD or self._is_closed)
                 if self._is_closed:
                     return
-            self._has_seen_all = True
+            self._of_cut.is_all = True
         except Exception as error:
             self._error = error
         finally:
@@ -147,51 +164,48 @@ class Cutter:
             if number < self._first:
                 self._size -= bundle.size
                 continue
-            count = self._looked_from is None or number < self._looked_from
+            self._of_earlier_bundles = replace(self._of_cut)
             for batch in packed(
-                self._reader(bundle, count), self._model.n_ctx, self._model.n_batch, self._model.n_sequences
+                self._reader(bundle), self._model.n_ctx, self._model.n_batch, self._model.n_sequences
             ):
                 yield number, batch
 
     def _look_ahead(self, start: int) -> Iterator[None]:
         """Tokenise all bundles from `start` on. Yields often, so that cutting can go on in between."""
-        self._looked_from = start
+        count = self._of_look_ahead = replace(self._of_earlier_bundles)
         for number, bundle in enumerate(self._bundles()):
             if number >= start:
-                for _, document in bundle.documents:
-                    for _ in self._parts(document, count=True):
+                for index, document in bundle.documents:
+                    for _ in self._windows_of(index, document, count):
                         yield
-        self._has_seen_all = True
+        count.is_all = True
 
-    def _reader(self, bundle: Bundle, count: bool) -> Callable[[], Iterable[Window]]:
+    def _reader(self, bundle: Bundle) -> Callable[[], Iterable[Window]]:
         """Return what reads the windows of a bundle, which are held in memory unless a document is long."""
 
-        def read() -> Iterator[Window]:
-            nonlocal count
-            counting, count = count, False
+        def read(count: _Count) -> Iterator[Window]:
             for index, document in bundle.documents:
-                parts = self._parts(document, counting)
-                of_document = windows(parts, self._model.n_ctx, self._model.text.bos_token)
-                yield from (Window(part, index, begins=at == 0) for at, part in enumerate(of_document))
+                yield from self._windows_of(index, document, count)
 
         if any(isinstance(document.content, LongText | LongTokens) for _, document in bundle.documents):
-            return read
-        held = list(read())
+            counts = itertools.chain([self._of_cut], itertools.repeat(_Count()))  # it may be read twice
+            return lambda: read(next(counts))
+        held = list(read(self._of_cut))
         return lambda: held
 
-    def _parts(self, document: Document, count: bool) -> Iterator[Tokens]:
-        """Yield the tokens of a document, and count them if they are seen for the first time."""
+    def _windows_of(self, corpus: int, document: Document, count: _Count) -> Iterator[Window]:
+        """Yield the windows of a document, and add them to a count when it has ended."""
         n_tokens = 0
         try:
-            for part in token_parts(document, self._model.text):
+            parts = token_parts(document, self._model.text)
+            for part in windows(parts, self._model.n_ctx, self._model.text.bos_token):
+                yield Window(part, corpus, begins=n_tokens == 0)
                 n_tokens += len(part)
-                if count:
-                    self._tokens_seen += len(part)
-                yield part
         except InputError as error:
-            if self._skip_bad is None:
+            if self._skip_bad is None or n_tokens:  # windows that have been run cannot be left out
                 raise
-            if count:
+            if document.place not in self._left_out:
+                self._left_out.add(document.place)
                 self._skip_bad(str(error))
-        if count:
-            self._size_seen += document.size
+        count.tokens += n_tokens
+        count.size += document.size

@@ -188,6 +188,8 @@ def _value_type(value: object) -> GGUFValueType:
 def _element_type(key: str, value: object) -> GGUFValueType | None:
     if not isinstance(value, list):
         return None
+    if key.endswith("token_type"):
+        return GGUFValueType.INT32
     return GGUFValueType.UINT64 if ".ple." in key and not key.endswith("layers") else _value_type(value[0])
 
 

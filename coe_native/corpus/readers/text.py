@@ -6,6 +6,7 @@ import contextlib
 import io
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -34,11 +35,12 @@ def read_standard_input(encoding: str | None = None) -> Iterator[Found]:
         kept.seek(0)
         yield kept
 
+    weakref.finalize(again, kept.close)
     yield _text(_STANDARD_INPUT, again, encoding)
 
 
 def _kept(start: bytes, rest: BinaryIO) -> BinaryIO:
-    file = tempfile.TemporaryFile(prefix="coe-native-")  # noqa: SIM115  # it is removed when it is closed
+    file = tempfile.TemporaryFile(prefix="coe-native-")  # noqa: SIM115
     file.write(start)
     while piece := rest.read(LONG):
         file.write(piece)
