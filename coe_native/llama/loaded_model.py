@@ -23,6 +23,7 @@ from coe_native.llama.memory import advice_for_gpu, check_context
 from coe_native.llama.options import ModelOptions
 from coe_native.llama.rpc import check_servers
 from coe_native.llama.text import ModelText
+from coe_native.llama.text_only import loadable
 from coe_native.masks.check import check_cut
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.header import ModelHeader
@@ -93,7 +94,8 @@ class LoadedModel:
         if self.moe.is_causal and not gpu_memory and not options.rpc:
             check_context(self.moe, options)
         try:
-            return core.Session(os.fsencode(self.moe.path), options.for_session())
+            with loadable(self.moe) as path:
+                return core.Session(os.fsencode(path), options.for_session())
         except RuntimeError as error:
             advice = advice_for_gpu(self.moe, options, gpu_memory) if gpu_memory else ""
             raise InputError(f"{self.moe.path}: {error}{advice}") from error

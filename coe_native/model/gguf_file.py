@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
@@ -288,3 +288,41 @@ def encode_tensor(name: str, shape: tuple[int, ...], ggml_type: int, offset: int
         + text
         + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, ggml_type, offset)
     )
+
+
+def encode_header(
+    version: int,
+    entries: Sequence[bytes],
+    tensors: Sequence[tuple[str, tuple[int, ...], int, int]],
+    alignment: int,
+) -> bytes:
+    """Return all bytes before the data, with padding.
+
+    Args:
+        version: GGUF's version.
+        entries: The metadata entries.
+        tensors: The name, the dimensions, the type and the size in bytes of each tensor.
+        alignment: Bytes of which each tensor starts at a multiple.
+    """
+    offsets, _ = tensor_layout([n_bytes for *_, n_bytes in tensors], alignment)
+    infos = [
+        encode_tensor(name, shape, ggml_type, offset)
+        for (name, shape, ggml_type, _), offset in zip(tensors, offsets, strict=True)
+    ]
+    counts = len(infos).to_bytes(8, "little") + len(entries).to_bytes(8, "little")
+    head = MAGIC + version.to_bytes(4, "little") + counts + b"".join(entries) + b"".join(infos)
+    return head + bytes(-len(head) % alignment)
+
+
+def tensor_layout(sizes: Iterable[int], alignment: int) -> tuple[list[int], int]:
+    """Return each tensor's offset from the start of the data, and the size of the data with padding.
+
+    Args:
+        sizes: The tensors' sizes in bytes.
+        alignment: Bytes of which each tensor starts at a multiple.
+    """
+    offsets, end = [], 0
+    for size in sizes:
+        offsets.append(end)
+        end += -(-size // alignment) * alignment
+    return offsets, end

@@ -13,6 +13,7 @@ from typing import Any
 from coe_native._native import core
 from coe_native.errors import InputError
 from coe_native.model.gguf_file import GgufFile, Tensor
+from coe_native.model.other_parts import in_other_part
 from coe_native.model.router_shape import RouterShape
 from coe_native.model.surgery_record import SurgeryRecord, read_record
 
@@ -215,6 +216,11 @@ class ModelHeader:
             digest.update(self.surgery.digest.encode())
         return digest.hexdigest()
 
+    @cached_property
+    def other_parts(self) -> tuple[Tensor, ...]:
+        """Return the tensors of vision and audio parts in the same file, which llama.cpp does not load."""
+        return tuple(tensor for tensor in self.tensors.values() if in_other_part(tensor.name))
+
     @property
     def vocabulary_bytes(self) -> bytes:
         """Return the metadata entry with the tokens' texts, as bytes; empty without one."""
@@ -251,8 +257,9 @@ class ModelHeader:
         return sum(tensor.n_bytes for layer in self.layers for tensor in layer.tensors)
 
     def specialist_bytes(self, keep: int) -> int:
-        """Return the approximate size of a file with `keep` experts in each layer."""
-        return self.n_bytes - self.expert_bytes // self.n_experts * (self.n_experts - keep)
+        """Return the approximate size of a file with `keep` experts in each layer, without vision and audio."""
+        others = sum(tensor.n_bytes for tensor in self.other_parts)
+        return self.n_bytes - others - self.expert_bytes // self.n_experts * (self.n_experts - keep)
 
 
 MoeModel = ModelHeader

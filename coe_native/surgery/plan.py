@@ -16,8 +16,9 @@ from coe_native.errors import CoeError, InputError
 from coe_native.files.reading import CHUNK, read_exactly
 from coe_native.masks.check import check_cut, check_mask
 from coe_native.masks.expert_mask import ExpertMask
-from coe_native.model.gguf_file import GgufFile, Tensor, encode_entry, encode_tensor
+from coe_native.model.gguf_file import GgufFile, Tensor, encode_entry, encode_header, encode_tensor, tensor_layout
 from coe_native.model.header import ModelHeader, MoeLayer
+from coe_native.model.other_parts import is_key_of_other_part
 from coe_native.surgery.mtp import entries_without_mtp, in_mtp_block, kept_by_router_norm
 from coe_native.surgery.notice import safety_notice
 
@@ -26,6 +27,9 @@ SHARD_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 # Values of `coe.mask.mtp`, for layers that predict further tokens.
 MTP_BY_NORM, MTP_DROPPED = "kept by router norm", "dropped"
+
+# Values of `coe.mask.vision`, for vision and audio parts in the same file.
+VISION_KEPT, VISION_DROPPED = "kept", "dropped"
 
 LEAST_ALIGNMENT = 32
 """Bytes. llama.cpp maps tensors into buffers with this alignment, and cannot load all files that have less."""
@@ -131,24 +135,12 @@ class Plan:
 
     def layout(self) -> tuple[list[int], int]:
         """Return each tensor's offset from the start of the data, and the size of the data with padding."""
-        alignment = self.alignment
-        offsets, end = [], 0
-        for tensor in self.tensors:
-            offsets.append(end)
-            end += -(-tensor.n_bytes // alignment) * alignment
-        return offsets, end
+        return tensor_layout([tensor.n_bytes for tensor in self.tensors], self.alignment)
 
     def header(self) -> bytes:
         """Return all bytes before the data, with padding."""
-        first = self.model.files[0].header
-        offsets, _ = self.layout()
-        infos = [
-            encode_tensor(t.source.name, t.shape, t.source.type, offset)
-            for t, offset in zip(self.tensors, offsets, strict=True)
-        ]
-        counts = len(infos).to_bytes(8, "little") + len(self.entries).to_bytes(8, "little")
-        head = b"GGUF" + first.version.to_bytes(4, "little") + counts + b"".join(self.entries) + b"".join(infos)
-        return head + bytes(-len(head) % self.alignment)
+        tensors = [(t.source.name, t.shape, t.source.type, t.n_bytes) for t in self.tensors]
+        return encode_header(self.model.files[0].header.version, self.entries, tensors, self.alignment)
 
     @property
     def largest_piece(self) -> int:
@@ -205,7 +197,7 @@ class Plan:
         return counts
 
 
-def plan_prune(model: ModelHeader, mask: ExpertMask, *, drop_mtp: bool = False) -> Plan:
+def plan_prune(model: ModelHeader, mask: ExpertMask, *, drop_mtp: bool = False, keep_vision: bool = False) -> Plan:
     """Plan a file with the kept experts only.
 
     Args:
@@ -213,6 +205,7 @@ def plan_prune(model: ModelHeader, mask: ExpertMask, *, drop_mtp: bool = False) 
         mask: The mask.
         drop_mtp: Leave out the layers that predict further tokens (MTP). No mask covers them; if they stay,
             they keep the same number of experts, those whose router rows have the largest norms.
+        keep_vision: Keep vision and audio parts that are in the same file. llama.cpp does not load such files.
 
     Raises:
         InputError: The mask is of another model, or the model cannot be cut in this way.
@@ -243,7 +236,15 @@ def plan_prune(model: ModelHeader, mask: ExpertMask, *, drop_mtp: bool = False) 
     elif model.mtp_layers:
         record["coe.mask.mtp"] = MTP_BY_NORM
     tensors = [t for t in model.tensors.values() if not (drop_mtp and in_mtp_block(model, t))]
-    return Plan(model, _entries(model, mask, "prune", changes, record), tuple(map(cut, tensors)))
+    if model.other_parts:
+        record["coe.mask.vision"] = VISION_KEPT if keep_vision else VISION_DROPPED
+    if not keep_vision:
+        others = {tensor.name for tensor in model.other_parts}
+        tensors = [tensor for tensor in tensors if tensor.name not in others]
+    entries = _entries(
+        model, mask, "prune", changes, record, drop_vision=bool(model.other_parts) and not keep_vision
+    )
+    return Plan(model, entries, tuple(map(cut, tensors)))
 
 
 def plan_zero(model: ModelHeader, mask: ExpertMask) -> Plan:
@@ -302,7 +303,13 @@ def _runs(experts: tuple[int, ...]) -> tuple[SliceRange, ...]:
 
 
 def _entries(
-    model: ModelHeader, mask: ExpertMask, mode: str, changes: dict[str, bytes], more: dict[str, str]
+    model: ModelHeader,
+    mask: ExpertMask,
+    mode: str,
+    changes: dict[str, bytes],
+    more: dict[str, str],
+    *,
+    drop_vision: bool = False,
 ) -> tuple[bytes, ...]:
     """Return the parent's metadata, byte for byte except for `changes`, and a record of the surgery."""
     first = model.files[0]
@@ -320,7 +327,9 @@ def _entries(
     kept = [
         changes.get(key) or first.raw_entry(key)
         for key in first.keys
-        if key not in SHARD_KEYS and key not in record
+        if key not in SHARD_KEYS
+        and key not in record
+        and not (drop_vision and is_key_of_other_part(model.architecture, key))
     ]
     return (*kept, *(encode_entry(key, value) for key, value in record.items()))
 

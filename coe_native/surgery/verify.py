@@ -86,7 +86,7 @@ def verify(
         return [Check("header", False, str(error))]
     if written.surgery is not None and written.surgery.mode == "prune":
         dropped = bool(parent_model.mtp_blocks) and not written.mtp_blocks
-        plan = plan_prune(parent_model, mask, drop_mtp=dropped)
+        plan = plan_prune(parent_model, mask, drop_mtp=dropped, keep_vision=bool(written.other_parts))
     else:
         plan = plan_zero(parent_model, mask)
     abandoned = threading.Event()

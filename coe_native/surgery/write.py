@@ -42,6 +42,7 @@ def prune(
     out: str | Path,
     *,
     drop_mtp: bool = False,
+    keep_vision: bool = False,
     split_max_bytes: int | None = None,
     force: bool = False,
     inputs: tuple[Path, ...] = (),
@@ -55,6 +56,8 @@ def prune(
         out: The specialist's file.
         drop_mtp: Leave out the layers that predict further tokens (MTP). Otherwise they keep as many experts
             as other layers, those whose router rows have the largest norms.
+        keep_vision: Keep vision and audio parts that are in the same file, as Ollama has them. llama.cpp does not
+            load such files.
         split_max_bytes: Split the output into files of at most this size, named ``NAME-00001-of-00005.gguf``
             if `out` is ``NAME.gguf``. A larger tensor has a file of its own. None: one file.
         force: Replace existing files.
@@ -69,7 +72,7 @@ def prune(
         CoeError: A kept expert has a value that is not finite, or the output cannot be written. No output is
             left.
     """
-    plan = plan_prune(ModelHeader(parent), mask, drop_mtp=drop_mtp)
+    plan = plan_prune(ModelHeader(parent), mask, drop_mtp=drop_mtp, keep_vision=keep_vision)
     return _write(plan, Path(out), split_max_bytes, force, inputs, progress)
 
 

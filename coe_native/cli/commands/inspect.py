@@ -97,6 +97,7 @@ def facts_of(moe: ModelHeader) -> dict[str, Any]:
             }
             for (kind, type_name), tensors in sorted(kinds.items())
         ],
+        "vision_bytes": sum(tensor.n_bytes for tensor in moe.other_parts),
         "fused_topk": has_fused_topk(moe.n_experts),
         "mask": _mask(moe),
     }
@@ -126,6 +127,8 @@ def _print(facts: dict[str, Any]) -> None:
     ]
     if facts["mtp_layers"]:
         rows.append(["MTP layers with experts", _ranges(facts["mtp_layers"])])
+    if facts["vision_bytes"]:
+        rows.append(["vision and audio parts", f"{gigabytes(facts['vision_bytes'])}, as in Ollama's files"])
     if facts["obstacle"]:
         rows.append(["cannot be pruned", facts["obstacle"]])
     if facts["cannot_profile"]:

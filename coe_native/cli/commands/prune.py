@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 @placement_options()
 @click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")
 @click.option("--drop-mtp", is_flag=True, help="Leave out MTP layers (multi-token prediction).")
+@click.option(
+    "--keep-vision",
+    is_flag=True,
+    help="Keep vision and audio parts in the file, for Ollama; llama.cpp loads only files without them.",
+)
 @split_option
 @force_option
 @json_option
@@ -42,6 +47,7 @@ def command(
     choice: MaskChoice,
     options: ModelOptions,
     drop_mtp: bool,
+    keep_vision: bool,
     split_max_bytes: int | None,
     force: bool,
     as_json: bool,
@@ -51,7 +57,8 @@ def command(
     from coe_native.surgery.notice import safety_notice
     from coe_native.surgery.write import prune
 
-    mask = _mask(ModelHeader(model), mask_path, profile, choice, options)
+    parent = ModelHeader(model)
+    mask = _mask(parent, mask_path, profile, choice, options)
     with byte_progress("pruning") as progress:
         written = ModelHeader(
             prune(
@@ -59,6 +66,7 @@ def command(
                 mask,
                 output,
                 drop_mtp=drop_mtp,
+                keep_vision=keep_vision,
                 split_max_bytes=split_max_bytes,
                 force=force,
                 inputs=tuple(path for path in (mask_path, profile, *choice.passes.inputs) if path is not None),
@@ -71,6 +79,10 @@ def command(
         print_json({**facts, "keep": mask.keep, "notice": notice})
     else:
         say(f"{size_of(written)}, {mask.keep} of {mask.n_experts} experts in each layer")
+        if parent.other_parts and not keep_vision:
+            say(
+                f"without the vision and audio parts of {model}, which Ollama needs to see and hear: --keep-vision"
+            )
         say(notice)
 
 

@@ -39,6 +39,7 @@ from coe_native.live.llama_cpp_python.requests import (
 from coe_native.llama.deep_stack import with_stack_for
 from coe_native.llama.memory import check_context
 from coe_native.llama.options import ModelOptions
+from coe_native.llama.text_only import loadable
 from coe_native.model.header import ModelHeader
 
 _ERROR = 4
@@ -142,13 +143,15 @@ def llama_app(
         isolated_grammars(model),
     ):
         try:
-            with placed(options), without_variable("CONFIG_FILE"):
+            with placed(options), without_variable("CONFIG_FILE"), loadable(moe) as path:
+                settings.model = str(path)
                 app: FastAPI = llama_server.create_app(server_settings=server_settings, model_settings=[settings])
         except (ValueError, RuntimeError) as error:
             reason = printable(_errors[0] if _errors else str(error))
             raise CoeError(f"{model}: llama.cpp cannot load it: {reason}") from error
         llama_api.llama_log_set(_show_errors, None)
         llama = llama_server._llama_proxy()
+        llama.model_path = str(model)
         app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _PAGES]
         app.include_router(_token_routes())
         app.add_exception_handler(StarletteHTTPException, answer_to_http_error)
