@@ -55,7 +55,7 @@ class Capture:
     Tokens of prompts and generated tokens are counted separately. Tokens that are evaluated after the first
     token has been sampled are generated ones, until the next call of ``generate`` (which all completions
     use), ``embed`` or ``reset``. The last token of an answer runs with the next prompt, if at all. With a
-    draft model, drafted tokens count as generated once the model has run them, even if it then rejects them.
+    draft model, a drafted token counts as generated if it is accepted and a token is sampled after it.
     Tokens that run under a live mask are in neither part, because their choices say nothing about the dropped
     experts.
 

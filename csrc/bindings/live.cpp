@@ -51,6 +51,8 @@ void register_live(py::module_& module) {
             },
             ReleaseGil())
         .def("end_decode", &LiveProfiler::end_decode, ReleaseGil())
+        .def("hold", &LiveProfiler::hold, py::arg("on"), ReleaseGil())
+        .def("accept", &LiveProfiler::accept, py::arg("n"), ReleaseGil())
         .def("counts", &counts)
         .def("reset", &LiveProfiler::reset, ReleaseGil())
         .def("recover", &LiveProfiler::recover, ReleaseGil())

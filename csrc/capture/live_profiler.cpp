@@ -128,6 +128,22 @@ void LiveProfiler::end_decode() {
     }
 }
 
+void LiveProfiler::hold(bool on) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    collect();
+    tap_.hold(on);
+}
+
+void LiveProfiler::accept(size_t n) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    collect();
+    try {
+        tap_.count_held(n);
+    } catch (...) {
+        failure_ = failure_ ? failure_ : std::current_exception();
+    }
+}
+
 void LiveProfiler::collect() noexcept {
     try {
         tap_.collect();

@@ -42,6 +42,11 @@ class LiveProfiler {
     // before it, so that no layer is ahead of another, and `reset` and `recover` leave out the whole decode.
     void begin_decode();
     void end_decode();
+    // For tokens that a draft model proposes, and that the host may reject after they have run. `hold(true)`
+    // holds the tokens of the decodes that follow, until it is called again; `accept(n)` counts the first n
+    // of them for the selected part. Those that are not accepted by the next call of `hold` are forgotten.
+    void hold(bool on);
+    void accept(size_t n);
     // Returns the counts of a part. Throws std::runtime_error if something went wrong while a graph ran,
     // until `reset` or `recover` is called: the counts are invalid then.
     LiveCounts counts(size_t part);

@@ -300,6 +300,14 @@ void RouterTap::count(size_t index) {
         if (norm_reader_) {
             add_outputs(index);
         }
+        if (holds_) {
+            layer.held_experts.insert(layer.held_experts.end(), layer.experts.values.begin(),
+                                      layer.experts.values.begin() + static_cast<ptrdiff_t>(n_tokens * k));
+            layer.held_weights.insert(layer.held_weights.end(), layer.weights.values.begin(),
+                                      layer.weights.values.begin() + static_cast<ptrdiff_t>(n_tokens * k));
+            layer.forget_graph(Stage::idle);
+            return;
+        }
         for (size_t token = 0; token < n_tokens; ++token) {
             stats_.add_token(index, &layer.experts.values[token * k], &layer.weights.values[token * k], k);
         }
@@ -364,6 +372,30 @@ void RouterTap::end_batch(size_t n_tokens) {
     }
 }
 
+void RouterTap::hold(bool on) {
+    if (on && norm_reader_) {
+        throw std::logic_error("tokens cannot be held while outputs are watched");
+    }
+    holds_ = on;
+    for (Layer& layer : layers_) {
+        layer.held_experts.clear();
+        layer.held_weights.clear();
+        layer.n_held_counted = 0;
+    }
+}
+
+void RouterTap::count_held(size_t n) {
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        Layer& layer = layers_[i];
+        const size_t end = std::min(n, layer.held_weights.size() / layer.top_k);
+        for (size_t& at = layer.n_held_counted; at < end; ++at) {
+            stats_.add_token(i, &layer.held_experts[at * layer.top_k], &layer.held_weights[at * layer.top_k],
+                             layer.top_k);
+            layer.tokens += 1;
+        }
+    }
+}
+
 std::vector<uint64_t> RouterTap::tokens_seen() const {
     std::vector<uint64_t> seen;
     for (const Layer& layer : layers_) {
@@ -381,6 +413,7 @@ void RouterTap::clear_counts() {
 
 void RouterTap::discard() {
     clear_counts();
+    hold(holds_);
     for (Layer& layer : layers_) {
         layer.forget_graph(layer.stage_of_rest());
     }

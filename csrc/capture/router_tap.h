@@ -55,6 +55,12 @@ class RouterTap {
     void collect();
     void collect_final();
 
+    // For tokens that the host may reject. While held, tokens are kept instead of counted; `hold` forgets
+    // those that were kept before. `count_held` counts those before the n-th that was kept, unless they are
+    // counted already.
+    void hold(bool on);
+    void count_held(size_t n);
+
     // Returns the tokens counted in each layer since construction or `clear`.
     std::vector<uint64_t> tokens_seen() const;
     // Forget the counts (`clear_counts`), also what was read and not yet counted (`discard`), and also which
@@ -117,6 +123,11 @@ class RouterTap {
         bool weights_are_over = false;  // later nodes of these names are a second bank's
         bool weights_in_input = false;  // the experts' input was weighted, not their outputs
 
+        // Choices of tokens that are held, [token, k], and how many of these tokens are counted.
+        std::vector<int32_t> held_experts;
+        std::vector<float> held_weights;
+        size_t n_held_counted = 0;
+
         bool has_second_bank = false;  // in any graph
         uint64_t tokens = 0;           // tokens counted
         uint64_t tokens_before_batch = 0;
@@ -148,6 +159,7 @@ class RouterTap {
     std::vector<Layer> layers_;
     std::vector<char> device_copy_;
     std::optional<NormReader> norm_reader_;
+    bool holds_ = false;
     bool early_end_ = false;
     bool complete_ = false;
 };

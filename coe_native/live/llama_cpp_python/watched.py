@@ -45,6 +45,8 @@ class Attachment:
         live.reset()
         llama.coe_native_live = live
         llama.coe_native_masked = False
+        llama.coe_native_is_answering = False
+        llama.coe_native_held_from = None
         llama.coe_native_in_use = self.in_use
         llama.__class__ = type(type(llama).__name__, (WatchedLlama, type(llama)), {})
 
@@ -121,7 +123,7 @@ class _Original:
     def restore_class(self, llama: Llama) -> None:
         """Give a Llama its class back."""
         llama.__class__ = self._kind
-        for name in ("coe_native_live", "coe_native_masked", "coe_native_in_use"):
+        for name in WatchedLlama.__annotations__:
             llama.__dict__.pop(name, None)
 
 
@@ -153,6 +155,8 @@ class WatchedLlama(Llama):  # type: ignore[misc]
 
     coe_native_live: core.LiveProfiler
     coe_native_masked: bool
+    coe_native_is_answering: bool
+    coe_native_held_from: int | None
     coe_native_in_use: threading.RLock
 
     def generate(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
@@ -174,7 +178,13 @@ class WatchedLlama(Llama):  # type: ignore[misc]
     def eval(self, *args: Any, **kwargs: Any) -> None:
         """Run tokens, as the Llama's own method."""
         with _using(self):
-            WatchedLlama._unwatched(self, "eval")(*args, **kwargs)
+            run = WatchedLlama._unwatched(self, "eval")
+            if isinstance(self, WatchedLlama):
+                # What follows a sampled token was drafted: it counts once a token is sampled after it.
+                is_draft = self.draft_model is not None and self.coe_native_is_answering
+                self.coe_native_held_from = self.n_tokens if is_draft else None
+                self.coe_native_live.hold(is_draft)
+            run(*args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """Return embeddings, as the Llama's own method; tokens count as a prompt's."""
@@ -189,7 +199,12 @@ class WatchedLlama(Llama):  # type: ignore[misc]
     def sample(self, *args: Any, **kwargs: Any) -> Any:
         """Sample a token, as the Llama's own method; tokens that follow count as generated."""
         with _using(self):
-            return WatchedLlama._unwatched(self, "sample", Part.GENERATED)(*args, **kwargs)
+            sample = WatchedLlama._unwatched(self, "sample", Part.GENERATED)
+            if isinstance(self, WatchedLlama) and self.coe_native_held_from is not None:
+                at = kwargs.get("idx")
+                last = self.n_tokens - 1 if at is None else at
+                self.coe_native_live.accept(last + 1 - self.coe_native_held_from)
+            return sample(*args, **kwargs)
 
     def save_state(self) -> Any:
         """Return the state, as the Llama's own method."""
@@ -220,6 +235,7 @@ class WatchedLlama(Llama):  # type: ignore[misc]
             return getattr(self, name)
         if part is not None:
             # The answer continues; reading the counts raises the error.
+            self.coe_native_is_answering = part is Part.GENERATED
             with contextlib.suppress(RuntimeError):
                 self.coe_native_live.select(Part.MASKED if self.coe_native_masked else part)
         return getattr(super(), name)  # type: ignore[no-any-return]
