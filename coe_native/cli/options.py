@@ -26,6 +26,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 CTX_IN_USE = 8192
 """Default tokens of the context with which a specialist will be used."""
 
+DATE = "2026-01-01"
+"""Default date for chat templates that print one."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 force_option = click.option("--force", is_flag=True, help="Overwrite an output that exists.")
 method_option = click.option(
@@ -153,6 +156,13 @@ def model_options(*, ctx: int = 512, rpc: bool = True) -> Callable[[Function], F
         click.option("--ctx", type=COUNT, default=ctx, show_default=True, help="Tokens of the longest window."),
         click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once."),
         click.option("--threads", type=THREADS, help="CPU threads; all cores if not given."),
+        click.option(
+            "--date",
+            default=DATE,
+            show_default=True,
+            metavar="YYYY-MM-DD",
+            help="Date for chat templates that print one.",
+        ),
         *_PLACEMENT_OPTIONS,
         *((_RPC_OPTION,) if rpc else ()),
     )
@@ -188,6 +198,7 @@ def _passing_options(options: Sequence[Callable[..., Any]]) -> Callable[[Functio
             batch: int = 512,
             threads: int | None = None,
             rpc: tuple[str, ...] = (),
+            date: str = DATE,
             **others: Any,
         ) -> Any:
             from coe_native.llama.options import ModelOptions
@@ -200,6 +211,7 @@ def _passing_options(options: Sequence[Callable[..., Any]]) -> Callable[[Functio
                 n_cpu_moe=-1 if cpu_moe else n_cpu_moe,
                 devices=device,
                 rpc=rpc,
+                date=date,
             )
             return command(options=given, **others)
 

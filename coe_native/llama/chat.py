@@ -17,14 +17,20 @@ from coe_native.llama.thinking import OFF, close_thinking
 SECONDS = 5.0
 """Time limit for one conversation; templates take milliseconds."""
 
-TODAY = "2026-01-01"
-"""The date for templates that print one, so that the same corpus has the same tokens every day."""
-
 
 class ChatTemplate:
     """A template with the texts of the model's BOS and EOS. `close` ends its process."""
 
-    def __init__(self, template: str, bos: str, eos: str) -> None:
+    def __init__(self, template: str, bos: str, eos: str, date: str = "") -> None:
+        """Start the helper process.
+
+        Args:
+            template: The template.
+            bos: The text of BOS.
+            eos: The text of EOS.
+            date: Today's date for `render`, if the template prints it, YYYY-MM-DD.
+        """
+        self._date = date
         self._source = {"template": template, "bos_token": bos, "eos_token": eos}
         self._helper = HelperProcess("from coe_native.llama.chat import serve; serve()")
         self._is_loaded = False
@@ -50,7 +56,7 @@ class ChatTemplate:
                     "messages": messages,
                     **({"tools": list(tools)} if tools else {}),
                     "add_generation_prompt": reply,
-                    "today": TODAY,
+                    "today": self._date,
                     **OFF,
                 }
             )

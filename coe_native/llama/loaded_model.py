@@ -85,7 +85,7 @@ class LoadedModel:
         self.n_sequences = given.n_sequences
         self.n_batch = self.session.n_batch
         self.n_vocab = self.session.n_vocab
-        self.text = ModelText(self.moe, lambda: self.session)
+        self.text = ModelText(self.moe, lambda: self.session, given.date)
         self.predicts = self.session.has_memory and self.moe.is_causal
 
     def _open(self, options: ModelOptions) -> core.Session:

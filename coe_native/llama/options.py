@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from dataclasses import dataclass
 
 from coe_native._native import core
@@ -31,9 +32,11 @@ class ModelOptions:
             stay in the file's pages.
         mtp: Load the layers that predict further tokens too, though no forward pass runs them.
         tokenizer_only: Read no weights, for tokenizing and chat templates alone.
+        date: The date for chat templates that print one, YYYY-MM-DD. It is fixed, so that the same corpus has the
+            same tokens every day.
 
     Raises:
-        InputError: The context, the batch or the number of sequences is below 1.
+        InputError: The context, the batch or the number of sequences is below 1, or the date is not a date.
     """
 
     n_ctx: int = 512
@@ -48,10 +51,15 @@ class ModelOptions:
     repack: bool = True
     mtp: bool = False
     tokenizer_only: bool = False
+    date: str = "2026-01-01"
 
     def __post_init__(self) -> None:
         if self.n_ctx < 1 or self.n_batch < 1 or self.n_sequences < 1:
             raise InputError("the context, the batch and the number of sequences must be at least 1")
+        try:
+            datetime.date.fromisoformat(self.date)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.date!r} is not a date; write it like 2026-01-31") from error
 
     def for_session(self) -> core.SessionOptions:
         """Return the options of the compiled module.
@@ -63,6 +71,7 @@ class ModelOptions:
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given["n_threads"] = given["n_threads"] or available_cores()
         given["simulate"] = given.pop("tokenizer_only")
+        del given["date"]
         given["n_ctx"] = max(self.n_ctx, self.n_batch)
         given["devices"], given["rpc"] = list(self.devices), list(self.rpc)
         for name, value in given.items():

@@ -27,7 +27,15 @@ _MOST_TOKENS = 1 << 22
 class ModelText:
     """Tokenizes and renders conversations for one loaded model. `close` ends the chat template's process."""
 
-    def __init__(self, header: ModelHeader, session: Callable[[], core.Session]) -> None:
+    def __init__(self, header: ModelHeader, session: Callable[[], core.Session], date: str) -> None:
+        """Begin without a chat template's process.
+
+        Args:
+            header: The model's header.
+            session: Returns its session.
+            date: Today's date for chat templates that print it, YYYY-MM-DD.
+        """
+        self._date = date
         self._header = header
         self._session_of = session
         self.n_vocab = session().n_vocab
@@ -101,6 +109,11 @@ class ModelText:
         """Return whether the model's file has a chat template."""
         return bool(self._session.chat_template)
 
+    @property
+    def printed_date(self) -> str:
+        """Return the date that the chat template prints in conversations, YYYY-MM-DD; empty if it prints none."""
+        return self._date if b"strftime_now" in self._session.chat_template else ""
+
     def render_chat(self, messages: tuple[Message, ...], tools: str = "", *, reply: bool = False) -> str:
         """Return a conversation as text, by the model's own chat template.
 
@@ -159,7 +172,7 @@ class ModelText:
             index = self._header.metadata(f"tokenizer.ggml.{key}_token_id")
             return str(tokens[index]) if isinstance(index, int) and index < len(tokens) else ""
 
-        return ChatTemplate(template, bos=token_text("bos"), eos=token_text("eos"))
+        return ChatTemplate(template, bos=token_text("bos"), eos=token_text("eos"), date=self._date)
 
     def close(self) -> None:
         """End the chat template's process, if it was started."""

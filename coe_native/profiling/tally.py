@@ -36,6 +36,8 @@ class Tally:
                 shards=(shard.index,),
                 n_shards=shard.count,
                 run="" if shard.count == 1 else self._digest,
+                columns=corpus.columns_read,
+                date=model.text.printed_date,
             )
             for corpus, digest in zip(corpora, digests, strict=True)
         ]
@@ -58,7 +60,7 @@ class Tally:
                 raise checkpoint.past_the_end()
             # The digests are this version's, though a checkpoint of version 0.1.0 has others.
             self._records = [
-                replace(counted, sha256=record.sha256, run=record.run)
+                replace(record, documents=counted.documents, tokens=counted.tokens)
                 for counted, record in zip(self._before.corpora, self._records, strict=True)
             ]
         return position
@@ -75,6 +77,7 @@ class Tally:
             "batch": model.n_batch,
             "sequences": model.n_sequences,
             "until-stable": "no" if until is None else until.recorded,
+            **({"date": model.text.printed_date} if model.text.printed_date else {}),
         }
 
     def add(self, begun: Sequence[Window]) -> None:

@@ -47,6 +47,15 @@ CorpusRecord record_of(const Json& value) {
             record.shards.push_back(count(shard, "a shard", 0, most));
         }
     }
+    if (value.contains("columns")) {
+        for (const Json& column : list_field(value, "columns")) {
+            if (!column.is_string()) {
+                refuse("its columns are not texts");
+            }
+            record.columns.push_back(column.get<std::string>());
+        }
+    }
+    record.date = value.contains("date") ? text_field(value, "date") : "";
     record.check();
     if (record.n_shards == 1) {
         record.run.clear();
@@ -120,6 +129,12 @@ std::string encode_corpora(const std::vector<CorpusRecord>& corpora) {
             fields["shards"] = record.shards;
             fields["n_shards"] = record.n_shards;
             fields["run"] = record.run;
+        }
+        if (!record.columns.empty()) {
+            fields["columns"] = record.columns;
+        }
+        if (!record.date.empty()) {
+            fields["date"] = record.date;
         }
         records.push_back(fields);
     }

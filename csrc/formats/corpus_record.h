@@ -15,6 +15,8 @@ struct CorpusRecord {
     std::string sha256;                  // over all its documents
     std::vector<uint64_t> shards = {1};  // those that were profiled, ascending
     uint64_t n_shards = 1;
+    std::vector<std::string> columns;  // of its records, that were read
+    std::string date;                  // which a chat template may have printed
     std::string run;  // stands for all corpora of the run, on which the documents of a shard depend
 
     // Throws std::invalid_argument.

@@ -293,3 +293,11 @@ BAD_LINES: list[tuple[str, str]] = [
 @by_line("pattern", BAD_LINES)
 def test_bad_lines_are_refused(texts: Path, line: str, pattern: str) -> None:
     check_options_refused(texts, line, pattern)
+
+
+def test_the_columns_that_were_read_are_recorded(texts: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(json.dumps({"instruction": "Add.", "output": "x = 1 + 2", "id": 7}) + "\n")
+    report("profile", demo.MODEL, "-c", lines, "-c", texts / "python.profile.txt", "-o", tmp_path / "p.gguf", *RUN)
+    profile = coe.RoutingProfile.load(tmp_path / "p.gguf")
+    assert [corpus.columns for corpus in profile.corpora] == [("instruction", "output"), ()]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.bad_files import write_reader
 
@@ -80,6 +81,26 @@ def test_neighbouring_turns_of_one_role_are_merged_for_templates_that_want_it(
 def test_a_template_that_refuses_everything_is_named_with_its_reason(text_of: Callable[[str], ModelText]) -> None:
     with pytest.raises(InputError, match=r"a\.gguf.*nothing goes"):
         text_of("{{ raise_exception('nothing goes') }}").render_chat(ASKED, TOOLS)
+
+
+def test_the_date_of_templates_is_recorded(tmp_path: Path) -> None:
+    template = "{{ strftime_now('%d %B %Y') }}" + PLAIN
+    turns = [{"role": "user", "content": "a"}]
+    profiles = {}
+    for name, text in (("clock", template), ("plain", PLAIN)):
+        write_reader(tmp_path / f"{name}.gguf", text)
+        for date in ("2026-01-01", "2027-12-31"):
+            with coe.Model(tmp_path / f"{name}.gguf", n_ctx=64, date=date) as model:
+                profiles[name, date] = coe.profile(model, turns)
+    assert [profile.corpora[0].date for profile in profiles.values()] == ["2026-01-01", "2027-12-31", "", ""]
+    first, second, *others = profiles.values()
+    assert not np.array_equal(first.histograms, second.histograms)
+    assert np.array_equal(others[0].histograms, others[1].histograms)
+    first.save(tmp_path / "p.gguf")
+    assert coe.RoutingProfile.load(tmp_path / "p.gguf").corpora == first.corpora
+    for bad in ("today", "2026-13-01", ""):
+        with pytest.raises(InputError, match="not a date"):
+            coe.Model(tmp_path / "clock.gguf", date=bad)
 
 
 def test_templates_see_the_same_date_every_day(text_of: Callable[[str], ModelText]) -> None:
