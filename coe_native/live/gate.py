@@ -12,7 +12,7 @@ import anyio.to_thread
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coe_native.live.openai_requests import UnsupportedError
+from coe_native.live.openai_requests import Translated, UnsupportedError, wants_usage
 
 BODY_SECONDS = 60.0
 _DISCARD_SECONDS = 2.0
@@ -39,7 +39,7 @@ class BodyLimits:
     n_bytes: int = 4 << 20
     n_values: int | None = 1 << 14
     may_be_empty: bool = False
-    translate: Callable[[bytes], bytes] | None = None
+    translate: Callable[[bytes], Translated] | None = None
 
 
 class Gate:
@@ -53,6 +53,7 @@ class Gate:
         hosts: Without a key, the only Host headers that are served; None: any. A browser that shows another
             site's page sends that page's Origin, or a Host name that the site has pointed at this machine.
         limits: Limits of the paths that differ from the default.
+        open_to_all: Paths that need neither a key nor a Host.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class Gate:
         api_key: str | None,
         hosts: frozenset[str] | None,
         limits: Mapping[str, BodyLimits] | None = None,
+        open_to_all: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
         self._key = None if api_key is None else api_key.encode()
         self._hosts = hosts
         self._limits = limits or {}
+        self._open_to_all = open_to_all
         self._n_requests = 0
         self._n_bytes = 0
 
@@ -80,7 +83,7 @@ class Gate:
             # A browser asks whether a page may send its key; the application answers without reading anything.
             await self._app(scope, _replayed(b"", receive), send)
             return
-        refusal = self._refusal(scope)
+        refusal = None if scope["path"] in self._open_to_all else self._refusal(scope)
         if refusal is None and self._n_requests >= _MOST_REQUESTS:
             refusal = _too_many()
         if refusal is not None:
@@ -99,7 +102,8 @@ class Gate:
             known = body
             if limits.translate is not None and answer is self._app and scope["method"] == "POST":
                 try:
-                    known = await anyio.to_thread.run_sync(limits.translate, body)
+                    known, includes_usage = await anyio.to_thread.run_sync(limits.translate, body)
+                    wants_usage.set(includes_usage)
                 except UnsupportedError as error:
                     answer = _error(400, str(error))
             await answer(_with_length(scope, len(known)), _replayed(known, receive), send)

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+wants_usage: ContextVar[bool] = ContextVar("wants_usage", default=False)
+"""Whether the stream that answers the current request ends with the numbers of its tokens."""
 
 
 class UnsupportedError(ValueError):
     """A request for something that the server cannot do. Names the field."""
 
 
-def translated(body: bytes) -> bytes:
-    """Return the body of a completion request with fields and messages that llama-cpp-python knows.
+class Translated(NamedTuple):
+    """A request that llama-cpp-python knows.
+
+    Attributes:
+        body: JSON.
+        wants_usage: See `wants_usage`, which is to be set while the request is answered.
+    """
+
+    body: bytes
+    wants_usage: bool = False
+
+
+def translated(body: bytes) -> Translated:
+    """Translate the body of a completion request to fields and messages that llama-cpp-python knows.
 
     - ``max_completion_tokens``, which has replaced ``max_tokens``;
     - messages of the role ``developer``, which are a system's;
     - ``content: null``, which clients send beside calls of tools, and contents in parts of a system or assistant;
-    - ``stream_options``, which is left out: streams end without usage.
+    - ``stream_options.include_usage``.
 
     Args:
         body: JSON. Anything but an object is returned unchanged, and the application refuses it.
@@ -26,17 +42,18 @@ def translated(body: bytes) -> bytes:
     """
     request = json.loads(body)
     if not isinstance(request, dict):
-        return body
+        return Translated(body)
     if request.get("n") not in (None, 1):
         raise UnsupportedError("n: the server makes one choice for each request; send it again for others")
     limit = request.pop("max_completion_tokens", None)
     if limit is not None and request.get("max_tokens") is None:
         request["max_tokens"] = limit
-    request.pop("stream_options", None)
+    stream_options = request.pop("stream_options", None)
     messages = request.get("messages")
     if isinstance(messages, list):
         request["messages"] = [_message(message) for message in messages]
-    return json.dumps(request).encode()
+    includes_usage = isinstance(stream_options, dict) and stream_options.get("include_usage") is True
+    return Translated(json.dumps(request).encode(), includes_usage)
 
 
 def _message(message: Any) -> Any:

@@ -30,6 +30,9 @@ from coe_native.llama.options import ModelOptions
 from coe_native.masks.expert_mask import MOST_BYTES, ExpertMask
 from coe_native.masks.stability import Stability
 
+HEALTH = "/health"
+"""The path that tells whether the server is ready, as llama-server has it."""
+
 _PATIENCE = 3
 """Seconds that answers have to finish when the server ends."""
 
@@ -70,6 +73,10 @@ def add_routes(app: FastAPI, routing: LiveRouting) -> None:
         return {"mask": None if wanted is None else {"digest": wanted.digest, "keep": wanted.keep}}
 
     app.include_router(router)
+
+    @app.get(HEALTH, summary="Tell that the server is ready")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
 
 
 def _mask_of(body: bytes) -> ExpertMask | None:
@@ -125,6 +132,7 @@ def _server(app: FastAPI, protocol: type[asyncio.Protocol], address: Address, po
             "/routing/mask": BodyLimits(MOST_BYTES, n_values=None, may_be_empty=True),
             "/routing/save": BodyLimits(may_be_empty=True),
         },
+        open_to_all=frozenset((HEALTH,)),
     )
     return _Server(
         uvicorn.Config(

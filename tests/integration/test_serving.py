@@ -97,9 +97,23 @@ def test_requests_are_answered_as_openais_clients_expect(server: Server) -> None
     assert short.usage is not None
     assert short.usage.completion_tokens == 4
     stream = create(
-        model="demo", messages=history, max_tokens=4, stream=True, stream_options={"include_usage": True}
+        model="demo",
+        messages=history,
+        max_tokens=4,
+        temperature=0.0,
+        stream=True,
+        stream_options={"include_usage": True},
     )
-    assert any(chunk.choices for chunk in stream)
+    *chunks, last = stream
+    assert all(chunk.choices and chunk.usage is None for chunk in chunks)
+    assert (last.choices, last.usage) == ([], short.usage)
+    texts = server.client.completions.create(
+        model="demo", prompt="import os\n", max_tokens=5, stream=True, stream_options={"include_usage": True}
+    )
+    usage = list(texts)[-1].usage
+    whole = server.client.completions.create(model="demo", prompt="import os\n", max_tokens=5)
+    assert usage == whole.usage
+    assert not any(chunk.usage for chunk in create(model="demo", messages=history, max_tokens=3, stream=True))
     with pytest.raises(openai.BadRequestError, match="one choice"):
         create(model="demo", messages=history, n=2)
     assert [model.id for model in server.client.models.list().data]
@@ -186,6 +200,42 @@ def test_counts_are_saved_and_resumed(tmp_path: Path) -> None:
     assert [record.tokens for record in total.corpora] == [
         coe.RoutingProfile.load(tmp_path / f"live.{part}.gguf").n_tokens for part in ("prompts", "generated")
     ]
+
+
+def test_logprobs_and_echo_are_served(tmp_path: Path) -> None:
+    """As harnesses ask for them, which judge the tokens of a prompt."""
+    server = Server(tmp_path, "--logits-all")
+    try:
+        create = server.client.completions.create
+        answer = create(model="demo", prompt="import os\n", max_tokens=3, echo=True, logprobs=2, temperature=0.0)
+        choice = answer.choices[0]
+        assert choice.text.startswith("import os\n")
+        assert choice.logprobs is not None
+        assert "".join(choice.logprobs.tokens or []) == choice.text
+        scored = [value for value in choice.logprobs.token_logprobs or [] if value is not None]
+        assert len(scored) >= answer.usage.completion_tokens + answer.usage.prompt_tokens - 2  # type: ignore[union-attr]
+        assert all(value <= 0 for value in scored)
+        chat = server.client.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": "Hello"}],
+            max_tokens=3,
+            logprobs=True,
+            top_logprobs=2,
+        )
+        assert chat.choices[0].logprobs is not None
+    finally:
+        server.end()
+
+
+def test_health_needs_no_key(tmp_path: Path) -> None:
+    server = Server(tmp_path, key="secret-key")
+    try:
+        with urllib.request.urlopen(f"{server.url}/health") as answer:
+            assert json.loads(answer.read()) == {"status": "ok"}
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{server.url}/v1/models")
+    finally:
+        server.end()
 
 
 def test_requests_need_the_api_key(tmp_path: Path) -> None:

@@ -48,7 +48,15 @@ CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": 
     ],
 )
 def test_requests_are_translated(sent: Any, known: Any) -> None:
-    assert json.loads(translated(json.dumps(sent).encode())) == known
+    assert json.loads(translated(json.dumps(sent).encode()).body) == known
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [({"include_usage": True}, True), ({"include_usage": False}, False), ({}, False), (None, False), ([], False)],
+)
+def test_streams_end_with_usage_on_request(options: Any, wanted: bool) -> None:
+    assert translated(json.dumps({"stream": True, "stream_options": options}).encode()).wants_usage is wanted
 
 
 def test_several_choices_are_refused_by_name() -> None:

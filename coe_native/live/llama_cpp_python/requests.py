@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from starlette.responses import JSONResponse
 
 from coe_native.errors import InputError, without_directories
 from coe_native.live.llama_cpp_python.replacing import replaced
+from coe_native.live.llama_cpp_python.watched import Usage
+from coe_native.live.openai_requests import wants_usage
 
 _MOST_BIASED = 4096
 
@@ -77,10 +80,16 @@ def checked_requests(model: Path) -> Iterator[None]:
 
     async def published(*, inner_send_chan: Any, llama_call: Any, body: Any, **options: Any) -> None:
         """Publish a stream. Errors are sent as events, because the status was sent before."""
+        llama, includes_usage = llama_server._llama_proxy(), wants_usage.get()
 
         def calls(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            before = dataclasses.replace(llama.coe_native_usage)
+            chunk = None
             try:
-                yield from llama_call(*args, **kwargs)
+                for chunk in llama_call(*args, **kwargs):
+                    yield chunk
+                if includes_usage and chunk is not None:
+                    yield _usage_chunk(chunk, before, llama.coe_native_usage)
             except Exception as error:
                 yield {"error": explained(None, error, body)[1]}
 
@@ -98,6 +107,14 @@ def checked_requests(model: Path) -> Iterator[None]:
         replaced(RouteErrorHandler, "error_message_wrapper", explained),
     ):
         yield
+
+
+def _usage_chunk(last: Any, before: Usage, after: Usage) -> dict[str, Any]:
+    """Return what ends a stream that includes its usage, after the last chunk of the answer."""
+    prompt, completion = after.prompt - before.prompt, after.completion - before.completion
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    shared = {key: last[key] for key in ("id", "object", "created", "model") if key in last}
+    return {**shared, "choices": [], "usage": usage}
 
 
 async def answer_to_http_error(_: Request, error: Any) -> JSONResponse:

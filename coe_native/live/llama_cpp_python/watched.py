@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import threading
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
@@ -47,6 +48,7 @@ class Attachment:
         llama.coe_native_masked = False
         llama.coe_native_is_answering = False
         llama.coe_native_held_from = None
+        llama.coe_native_usage = Usage()
         llama.coe_native_in_use = self.in_use
         llama.__class__ = type(type(llama).__name__, (WatchedLlama, type(llama)), {})
 
@@ -146,6 +148,25 @@ def _using(llama: Llama) -> contextlib.AbstractContextManager[Any]:
     return in_use or contextlib.nullcontext()
 
 
+@dataclass
+class Usage:
+    """Tokens of prompts and of answers, since the Llama was attached.
+
+    Attributes:
+        prompt: Tokens of prompts, also those that were in memory already.
+        completion: Tokens of answers, without those that end them.
+    """
+
+    prompt: int = 0
+    completion: int = 0
+
+    def add(self, llama: Llama, token: int, *, is_first: bool) -> None:
+        """Add a token that was sampled, and the prompt if it is the first of an answer."""
+        if is_first:
+            self.prompt += llama.n_tokens
+        self.completion += not llama_cpp.llama_vocab_is_eog(llama._model.vocab, token)
+
+
 class WatchedLlama(Llama):  # type: ignore[misc]
     """The class of an attached Llama.
 
@@ -157,6 +178,7 @@ class WatchedLlama(Llama):  # type: ignore[misc]
     coe_native_masked: bool
     coe_native_is_answering: bool
     coe_native_held_from: int | None
+    coe_native_usage: Usage
     coe_native_in_use: threading.RLock
 
     def generate(self, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
@@ -164,12 +186,14 @@ class WatchedLlama(Llama):  # type: ignore[misc]
         in_use = _using(self)  # also once the Llama has been detached
         with in_use:
             steps = WatchedLlama._unwatched(self, "generate", Part.PROMPT)(*args, **kwargs)
-        sent = None
+        sent, is_first = None, True
         try:
             while True:
                 with in_use:
                     token = steps.send(sent)
-                sent = yield token
+                    if isinstance(self, WatchedLlama):
+                        self.coe_native_usage.add(self, token, is_first=is_first)
+                is_first, sent = False, (yield token)
         except StopIteration as end:
             return end.value
         finally:
