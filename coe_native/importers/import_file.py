@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from coe_native.errors import InputError
 from coe_native.files.reading import read_exactly
 from coe_native.importers.arrays import read_npz, read_safetensors
+from coe_native.importers.reap import ReapStatistics, read_json, reap_statistics
 from coe_native.importers.torch_file import read_torch
 from coe_native.masks.check import check_mask
 from coe_native.masks.expert_mask import ExpertMask
@@ -23,6 +24,7 @@ from coe_native.model.gguf_file import GgufFile, Tensor, begins_like_gguf
 from coe_native.model.header import ModelHeader
 from coe_native.model.limits import MOST_BLOCKS, MOST_EXPERTS
 from coe_native.routing.corpus_record import CorpusRecord
+from coe_native.routing.output_norms import OutputNorms
 from coe_native.routing.profile import UNKNOWN, RoutingProfile
 
 _COUNTS = re.compile(r"blk\.(0|[1-9]\d{0,5})\.ffn_(?:gate|up|down|gate_up)_exps\.weight\.counts", re.ASCII)
@@ -79,6 +81,8 @@ def import_file(
       and floats that are whole numbers.
     - A list with an index tensor for each layer, or a boolean tensor [layer, expert], becomes a mask.
 
+    - The state of REAP's observer, or the JSON of llama-expert-profile, becomes a profile without ranks.
+
     Tensors may be in a file of torch.save, ``.npz`` or ``.safetensors``.
 
     Args:
@@ -95,7 +99,13 @@ def import_file(
     if begins_like_gguf(path):
         return _profile_of_imatrix(GgufFile(path), target)
     try:
-        value = _only_value(_read_tensors(path))
+        held = _read(path)
+        statistics = reap_statistics(held, path)
+        if statistics is not None:
+            return _profile_of_reap(statistics, target)
+        if path.suffix.lower() == ".json":
+            raise InputError("is JSON, but not llama-expert-profile's; masks of coe-native need no import")
+        value = _only_value(held)
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from error
@@ -111,9 +121,11 @@ def import_file(
     return _mask_of_kept(kept, value, target)
 
 
-def _read_tensors(path: Path) -> Any:
+def _read(path: Path) -> Any:
     """Read a file by its ending; others are torch.save's."""
     match path.suffix.lower():
+        case ".json":
+            return read_json(path)
         case ".npz":
             return read_npz(path)
         case ".safetensors":
@@ -242,8 +254,25 @@ def _profile_of_histograms(counts: NDArray[Any], target: _Target) -> RoutingProf
     return _profile(counts[:, :, np.newaxis], n_tokens, blocks, top_k, target)
 
 
+def _profile_of_reap(found: ReapStatistics, target: _Target) -> RoutingProfile:
+    if target.n_experts not in (None, found.counts.shape[1]):
+        raise InputError(f"{target.path}: has {found.counts.shape[1]} experts in a layer, not {target.n_experts}")
+    model = target.model
+    if model is not None and (list(found.blocks), found.top_k) != (model.blocks, model.top_k):
+        raise InputError(
+            f"{target.path}: is of blocks {list(found.blocks)} with {found.top_k} experts chosen for a token, and "
+            f"{model.path} has {model.blocks} with {model.top_k}"
+        )
+    return _profile(found.counts[:, :, np.newaxis], max(found.tokens), found.blocks, found.top_k, target, found)
+
+
 def _profile(
-    histograms: NDArray[np.int64], n_tokens: int, blocks: tuple[int, ...], n_chosen: int | None, target: _Target
+    histograms: NDArray[np.int64],
+    n_tokens: int,
+    blocks: tuple[int, ...],
+    n_chosen: int | None,
+    target: _Target,
+    reap: ReapStatistics | None = None,
 ) -> RoutingProfile:
     shape = None if target.model is None else target.model.router_shape
     try:
@@ -254,13 +283,15 @@ def _profile(
             layers=blocks,
             n_tokens=n_tokens,
             histograms=histograms,
-            weight_sum=np.zeros(histograms.shape),
+            weight_sum=np.zeros(histograms.shape) if reap is None else reap.sums["weights"][:, :, np.newaxis],
             corpora=(CorpusRecord(name=target.path.name, documents=0, tokens=n_tokens, sha256=""),),
             n_groups=1 if shape is None else shape.n_groups,
             n_groups_used=1 if shape is None else shape.n_groups_used,
             place=str(target.path),
-            has_weights=False,
+            has_weights=reap is not None,
             n_chosen=n_chosen,
+            layer_tokens=() if reap is None else reap.tokens,
+            outputs=None if reap is None else OutputNorms(reap.sums["norms"], reap.sums["weighted_norms"]),
         )
     except InputError as error:
         raise InputError(

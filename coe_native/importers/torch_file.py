@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from coe_native.errors import InputError
 from coe_native.files.regular import open_regular
 
-MOST_BYTES = 1 << 26
+MOST_BYTES = 1 << 28
 """Most bytes of all tensors of a file. Counts of 100 layers with 512 experts and eight ranks have 4 MB."""
 
 _MOST_PICKLE = 1 << 22

@@ -29,7 +29,7 @@ def test_files_of_other_tools_are_imported(tmp_path: Path) -> None:
 
 
 BAD_LINES: list[tuple[str, str]] = [
-    ("import mask.json -o out.json", r"mask\.json.*torch"),
+    ("import mask.json -o out.json", r"mask\.json.*llama-expert-profile"),
     ("import DEMO -o out.json", "imatrix"),
     ("import missing.pt -o out.json", r"missing\.pt"),
 ]

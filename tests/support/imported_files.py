@@ -11,7 +11,16 @@ import numpy as np
 from gguf import GGUFWriter
 from numpy.typing import NDArray
 
-STORAGES = {"i8": "Long", "i4": "Int", "i2": "Short", "i1": "Char", "u1": "Byte", "b1": "Bool", "f4": "Float"}
+STORAGES = {
+    "f8": "Double",
+    "i8": "Long",
+    "i4": "Int",
+    "i2": "Short",
+    "i1": "Char",
+    "u1": "Byte",
+    "b1": "Bool",
+    "f4": "Float",
+}
 
 
 class TorchPickler(pickle._Pickler):  # the one in Python, whose instructions can be added to

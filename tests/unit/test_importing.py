@@ -107,7 +107,7 @@ TENSOR = (
         (b"\x80\x02]q\x00h\x00a.", "counts"),  # a list that holds itself
         (TENSOR % (b"LongStorage", b"0") + b"K\x00K\x05\x85K\x01\x85\x89NtR.", "data"),
         (TENSOR % (b"LongStorage", b"0") + b"J\xff\xff\xff\xffK\x01\x85K\x01\x85\x89NtR.", "shape"),
-        (TENSOR % (b"LongStorage", b"0") + b"K\x00J\xff\xff\xff\x7f\x85K\x00\x85\x89NtR.", "64 MB"),
+        (TENSOR % (b"LongStorage", b"0") + b"K\x00J\xff\xff\xff\x7f\x85K\x00\x85\x89NtR.", "256 MB"),
         (TENSOR % (b"LongStorage", b"7") + b"K\x00K\x01\x85K\x01\x85\x89NtR.", "data/7"),
         (TENSOR % (b"LongStorage", b"/") + b"K\x00K\x01\x85K\x01\x85\x89NtR.", "type"),
         (TENSOR % (b"SomeStorage", b"0") + b"K\x00K\x01\x85K\x01\x85\x89NtR.", "type"),
@@ -294,3 +294,100 @@ def test_fractions_are_no_counts(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", counts=COUNTS_OF_DEMO + 0.5)
     with pytest.raises(coe.InputError, match="whole"):
         import_file(tmp_path / "a.npz")
+
+
+def reap_layers(profile: coe.RoutingProfile) -> dict[int, dict[str, Any]]:
+    """What REAP's observer would have counted of a run that a profile describes."""
+    assert profile.outputs is not None
+    return {
+        block: {
+            "total_tokens": np.int64(profile.layer_tokens[index]),
+            "expert_frequency": profile.counts[index],
+            "pairwise_expert_frequency": np.add.outer(profile.counts[index], profile.counts[index]),
+            "ean_sum": profile.outputs.norm_sum[index],
+            "weighted_ean_sum": profile.outputs.weighted_norm_sum[index],
+            "weighted_expert_frequency_sum": profile.weight_sum[index].sum(axis=1),
+            "max_activations": np.ones(profile.n_experts, np.float32),
+        }
+        for index, block in enumerate(profile.layers)
+    }
+
+
+def as_means(layer: dict[str, Any]) -> dict[str, Any]:
+    """The same as llama-expert-profile writes it."""
+    counts = layer["expert_frequency"]
+    most = np.maximum(counts, 1)
+    return {
+        "total_tokens": int(layer["total_tokens"]),
+        "activation_counts": counts.tolist(),
+        "activation_frequency": (counts / layer["total_tokens"]).tolist(),
+        "avg_gate_weight": (layer["weighted_expert_frequency_sum"] / most).tolist(),
+        "ean_mean": (layer["ean_sum"] / most).tolist(),
+        "reap": (layer["weighted_ean_sum"] / most).tolist(),
+        "never_activated": int((counts == 0).sum()),
+    }
+
+
+def write_reap(path: Path, layers: dict[int, dict[str, Any]]) -> Path:
+    if path.suffix == ".json":
+        path.write_text(json.dumps({str(block): as_means(layer) for block, layer in layers.items()}))
+        return path
+    plain = {
+        block: {name: int(value) if name == "total_tokens" else value for name, value in layer.items()}
+        for block, layer in layers.items()
+    }
+    return torch_save(path, plain)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "expert_stats.json"])
+def test_statistics_of_reap_score_as_our_own(tmp_path: Path, name: str) -> None:
+    """Its counts, weights and norms are the sums that a profile has."""
+    texts = [document.content for document in demo.corpus("python", "test").documents][:2]
+    own = coe.profile(demo.MODEL, texts, stats="contribution", n_threads=2)  # type: ignore[arg-type]
+    moe = coe.MoeModel(demo.MODEL)
+    profile = import_file(write_reap(tmp_path / name, reap_layers(own)), model=moe)
+    assert isinstance(profile, coe.RoutingProfile)
+    assert (profile.n_tokens, profile.layers, profile.layer_tokens) == (own.n_tokens, own.layers, own.layer_tokens)
+    np.testing.assert_array_equal(profile.counts, own.counts)
+    for method in ("contribution", "frequency"):
+        np.testing.assert_allclose(coe.score(profile, method), coe.score(own, method), rtol=1e-9)
+        kept = [coe.build_mask(each, 16, method=method, structural=False).kept for each in (profile, own)]
+        assert kept[0] == kept[1]
+    profile.save(tmp_path / "p.gguf")
+    again = coe.RoutingProfile.load(tmp_path / "p.gguf")
+    np.testing.assert_array_equal(coe.score(again, "contribution"), coe.score(profile, "contribution"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda layers: layers[1].pop("ean_sum"), "ean_mean"),
+        (lambda layers: layers[0].pop("total_tokens"), "total_tokens"),
+        (lambda layers: layers[1].update(expert_frequency=np.array([1, 2, 3])), "damaged"),
+        (lambda layers: layers[1].update(weighted_ean_sum=np.full(4, np.nan)), "cannot be"),
+        (lambda layers: layers[1].update(expert_frequency=np.array([1, 1, 1, 6])), "one number"),
+        (lambda layers: layers.update({7: layers.pop(1)}), r"\[0, 7\]"),
+    ],
+)
+def test_damaged_statistics_of_reap_are_refused(
+    tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    layers: dict[int, Any] = {
+        block: {
+            "total_tokens": np.int64(4),
+            "expert_frequency": np.array([4, 2, 1, 1]),
+            "ean_sum": np.ones(4),
+            "weighted_ean_sum": np.ones(4),
+            "weighted_expert_frequency_sum": np.ones(4),
+        }
+        for block in (0, 1)
+    }
+    assert isinstance(import_file(write_reap(tmp_path / "good.pt", layers)), coe.RoutingProfile)
+    model = None
+    change(layers)
+    if 7 in layers:
+        model = coe.MoeModel(demo.MODEL)
+        message = "experts in a layer"
+    path = write_reap(tmp_path / "bad.pt", layers)
+    with pytest.raises(coe.InputError, match=message):
+        import_file(path, model=model)
