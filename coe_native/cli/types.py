@@ -20,7 +20,20 @@ class _File(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _Model(_File):
+    """A model's file, given by its path or by a name that Ollama or Hugging Face have for it."""
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from coe_native.model.names import model_path
+
+        return super().convert(model_path(value) if isinstance(value, str) else value, param, ctx)
+
+
 FILE = _File(path_type=Path)
+
+MODEL = _Model(path_type=Path)
 
 INT32 = 2**31 - 1
 

@@ -13,6 +13,7 @@ from typing import Any
 from coe_native._native import core
 from coe_native.errors import InputError
 from coe_native.model.gguf_file import GgufFile, Tensor
+from coe_native.model.names import model_path
 from coe_native.model.other_parts import in_other_part
 from coe_native.model.router_shape import RouterShape
 from coe_native.model.surgery_record import SurgeryRecord, read_record
@@ -46,7 +47,8 @@ class ModelHeader:
     """The header of a mixture-of-experts model in GGUF, of all shards if it is split. Reads no weights.
 
     Attributes:
-        path: The file that was given; of a split model, the first.
+        path: The file that was given, or that of the model that was named (`model_path`); of a split model, the
+            first.
         files: The files of all shards.
         tensors: All tensors, by name.
         layers: The layers with experts, in the order of their blocks.
@@ -62,7 +64,7 @@ class ModelHeader:
     """
 
     def __init__(self, path: str | Path, *, surgery_goes_on: bool = False) -> None:
-        self.path = Path(path)
+        self.path = model_path(path)
         try:
             self.files = _open_shards(self.path, surgery_goes_on)
             self.native = core.find_router_layout([file.native for file in self.files])

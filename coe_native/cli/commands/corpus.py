@@ -12,7 +12,7 @@ import click
 from coe_native.cli.command import Command
 from coe_native.cli.options import Reading, force_option, json_option, needs_extra, reading_options
 from coe_native.cli.output import print_json, print_table, say, say_skipped
-from coe_native.cli.types import COUNT, FILE
+from coe_native.cli.types import COUNT, FILE, MODEL
 from coe_native.errors import InputError
 from coe_native.units import counted
 
@@ -37,7 +37,7 @@ def command() -> None:
 
 @command.command(name="stats", cls=Command)
 @_paths_argument
-@click.option("--model", type=FILE, help="Model whose tokenizer counts tokens. Its weights are not read.")
+@click.option("--model", type=MODEL, help="Model whose tokenizer counts tokens. Its weights are not read.")
 @_by_option
 @_near_option
 @reading_options

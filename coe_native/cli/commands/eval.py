@@ -11,21 +11,21 @@ import click
 from coe_native.cli.command import Command
 from coe_native.cli.options import Reading, json_option, model_options, reading_options
 from coe_native.cli.output import print_json, print_table, say_skipped
-from coe_native.cli.types import FILE
+from coe_native.cli.types import FILE, MODEL
 
 if TYPE_CHECKING:
     from coe_native.llama.options import ModelOptions
 
 
 @click.command(name="eval", cls=Command)
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @click.option(
     "--text", "texts", multiple=True, required=True, type=FILE, help="Held-out text: files, directories or -."
 )
 @click.option(
     "--mask", "mask_path", type=FILE, help="Mask to apply live to MODEL: judges a specialist without writing it."
 )
-@click.option("--reference", type=FILE, help="Model to compare with: adds KL divergence and top-1 agreement.")
+@click.option("--reference", type=MODEL, help="Model to compare with: adds KL divergence and top-1 agreement.")
 @reading_options
 @model_options()
 @json_option

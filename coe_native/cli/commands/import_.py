@@ -9,13 +9,13 @@ import click
 from coe_native.cli.command import Command
 from coe_native.cli.options import force_option, json_option
 from coe_native.cli.output import print_json, say
-from coe_native.cli.types import COUNT, FILE
+from coe_native.cli.types import COUNT, FILE, MODEL
 
 
 @click.command(name="import", cls=Command)
 @click.argument("file", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="Profile or mask file to write.")
-@click.option("--model", type=FILE, help="Model that FILE belongs to: checked, and recorded in the output.")
+@click.option("--model", type=MODEL, help="Model that FILE belongs to: checked, and recorded in the output.")
 @click.option("--experts", type=COUNT, help="Experts of a layer, if neither FILE nor --model tells.")
 @force_option
 @json_option

@@ -14,7 +14,7 @@ from coe_native.cli.command import Command
 from coe_native.cli.mask_options import fit_option, has_fused_topk, slower_on_cuda
 from coe_native.cli.options import CTX_IN_USE, for_use, json_option, placement_options
 from coe_native.cli.output import print_json, print_table
-from coe_native.cli.types import COUNT, FILE
+from coe_native.cli.types import COUNT, MODEL
 from coe_native.errors import InputError, printable
 from coe_native.units import gibibytes, gigabytes
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="inspect", cls=Command)
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @click.option("--keep", type=int, help="Also show the size of a specialist with this many experts in each layer.")
 @fit_option
 @click.option("--ctx", "n_ctx", type=COUNT, help="Also show the memory needed with a context of this many tokens.")

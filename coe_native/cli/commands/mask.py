@@ -11,7 +11,7 @@ from coe_native.cli.command import Command
 from coe_native.cli.mask_options import MaskChoice, mask_options
 from coe_native.cli.options import force_option, json_option, load_profile, placement_options
 from coe_native.cli.output import print_json, say
-from coe_native.cli.types import FILE
+from coe_native.cli.types import FILE, MODEL
 from coe_native.errors import InputError
 from coe_native.routing.scores import COMBINATIONS
 from coe_native.units import counted
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     help="For several PROFILES, one for each domain: add their normalised scores, or take the largest.",
 )
 @mask_options
-@click.option("--model", type=FILE, help="Model to check the mask against, in the quantisation that --fit is for.")
+@click.option(
+    "--model", type=MODEL, help="Model to check the mask against, in the quantisation that --fit is for."
+)
 @placement_options()
 @click.option("-o", "--output", type=FILE, required=True, help="Mask file to write.")
 @force_option

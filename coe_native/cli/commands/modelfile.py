@@ -9,11 +9,11 @@ import click
 from coe_native.cli.command import Command
 from coe_native.cli.options import force_option, json_option
 from coe_native.cli.output import print_json, say
-from coe_native.cli.types import FILE
+from coe_native.cli.types import FILE, MODEL
 
 
 @click.command(name="modelfile", cls=Command)
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @click.option(
     "--domain", default="general", show_default=True, help="Domain of the system prompt: code, python, maths, …"
 )

@@ -21,7 +21,7 @@ from coe_native.cli.options import (
 )
 from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.progress import token_progress
-from coe_native.cli.types import FILE
+from coe_native.cli.types import FILE, MODEL
 from coe_native.errors import InputError
 from coe_native.routing.stats import STATS, Stats, parse_stats
 from coe_native.units import counted
@@ -49,7 +49,7 @@ class _Shard(click.ParamType["Shard"]):
 
 
 @click.command(name="profile", cls=Command)
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @corpus_option
 @click.option("-o", "--output", type=FILE, required=True, help="Profile file to write.")
 @reading_options

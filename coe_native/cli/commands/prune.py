@@ -12,7 +12,7 @@ from coe_native.cli.mask_options import MaskChoice, mask_options
 from coe_native.cli.options import force_option, json_option, load_profile, placement_options, split_option
 from coe_native.cli.output import print_json, say, size_of
 from coe_native.cli.progress import byte_progress
-from coe_native.cli.types import FILE
+from coe_native.cli.types import FILE, MODEL
 from coe_native.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="prune", cls=Command)
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @click.option("--mask", "mask_path", type=FILE, help="Mask file.")
 @click.option(
     "--profile", type=FILE, help="Profile to build a mask from, instead of --mask; needs --keep or --fit."

@@ -10,7 +10,7 @@ import click
 from coe_native.cli.command import Command
 from coe_native.cli.options import force_option, json_option, model_options, needs_extra
 from coe_native.cli.output import print_json, say
-from coe_native.cli.types import FILE
+from coe_native.cli.types import FILE, MODEL
 from coe_native.errors import InputError
 from coe_native.routing.scores import DEFAULT_METHOD, METHODS, needs_outputs
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="serve", cls=Command)
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @click.option(
     "-o",
     "--output",

@@ -22,7 +22,7 @@ from coe_native.cli.options import (
 )
 from coe_native.cli.output import print_table, say, say_skipped
 from coe_native.cli.progress import step_progress
-from coe_native.cli.types import COUNT, FILE
+from coe_native.cli.types import COUNT, FILE, MODEL
 from coe_native.units import gigabytes
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="specialise", cls=Command)
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @corpus_option
 @click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")
 @click.option("--text", "texts", multiple=True, type=FILE, help="Held-out text; the corpus itself if not given.")

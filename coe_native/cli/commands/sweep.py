@@ -24,7 +24,7 @@ from coe_native.cli.options import (
 )
 from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.progress import token_progress
-from coe_native.cli.types import COUNT, FILE, Size
+from coe_native.cli.types import COUNT, FILE, MODEL, Size
 from coe_native.errors import InputError
 from coe_native.routing.scores import DEFAULT_METHOD, METHODS, check_method
 from coe_native.units import gibibytes, gigabytes
@@ -74,7 +74,7 @@ class _Share(click.ParamType[float]):
 
 
 @click.command(name="sweep", cls=Command)
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @click.option("--profile", type=FILE, required=True, help="Profile to build the masks from.")
 @click.option(
     "--text",

@@ -11,12 +11,12 @@ from coe_native.cli.command import Command
 from coe_native.cli.options import json_option, mask_option
 from coe_native.cli.output import print_json
 from coe_native.cli.progress import byte_progress
-from coe_native.cli.types import FILE
+from coe_native.cli.types import FILE, MODEL
 
 
 @click.command(name="verify", cls=Command)
 @click.argument("written", type=FILE)
-@click.option("--parent", type=FILE, required=True, help="Model that WRITTEN was made from.")
+@click.option("--parent", type=MODEL, required=True, help="Model that WRITTEN was made from.")
 @mask_option
 @json_option
 def command(written: Path, parent: Path, mask_path: Path, as_json: bool) -> None:
