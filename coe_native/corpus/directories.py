@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pathspec
 
+from coe_native.corpus.readers.columnar_helper import ARROW, PARQUET
 from coe_native.corpus.readers.opening import inner_suffix
 from coe_native.errors import InputError
 from coe_native.files.regular import open_regular
 
-STRUCTURED = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".npy")
+STRUCTURED = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *PARQUET, *ARROW, ".npy")
 
 GENERATED_FOLDERS = (
     *("node_modules", "bower_components", "site-packages", "__pycache__"),
@@ -31,7 +32,13 @@ _GENERATED_FILES = re.compile(
 _DATASET_METADATA = frozenset(("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"))
 """What Hugging Face's datasets writes beside data."""
 
-_DATA = (".parquet", ".arrow")
+_CACHED = re.compile(r"(cache-.*|tmp\w{8})\.arrow")
+"""Results that Hugging Face's datasets has kept beside the data that they were made from."""
+
+_CARD = re.compile(rb"---\s*\n(?:.*\n)*?(dataset_info|configs|task_categories|size_categories):")
+"""The beginning of a dataset's README."""
+
+_DATA = (*PARQUET, *ARROW)
 
 
 @dataclass(frozen=True)
@@ -76,10 +83,18 @@ def files_of(directory: Path, rules: DirectoryRules, skipped: Counter[str]) -> I
         elif reason is not None:
             skipped[reason] += 1
     for path in sorted(found.values(), key=lambda path: path.relative_to(directory).as_posix()):
-        if path.name in _DATASET_METADATA or (is_dataset and path.name == "README.md"):
+        if path.name in _DATASET_METADATA or (path.name == "README.md" and (is_dataset or _is_card(path))):
             skipped["description of a dataset"] += 1
+        elif _CACHED.fullmatch(path.name):
+            skipped["cache of a dataset"] += 1
         else:
             yield path
+
+
+def _is_card(path: Path) -> bool:
+    with contextlib.suppress(OSError, InputError), open_regular(path) as file:
+        return _CARD.match(file.read(1 << 14)) is not None
+    return False
 
 
 def _rank(path: Path) -> int:
@@ -99,28 +114,41 @@ def _walk(directory: Path, rules: DirectoryRules, skipped: Counter[str]) -> Iter
     waiting: list[tuple[Path, tuple[tuple[Path, pathspec.GitIgnoreSpec], ...]]] = [(directory, ())]
     while waiting:
         folder, ignored = waiting.pop()
-        with contextlib.suppress(OSError), os.scandir(folder) as scanned:
-            entries = list(scanned)
-            if not rules.include_ignored and any(entry.name == ".gitignore" for entry in entries):
-                ignored = (*ignored, *_gitignore(folder))
-            for entry in entries:
-                path, is_folder = Path(entry.path), entry.is_dir(follow_symlinks=False)
-                if _is_ignored(path, ignored, is_folder):
-                    skipped["named in .gitignore"] += 1
-                elif not is_folder:
-                    yield path
-                elif entry.name in GENERATED_FOLDERS and not rules.include_ignored:
-                    skipped["folder of dependencies or of a build"] += 1
-                elif entry.name.startswith("."):
-                    skipped["hidden"] += 1
-                else:
-                    waiting.append((path, ignored))
+        try:
+            with os.scandir(folder) as scanned:
+                entries = list(scanned)
+        except OSError:
+            skipped["folder that cannot be read"] += 1
+            continue
+        if not rules.include_ignored and any(entry.name == ".gitignore" for entry in entries):
+            ignored = (*ignored, *_gitignore(folder))
+        for entry in entries:
+            path, is_folder = Path(entry.path), entry.is_dir(follow_symlinks=False)
+            if _is_ignored(path, ignored, is_folder):
+                skipped["named in .gitignore"] += 1
+            elif not is_folder:
+                yield path
+            elif entry.name in GENERATED_FOLDERS and not rules.include_ignored:
+                skipped["folder of dependencies or of a build"] += 1
+            elif entry.name.startswith("."):
+                skipped["hidden"] += 1
+            else:
+                waiting.append((path, ignored))
 
 
 def _gitignore(folder: Path) -> Iterator[tuple[Path, pathspec.GitIgnoreSpec]]:
     with contextlib.suppress(OSError, InputError, ValueError), open_regular(folder / ".gitignore") as file:
-        text = file.read(1 << 20).decode("utf-8", errors="replace")
-        yield folder, pathspec.GitIgnoreSpec.from_lines(text.splitlines())
+        text = file.read(1 << 20).decode("utf-8-sig", errors="replace")
+        yield folder, pathspec.GitIgnoreSpec.from_lines(filter(_is_pattern, text.splitlines()))
+
+
+def _is_pattern(line: str) -> bool:
+    """Return whether a line of a .gitignore can be read. Git ignores the others."""
+    try:
+        pathspec.GitIgnoreSpec.from_lines([line])
+    except ValueError:
+        return False
+    return True
 
 
 def _is_ignored(path: Path, ignored: Sequence[tuple[Path, pathspec.GitIgnoreSpec]], is_folder: bool) -> bool:

@@ -12,6 +12,7 @@ from coe_native.corpus.corpora import Corpus
 from coe_native.corpus.directories import DirectoryRules, files_of
 from coe_native.corpus.documents import Document
 from coe_native.corpus.readers.columnar import columnar
+from coe_native.corpus.readers.columnar_helper import ARROW, PARQUET
 from coe_native.corpus.readers.decoding import Found, NotTextError, begins_like_text
 from coe_native.corpus.readers.json_file import json_file
 from coe_native.corpus.readers.json_lines import json_lines
@@ -139,8 +140,10 @@ _RECORDS: Mapping[str, Callable[[Path, Columns], Iterator[FoundRecord]]] = {
     ".json": lambda path, columns: json_file(path, columns.encoding),
     ".csv": lambda path, columns: table(path, columns.encoding),
     ".tsv": lambda path, columns: table(path, columns.encoding, delimiter="\t"),
-    ".parquet": lambda path, columns: columnar(path, columns.texts, columns.labels),
-    ".arrow": lambda path, columns: columnar(path, columns.texts, columns.labels),
+    **{
+        suffix: lambda path, columns: columnar(path, columns.texts, columns.labels)
+        for suffix in (*PARQUET, *ARROW)
+    },
 }
 """The reader of each format with records."""
 
@@ -188,7 +191,7 @@ def _read_file_of_directory(path: Path, columns: Columns, skipped: Counter[str])
         is_pointer = isinstance(error, LfsPointerError)
         skipped["Git LFS pointer: run `git lfs pull`" if is_pointer else "archive, or damaged"] += 1
         return
-    if suffix not in (".npy", ".parquet", ".arrow") and not begins_like_text(start, columns.encoding):
+    if suffix not in (".npy", *PARQUET, *ARROW) and not begins_like_text(start, columns.encoding):
         skipped["not text"] += 1
         return
     found = _read_file(path, columns, skipped)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from coe_native.corpus.documents import Message
+from coe_native.llama.thinking import after_thinking
 
 Turn = dict[str, Any]
 
@@ -17,8 +18,8 @@ def renderings(messages: Sequence[Message], tools: str) -> Iterator[tuple[list[T
     """Yield a conversation as messages and tools for a template, the plainer the later.
 
     First as it is; then with the system's text in the first turn of the user, for templates that know no system;
-    then with tools and their calls as JSON text; then with neighbouring turns of one role merged, for templates
-    that want user and assistant to alternate.
+    then with tools and their calls as JSON text; then with all but the assistant's turns as the user's, and
+    neighbouring turns of one role merged, for templates that want user and assistant to alternate.
     """
     listed = json.loads(tools or "[]")
     turns = [_with_parsed_calls(message.as_turn()) for message in messages]
@@ -29,6 +30,12 @@ def renderings(messages: Sequence[Message], tools: str) -> Iterator[tuple[list[T
     if plain != turns:
         yield plain, []
     yield _alternating(_without_system(plain)), []
+    yield _alternating([turn if turn["role"] == "assistant" else {**turn, "role": "user"} for turn in plain]), []
+
+
+def shows_contents(text: str, turns: Sequence[Turn]) -> bool:
+    """Return whether a text has the contents of all turns. Templates leave out thinking in earlier ones."""
+    return all(after_thinking(turn["content"]).strip() in text for turn in turns)
 
 
 def shows_tools(text: str, turns: Sequence[Turn], tools: Sequence[Any]) -> bool:
@@ -117,4 +124,6 @@ def _alternating(turns: list[Turn]) -> list[Turn]:
             merged[-1] = {**turn, "content": f"{merged[-1]['content']}\n\n{turn['content']}"}
         else:
             merged.append(turn)
+    if merged and merged[0]["role"] == "assistant":  # such templates begin with the user
+        merged.insert(0, {"role": "user", "content": ""})
     return merged

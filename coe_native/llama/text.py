@@ -13,7 +13,7 @@ from coe_native.corpus.batching import Tokens
 from coe_native.corpus.documents import Message
 from coe_native.errors import InputError
 from coe_native.llama.chat import ChatTemplate
-from coe_native.llama.conversations import renderings, shows_tools
+from coe_native.llama.conversations import renderings, shows_contents, shows_tools
 from coe_native.llama.deep_stack import with_stack_for
 from coe_native.llama.errors import naming
 from coe_native.llama.long_texts import tokenize_in_chunks
@@ -135,9 +135,9 @@ class ModelText:
             except InputError as error:
                 refused = refused or error
                 continue
-            if shows_tools(text, turns, listed):
+            if shows_tools(text, turns, listed) and shows_contents(text, turns):
                 return text
-        reason = refused or "it leaves out calls of tools"
+        reason = refused or "it leaves out messages or calls of tools"
         raise InputError(f"{self._header.path}: its chat template refused a conversation ({reason})") from refused
 
     @property

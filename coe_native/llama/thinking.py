@@ -33,6 +33,19 @@ _UNKNOWN = re.compile(
 )
 
 
+_CLOSED = re.compile(
+    r".*(?:</(?:\w+:)?(?:think|thought|reason)[^<>/]*>|\[/THINK\]|◁/think▷|<\|(?:END|end)_\w*(?:THINK|think|thought)\w*\|>"
+    r"|<\|think_end\|>|<channel\|>)",
+    re.DOTALL,
+)
+"""What a text with finished blocks of thinking has before its answer."""
+
+
+def after_thinking(text: str) -> str:
+    """Return what follows the blocks of thinking in an answer; all of it without any."""
+    return _CLOSED.sub("", text, count=1)
+
+
 def close_thinking(prompt: str) -> str:
     """Return a prompt with the thinking block closed that it ends with.
 

@@ -171,6 +171,17 @@ class GgufFile:
         """Return the offset of the last tensor's end in the file. Padding may follow."""
         return max((t.offset + t.n_bytes for t in self.tensors), default=self.header.data_offset)
 
+    @property
+    def holds_another(self) -> bool:
+        """Return whether another GGUF file follows in this one, which is a shard: shards were joined as bytes."""
+        alignment = self.header.alignment
+        end = -(-self.data_end // alignment) * alignment
+        if self.get("split.count", 0) in (0, 1) or self.size < end + len(MAGIC):
+            return False
+        with self.open() as file:
+            file.seek(end)
+            return file.read(len(MAGIC)) == MAGIC
+
     def open(self) -> BinaryIO:
         """Open the file for reading.
 

@@ -270,6 +270,11 @@ MoeModel = ModelHeader
 
 def _open_shards(path: Path, surgery_goes_on: bool) -> tuple[GgufFile, ...]:
     first = GgufFile(path, surgery_goes_on=surgery_goes_on)
+    if first.holds_another:
+        raise InputError(
+            f"{path}: holds several shards one after another; join the original shards with "
+            "`llama-gguf-split --merge`, or give the first of them"
+        )
     others = [GgufFile(Path(os.fsdecode(shard))) for shard in core.shard_paths(first.native)[1:]]
     files = (first, *others)
     core.check_shards([file.native for file in files])

@@ -307,8 +307,7 @@ GgufHeader read_gguf_header(const uint8_t* data, size_t n_mapped, uint64_t file_
             throw GgufError("tensor " + tensor.name + " does not start at a multiple of the alignment");
         }
         if (tensor.offset > room || tensor.n_bytes > room - tensor.offset) {
-            throw GgufError("the file is truncated: tensor " + tensor.name +
-                            " ends after the end of the file");
+            throw GgufError("the file is truncated, in tensor " + tensor.name + "; download the rest of it");
         }
         tensor.offset += header.data_offset;
     }

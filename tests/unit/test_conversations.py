@@ -37,7 +37,8 @@ def test_the_first_rendering_is_the_conversation_itself() -> None:
 
 
 def test_later_renderings_are_for_templates_that_refuse_something() -> None:
-    _, without_system, without_tools, alternating = renderings(ASKED, TOOLS)
+    _, without_system, without_tools, alternating, two_roles = renderings(ASKED, TOOLS)
+    assert [turn["role"] for turn in two_roles[0]] == ["user", "assistant", "user", "assistant"]
     assert [turn["role"] for turn in without_system[0]] == ["user", "assistant", "tool", "assistant"]
     assert without_system[0][0]["content"] == "Be terse.\n\nWhat is 2 + 3?"
     assert without_system[1] == json.loads(TOOLS)
@@ -55,6 +56,17 @@ def test_no_rendering_loses_text_and_the_last_one_alternates(given_messages: lis
         assert all(message.content in text for message in given_messages)
     roles_of_last = [turn["role"] for turn in last[0]]
     assert all(one != other for one, other in itertools.pairwise(roles_of_last))
+
+
+def test_the_last_rendering_begins_with_the_user_and_knows_two_roles() -> None:
+    turns = (Message("assistant", "a"), Message("system", "b"), Message("critic", "c"), Message("assistant", "d"))
+    *_, (last, _) = renderings(turns, "")
+    assert [(turn["role"], turn["content"]) for turn in last] == [
+        ("user", ""),
+        ("assistant", "a"),
+        ("user", "b\n\nc"),
+        ("assistant", "d"),
+    ]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("add 5", True), ("add", False), ("5", False)])

@@ -309,14 +309,132 @@ def test_long_texts_are_read_to_their_end(tmp_path: Path, encoding: str | None) 
     assert contents(tmp_path / "a.txt", encoding=encoding) == [text]
 
 
-def test_archives_and_compressed_tables_are_refused(tmp_path: Path) -> None:
+def test_archives_are_refused(tmp_path: Path) -> None:
     (tmp_path / "inner.txt").write_text("text " * 1000)
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "inner.txt", "inner.txt")
-    (tmp_path / "b.parquet.gz").write_bytes(gzip.compress(as_table(RECORDS, pa.ipc.new_file)))
-    for name, said in (("a.tar.gz", "tar"), ("b.parquet.gz", "decompress")):
-        with pytest.raises(InputError, match=said):
-            read_corpus(tmp_path / name)
+    with pytest.raises(InputError, match="tar"):
+        read_corpus(tmp_path / "a.tar.gz")
+
+
+def test_tables_of_all_endings_are_read(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(RECORDS), sink)
+    arrow = as_table(RECORDS, pa.ipc.new_file)
+    files = {
+        "a.pq": sink.getvalue(),
+        "a.PARQUET": sink.getvalue(),
+        "a.feather": arrow,
+        "a.parquet.gz": gzip.compress(sink.getvalue()),
+        "a.arrow.zst": zstandard.compress(arrow),
+        "semicolons.csv": as_csv(RECORDS, ";"),
+        "tabs.csv": as_csv(RECORDS, "\t"),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        assert contents(tmp_path / name) == CONTENTS, name
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [(b"PAR1", "Parquet"), (b"ARROW1", "Arrow"), (b"PK\x03\x04", "zip"), (b"%PDF-1.7", "PDF"), (b"GGUF", "GGUF")],
+)
+def test_files_that_are_not_text_are_named(tmp_path: Path, data: bytes, kind: str) -> None:
+    (tmp_path / "a.txt").write_bytes(data + b" and more")
+    with pytest.raises(InputError, match=rf"a\.txt: is .*{kind}"):
+        read_corpus(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_text("good")
+    assert "good" in contents(tmp_path)
+
+
+def test_rows_with_too_few_or_too_many_fields_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\n1,2\n\nshort\n1,2,3\n4,5\n")
+    assert contents(tmp_path / "a.csv", skip_bad=True) == ["1\n2", "4\n5"]
+    with pytest.raises(InputError, match=r"a\.csv:4: .*1 field"):
+        read_corpus(tmp_path / "a.csv")
+
+
+def test_the_only_list_of_an_object_is_read_and_one_of_several_is_not(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps({"name": "x", "questions": RECORDS, "tags": ["a"]}))
+    (tmp_path / "two.json").write_text(json.dumps({"train": RECORDS, "test": RECORDS}))
+    assert contents(tmp_path / "one.json") == CONTENTS
+    with pytest.raises(InputError, match="train, test"):
+        read_corpus(tmp_path / "two.json")
+
+
+def test_directories_of_datasets_have_caches_and_cards(tmp_path: Path) -> None:
+    tree = make_tree(
+        tmp_path,
+        {
+            "README.md": "---\nlicense: mit\ntask_categories:\n- text\n---\n# A dataset",
+            "a.jsonl": as_lines(RECORDS).decode(),
+            ".gitignore": "\ufeffignored.txt\n!\n[\nalso.txt\n",
+            "ignored.txt": "x",
+            "also.txt": "x",
+        },
+    )
+    (tree / "cache-0123456789abcdef.arrow").write_bytes(as_table(RECORDS, pa.ipc.new_stream))
+    corpus = read_corpus(tree)
+    assert [document.content for document in corpus.documents] == CONTENTS
+    reasons = dict(corpus.skipped)
+    assert reasons["description of a dataset"] == reasons["cache of a dataset"] == 1
+    assert reasons["named in .gitignore"] == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_folders_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path, {"a.txt": "good", "closed/b.txt": "x"})
+    (tree / "closed").chmod(0)
+    try:
+        assert dict(read_corpus(tree).skipped) == {"folder that cannot be read": 1}
+    finally:
+        (tree / "closed").chmod(0o700)
+
+
+USER, REPLY = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [USER, REPLY]},
+        {"prompt": [USER], "chosen": [REPLY], "rejected": [{"role": "assistant", "content": "No."}]},
+        {"prompt": [USER], "completion": [REPLY]},
+        {"prompt": [USER], "chosen": [USER, REPLY]},
+        {"prompt": "Hi?", "chosen": [REPLY]},
+        {"prompt": "Hi?", "chosen": [USER, REPLY]},
+        {"messages": [USER], "response": "Yes."},
+        {"conversation": [USER], "answer": "Yes."},
+    ],
+)
+def test_conversations_that_end_in_another_column_are_joined(tmp_path: Path, record: dict[str, Any]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines([record]))
+    (document,) = read_corpus(tmp_path / "a.jsonl").documents
+    assert [(turn.role, turn.content) for turn in document.content] == [("user", "Hi?"), ("assistant", "Yes.")]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"Question": "Q?", "Answer": "A."}, "Q?\nA."),
+        ({"TEXT": "all"}, "all"),
+        ({"Text": "first", "text": "second"}, "second"),
+        ({"question": "Q?", "passage": "P.", "answer": True}, "Q?\nP.\ntrue"),
+        (
+            {"question": "Q?", "options": {"A": "one", "B": "two", "C": None}, "answer": "B"},
+            "Q?\nA. one\nB. two\nAnswer: B",
+        ),
+        ({"question": "Q?", "choices": ["one", "two"], "answer": 1.0}, "Q?\nA. one\nB. two\nAnswer: B"),
+        ({"question": "Q?", "choices": ["one", "two"], "answer": -1}, "Q?\nA. one\nB. two"),
+        ({"question": "Q?", "choices": ["one", "two"], "label": ""}, "Q?\nA. one\nB. two"),
+    ],
+)
+def test_records_as_people_have_them(tmp_path: Path, record: dict[str, Any], expected: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines([record]))
+    assert contents(tmp_path / "a.jsonl") == [expected]
+    table = pa.Table.from_pylist([record])
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert contents(tmp_path / "a.parquet") == [expected]
 
 
 def test_a_file_of_a_directory_is_a_corpus_if_any_of_its_records_is(tmp_path: Path) -> None:

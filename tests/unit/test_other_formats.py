@@ -6,8 +6,10 @@ import struct
 from pathlib import Path
 
 import pytest
+from support.random_models import split_model
 
 import coe_native as coe
+from coe_native.recipes import demo
 
 FILES = {
     "empty": (b"", "empty"),
@@ -20,6 +22,22 @@ FILES = {
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
     "text": (b"just text", "model or a profile"),
 }
+
+
+def test_shards_that_were_joined_as_bytes_are_recognised(tmp_path: Path) -> None:
+    shards = split_model(demo.MODEL, tmp_path, 3)
+    joined = tmp_path / "joined.gguf"
+    joined.write_bytes(b"".join(path.read_bytes() for path in shards))
+    with pytest.raises(coe.InputError, match=r"joined\.gguf: holds several shards.*--merge"):
+        coe.MoeModel(joined)
+
+
+def test_partial_downloads_are_recognised(tmp_path: Path) -> None:
+    data = demo.MODEL.read_bytes()
+    for size in (100, len(data) // 2, len(data) - 100):
+        (tmp_path / "a.gguf.part").write_bytes(data[:size])
+        with pytest.raises(coe.InputError, match=r"incomplete|truncated"):
+            coe.MoeModel(tmp_path / "a.gguf.part")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -14,6 +14,9 @@ from coe_native.errors import InputError
 from coe_native.files.regular import open_regular
 from coe_native.helper_process import HelperError, HelperProcess, answer_questions
 
+PARQUET, ARROW = (".parquet", ".pq"), (".arrow", ".feather")
+"""Endings of files of the two formats."""
+
 MOST_MEMORY = 2 << 30
 """Bytes that the helper may allocate."""
 
@@ -103,7 +106,7 @@ def _schema_and_batches(path: str, columns: list[str] | None) -> tuple[Any, Iter
     import pyarrow
     import pyarrow.parquet
 
-    if path.lower().endswith(".parquet"):
+    if path.lower().endswith(PARQUET):
         file = pyarrow.parquet.ParquetFile(path)
         return file.schema_arrow, file.iter_batches(_BATCH, columns=columns or [], use_threads=False)
     mapped = pyarrow.memory_map(path)

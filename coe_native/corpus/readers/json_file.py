@@ -14,9 +14,6 @@ from coe_native.corpus.readers.opening import open_corpus_file
 from coe_native.corpus.readers.records import KNOWN_COLUMNS, FoundRecord, Record, is_message
 from coe_native.errors import InputError
 
-_LISTS = ("data", "rows", "train", "examples", "instances")
-"""Columns in which an object of a whole file holds its records."""
-
 _CHUNK = 1 << 16
 
 
@@ -48,13 +45,19 @@ def _records_of_object(file: BinaryIO, path: Path, encoding: str | None) -> Iter
     except InputError as error:
         yield error
         return
-    listed = None
+    lists = {}
     if isinstance(value, dict) and not any(name in value for name in KNOWN_COLUMNS):
-        listed = next((value[name] for name in _LISTS if isinstance(value.get(name), list)), None)
-    if listed is None:
-        yield record_of(value, str(path))
+        lists = {name: listed for name, listed in value.items() if _is_list_of_objects(listed)}
+    if len(lists) > 1:
+        yield InputError(f"{path}: holds several lists of records ({', '.join(lists)}); save each as a file")
+    elif lists:
+        yield from _records(iter(*lists.values()), path)
     else:
-        yield from _records(iter(listed), path)
+        yield record_of(value, str(path))
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
 def _records_of_list(file: BinaryIO, path: Path, encoding: str | None) -> Iterator[FoundRecord]:

@@ -114,6 +114,7 @@ def document_of(record: Mapping[str, Any], columns: Columns, place: str) -> Docu
         InputError: The record has no text, or no label; names `place`.
     """
     label = "" if columns.label is None else _label(record, columns.label, place)
+    record = _with_known_names(record, columns)
     used, content, tools = _content(record, columns.texts, place)
     if isinstance(content, str):
         seen = content
@@ -121,6 +122,17 @@ def document_of(record: Mapping[str, Any], columns: Columns, place: str) -> Docu
         seen = "\n".join(part.content for part in content if isinstance(part, Message))
     columns.count(record, used, seen)
     return Document(place, content, label, tools)
+
+
+def _with_known_names(record: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
+    """Return a record whose columns have the known names where they differ in case only, as in ``Question``."""
+    own = {*columns.texts, *columns.labels}
+
+    def known(name: str) -> str:
+        lower = name.lower()
+        return lower if lower in KNOWN_COLUMNS and lower not in record and name not in own else name
+
+    return {known(name): value for name, value in record.items()}
 
 
 def no_text(place: str, fields: Sequence[str], columns: Iterable[str]) -> InputError:
@@ -214,15 +226,28 @@ def _tokens(record: Mapping[str, Any], place: str) -> _Read | None:
     return names, _token_ids(record[names[0]], names[0], place), ""
 
 
-def _chosen_conversation(record: Mapping[str, Any], place: str) -> _Read | None:
-    return _conversation(record, "chosen", place) if _is_conversation(record.get("chosen")) else None
+def _prompted_conversation(record: Mapping[str, Any], place: str) -> _Read | None:
+    """Read a conversation whose end, the chosen one of several, is in a column of its own."""
+    end = next((name for name in ("chosen", "completion") if _is_conversation(record.get(name))), None)
+    if end is None:
+        return None
+    prompt = record.get("prompt")
+    if isinstance(prompt, list) and _is_conversation(prompt):
+        begun = [turn for turn in prompt if turn not in record[end]]
+        used, content, tools = _conversation({**record, end: [*begun, *record[end]]}, end, place)
+        return (*used, "prompt"), content, tools
+    used, content, tools = _conversation(record, end, place)
+    has_user = any(isinstance(turn, Message) and turn.role == "user" for turn in content)
+    if isinstance(prompt, str) and prompt and not has_user:
+        return (*used, "prompt"), (Message("user", prompt), *content), tools
+    return used, content, tools
 
 
 def _prompt_and_answer(record: Mapping[str, Any], place: str) -> _Read | None:
     used = _present(record, (*PROMPTS, *ANSWERS))
     if not set(used) - set(SYSTEM):
         return None
-    if all(type(record[name]) in (int, float) for name in used):
+    if all(type(record[name]) in (int, float, bool) for name in used):
         raise InputError(f"{place}: {used[0]!r} is a number; name a column of text with --field")
     return used, _joined(_text(record, name, place) for name in used), ""
 
@@ -234,7 +259,9 @@ def _text(record: Mapping[str, Any], name: str, place: str) -> str:
         value = value["text"]
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
         return "\n".join(map(str, value))
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int | float):
         return str(value)
     raise InputError(f"{place}: {name!r} {_what(value)}; name a column of text with --field")
 
@@ -283,6 +310,9 @@ def _multiple_choice(record: Mapping[str, Any], place: str) -> _Read | None:
     labels = None
     if isinstance(given, Mapping) and isinstance(given.get("text"), list):  # ARC, CommonsenseQA
         labels, given = given.get("label"), given["text"]
+    elif isinstance(given, Mapping):  # MedQA; Parquet has null for letters that other records have
+        there = {letter: choice for letter, choice in given.items() if choice is not None}
+        labels, given = list(there), list(there.values())
     if not isinstance(given, list) or not all(isinstance(choice, str | int | float) for choice in given):
         raise InputError(f"{place}: {choices!r} is not a list of texts; name a column of text with --field")
     if not isinstance(labels, list) or len(labels) != len(given):
@@ -293,6 +323,11 @@ def _multiple_choice(record: Mapping[str, Any], place: str) -> _Read | None:
     for name in ("answer", *_KEYS, *ANSWERS):
         if record.get(name) is not None and name not in used:
             answer = record[name]
+            if isinstance(answer, float) and answer.is_integer():  # pandas, where another record has none
+                answer = int(answer)
+            if answer in (-1, ""):  # kept secret, in sets for testing
+                used.append(name)
+                continue
             is_index = type(answer) is int and 0 <= answer < len(labels)
             line = f"Answer: {labels[answer] if is_index else _text(record, name, place)}"
             used.append(name)
@@ -319,6 +354,10 @@ def _conversation(record: Mapping[str, Any], name: str, place: str) -> _Read:
     if system is not None and messages[0].role != "system":
         messages.insert(0, Message("system", record[system]))
         used.append(system)
+    answer = next((column for column in ANSWERS if isinstance(record.get(column), str) and record[column]), None)
+    if answer is not None and messages[-1].role == "user" and answer != name:
+        messages.append(Message("assistant", record[answer]))
+        used.append(answer)
     tools = _tools(record.get("tools"), place)
     used += ["tools"] if tools else []
     return used, tuple(messages), tools
@@ -401,5 +440,5 @@ def _part(part: Any) -> Any:
     return part.get("text") if part.get("type", "text") in ("text", "input_text", "output_text") else None
 
 
-_SHAPES = (_whole_text, _named_conversation, _tokens, _multiple_choice, _chosen_conversation, _prompt_and_answer)
+_SHAPES = (_whole_text, _named_conversation, _tokens, _multiple_choice, _prompted_conversation, _prompt_and_answer)
 """What a record may be. Each returns None for a record that is something else."""

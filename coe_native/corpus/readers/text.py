@@ -12,10 +12,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 from coe_native.corpus.long_content import LONG, LongText
-from coe_native.corpus.readers.decoding import Found, decoded, decoded_pieces, found
+from coe_native.corpus.readers.decoding import Found, NotTextError, decoded, decoded_pieces, found
 from coe_native.corpus.readers.opening import open_corpus_file
 
 _STANDARD_INPUT = "standard input"
+
+_OTHER_KINDS = {
+    b"PAR1": "a Parquet file; give it a name that ends in .parquet",
+    b"ARROW1": "an Arrow file; give it a name that ends in .arrow",
+    b"\x93NUMPY": "a NumPy array; give it a name that ends in .npy",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"%PDF-": "a PDF; extract its text first",
+    b"GGUF": "a GGUF file, not text",
+    b"SQLite format 3\0": "an SQLite database; export its text first",
+}
+"""Files that are not text, by their first bytes, and what to do with them."""
 
 _Opened = contextlib.AbstractContextManager[BinaryIO]
 
@@ -50,6 +61,9 @@ def _kept(start: bytes, rest: BinaryIO) -> BinaryIO:
 def _text(place: str, opened: Callable[[], _Opened], encoding: str | None) -> Found:
     with opened() as file:
         start = file.read(LONG)
+    kind = next((kind for magic, kind in _OTHER_KINDS.items() if start.startswith(magic)), None)
+    if kind is not None:
+        return NotTextError(f"{place}: is {kind}")
     if len(start) < LONG:
         return found(place, lambda: decoded(start, place, encoding))
 
