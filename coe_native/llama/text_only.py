@@ -24,8 +24,7 @@ _log = logging.getLogger(__name__)
 def loadable(header: ModelHeader) -> Iterator[Path]:
     """Yield a file with the language model alone: its own file or, if that holds other parts, a temporary copy.
 
-    The copy shares its data with the original where the file system can do that. It is removed when the block
-    ends; llama.cpp may have mapped it by then, and keeps the mapping.
+    The copy is removed when the block ends; llama.cpp may have mapped it by then, and keeps the mapping.
 
     Raises:
         InputError: There is no room for the copy.

@@ -127,6 +127,11 @@ class Cutter:
         self._tokens_skipped += len(batch.tokens)
 
     @property
+    def has_seen_all(self) -> bool:
+        """Return whether all text has been tokenised, so that `n_tokens` is exact."""
+        return self._of_cut.is_all or self._of_look_ahead.is_all
+
+    @property
     def n_tokens(self) -> int:
         """Return the number of tokens to run, estimated until all text has been tokenised."""
         seen = max(self._of_cut, self._of_look_ahead, key=lambda count: (count.is_all, count.size))

@@ -32,13 +32,15 @@ class Progress:
 
     Attributes:
         tokens: Tokens done.
-        total: Tokens in all, estimated until all text has been tokenised.
+        total: Tokens in all.
         seconds: Time since the first batch.
+        is_exact: Whether all text has been tokenised; until then, `total` is an estimate.
     """
 
     tokens: int
     total: int
     seconds: float
+    is_exact: bool = True
 
 
 def profile(
@@ -221,7 +223,7 @@ def _run(
         tally.add(step.begun)
         n_tokens += len(step.batch.tokens)
         cutter.check()
-        progress(Progress(n_tokens, cutter.n_tokens, time.monotonic() - started))
+        progress(Progress(n_tokens, cutter.n_tokens, time.monotonic() - started, cutter.has_seen_all))
     tally.note(Position(cutter.n_bundles))
 
 

@@ -202,25 +202,18 @@ def test_runs_of_large_corpora_are_resumed(
 _MEASURED = """
 import resource, sys
 import coe_native as coe
-from coe_native.profiling import cutter
 
-class Enough(Exception): pass
+class EnoughError(Exception): pass
 
 def stop(progress):
-    if made[0]._of_look_ahead.is_all or made[0]._of_cut.is_all:
-        raise Enough
+    if progress.is_exact:
+        raise EnoughError
 
-made = []
-begin = cutter.Cutter.__init__
-def note(self, *args, **options):
-    begin(self, *args, **options)
-    made.append(self)
-cutter.Cutter.__init__ = note
 corpus = coe.read_corpus(sys.argv[2])
 with coe.Model(sys.argv[1], n_sequences=16, n_threads=1) as model:
     try:
         coe.profile_corpora(model, [corpus], stats="contribution", progress=stop)
-    except Enough:
+    except EnoughError:
         pass
 print(len(corpus.documents), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

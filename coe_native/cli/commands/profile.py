@@ -133,7 +133,7 @@ def command(
     for corpus in read:
         for reason in corpus.bad:
             leave_out(reason)
-    last = Progress(0, 0, 0.0)
+    last = Progress(0, 0, 0.0, is_exact=False)
     with (
         LoadedModel(model, options, n_sequences=DOCUMENTS_AT_ONCE) as loaded,
         token_progress("profiling") as show,
