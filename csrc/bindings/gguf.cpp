@@ -1,3 +1,8 @@
+#include <algorithm>
+#include <cctype>
+#include <string>
+#include <vector>
+
 #include "bindings/bindings.h"
 #include "ggml.h"
 #include "gguf/gguf_file.h"
@@ -5,6 +10,34 @@
 namespace py = pybind11;
 
 namespace coe::bindings {
+
+namespace {
+
+std::string lower_case(std::string text) {
+    std::transform(text.begin(), text.end(), text.begin(),
+                   [](unsigned char letter) { return static_cast<char>(std::tolower(letter)); });
+    return text;
+}
+
+// The size of a tensor in bytes. `type_name` is ggml's, in lower case; the first dimension is a row. Throws
+// std::invalid_argument for an unknown type.
+uint64_t tensor_bytes(const std::string& type_name, const std::vector<int64_t>& shape) {
+    for (int type = 0; type < GGML_TYPE_COUNT; ++type) {
+        const auto known = static_cast<ggml_type>(type);
+        const char* name = ggml_type_name(known);
+        if (name == nullptr || lower_case(name) != type_name || ggml_blck_size(known) == 0) {
+            continue;
+        }
+        uint64_t bytes = ggml_row_size(known, shape.empty() ? 1 : shape[0]);
+        for (size_t dimension = 1; dimension < shape.size(); ++dimension) {
+            bytes *= static_cast<uint64_t>(shape[dimension]);
+        }
+        return bytes;
+    }
+    throw std::invalid_argument("ggml has no type " + type_name);
+}
+
+}  // namespace
 
 void register_gguf(py::module_& module) {
     py::enum_<GgufType>(module, "GgufType")
@@ -66,6 +99,7 @@ void register_gguf(py::module_& module) {
     module.def("type_name", [](uint32_t type) -> std::string {
         return type < GGML_TYPE_COUNT ? ggml_type_name(static_cast<ggml_type>(type)) : "?";
     });
+    module.def("tensor_bytes", &tensor_bytes, py::arg("type_name"), py::arg("shape"));
 }
 
 }  // namespace coe::bindings

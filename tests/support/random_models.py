@@ -81,7 +81,7 @@ def write_random_model(
         if quantization == "F32":
             unquantized.replace(path)
         else:
-            _quantize(unquantized, path, quantization)
+            quantize(unquantized, path, quantization)
     finally:
         unquantized.unlink(missing_ok=True)
 
@@ -214,7 +214,7 @@ def _quiet() -> Iterator[Callable[[], str]]:
         llama_cpp.llama_log_set(previous, user_data)
 
 
-def _quantize(source: Path, target: Path, quantization: str) -> None:
+def quantize(source: Path, target: Path, quantization: str) -> None:
     """Quantize with llama.cpp itself, so that the mix of tensor types is the one of real files."""
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.nthread = 1

@@ -1,0 +1,129 @@
+"""Write a model in another quantisation, with llama.cpp's own quantiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from coe_native._native import core
+from coe_native.errors import InputError
+from coe_native.files.atomic import check_space, check_target, replacing
+from coe_native.llama.quantizer import QuantizeOptions, imatrix_metadata, quantize_file
+from coe_native.llama.text_only import loadable
+from coe_native.model.gguf_file import encode_entry, encode_header, tensor_layout
+from coe_native.model.header import ModelHeader
+from coe_native.model.imatrix_file import Imatrix
+from coe_native.surgery.plan import SHARD_KEYS
+
+
+@dataclass(frozen=True)
+class PlannedQuantization:
+    """What quantising a model would write.
+
+    Attributes:
+        n_bytes: The size of the file.
+        types: ggml's type of each tensor in the output, in upper case, by the tensor's name.
+    """
+
+    n_bytes: int
+    types: dict[str, str]
+
+
+def plan_quantization(
+    model: str | Path, options: QuantizeOptions, *, imatrix: str | Path | None = None
+) -> PlannedQuantization:
+    """Find out how large a quantised file would be, without quantising anything.
+
+    Args:
+        model: The model.
+        options: How it is quantised.
+        imatrix: An importance matrix, which some mixes of types depend on; None: none.
+
+    Raises:
+        InputError: The model or the importance matrix cannot be read.
+        CoeError: llama.cpp cannot quantise the model in this way.
+    """
+    header = ModelHeader(model)
+    return _planned(header, options, None if imatrix is None else Path(imatrix))
+
+
+def quantize(
+    model: str | Path,
+    options: QuantizeOptions,
+    out: str | Path,
+    *,
+    imatrix: str | Path | None = None,
+    force: bool = False,
+    inputs: tuple[Path, ...] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Write a model in another quantisation. The result is llama-quantize's, byte for byte.
+
+    The record of surgery is kept. Of a model in a file with vision and audio parts, the language model is written.
+
+    Args:
+        model: The model; of a split one, the first file. The output is one file.
+        options: How it is quantised.
+        out: The file to write.
+        imatrix: An importance matrix, in llama.cpp's format; None: none.
+        force: Replace an existing file.
+        inputs: Files, in addition to the model's, that must not be replaced, `force` or not.
+        progress: Called with tensors done and tensors in all.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: The model, the importance matrix or the output cannot be used.
+        CoeError: llama.cpp cannot quantise the model in this way, or the output cannot be written.
+    """
+    header, out = ModelHeader(model), Path(out)
+    path = None if imatrix is None else Path(imatrix)
+    check_target(out, force=force, inputs=(*header.paths, *inputs, *(() if path is None else (path,))))
+    check_space(out, _planned(header, options, path).n_bytes)
+    with loadable(header) as source, replacing(out) as file:
+        quantize_file(source, Path(file.name), options, path, progress)
+    header.check_unchanged()
+    return out
+
+
+def _planned(header: ModelHeader, options: QuantizeOptions, imatrix: Path | None) -> PlannedQuantization:
+    if imatrix is not None:
+        _check_imatrix(Imatrix.load(imatrix), header, imatrix)
+    with loadable(header) as source:
+        changed = quantize_file(source, source, options, imatrix, lambda *_: None, dry_run=True)
+    others = set(header.other_parts)
+    tensors = [tensor for tensor in header.tensors.values() if tensor not in others]
+    types = {tensor.name: changed.get(tensor.name, tensor.type_name).upper() for tensor in tensors}
+    infos = [(t.name, t.shape, t.type, core.tensor_bytes(types[t.name].lower(), t.shape)) for t in tensors]
+    first = header.files[0]
+    added = _added_metadata(imatrix)
+    entries = [first.raw_entry(key) for key in first.keys if key not in SHARD_KEYS]
+    entries += [encode_entry(key, added[key]) for key in added if key not in first.keys]
+    alignment = first.header.alignment
+    head = encode_header(first.header.version, entries, infos, alignment)
+    _, n_bytes = tensor_layout([size for *_, size in infos], alignment)
+    return PlannedQuantization(len(head) + n_bytes, types)
+
+
+def _added_metadata(imatrix: Path | None) -> dict[str, int | str]:
+    """Return the metadata that the quantiser adds where it is missing."""
+    added: dict[str, int | str] = {"general.quantization_version": 2, "general.file_type": 0}
+    return added if imatrix is None else added | imatrix_metadata(Imatrix.load(imatrix), str(imatrix))
+
+
+def _check_imatrix(imatrix: Imatrix, header: ModelHeader, path: Path) -> None:
+    """Check that an importance matrix fits a model. llama.cpp ends the process for some that do not."""
+    for name, entry in imatrix.entries.items():
+        tensor = header.tensors.get(name)
+        if tensor is None:
+            continue
+        n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
+        if entry.sums.shape != (n_matrices, tensor.shape[0]):
+            raise InputError(
+                f"{path}: has {entry.sums.shape[0]} x {entry.sums.shape[1]} values for {name}, and {header.path} "
+                f"{n_matrices} x {tensor.shape[0]}; it is of another model or mask"
+            )
+    if not set(imatrix.entries) & set(header.tensors):
+        raise InputError(f"{path}: has no tensor of {header.path}; it is of another model")
