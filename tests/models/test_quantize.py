@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
+from numpy.typing import NDArray
 from support.command_line import ok, run
 from support.random_models import quantize as quantized_by_llama_cpp
 from support.random_models import split_model
