@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe_native.corpus.documents import Document, Message
-from coe_native.corpus.long_content import LongText, LongTokens
+from coe_native.corpus.long_content import LONG, LongText, LongTokens
 from coe_native.errors import InputError
 
 Tokens = NDArray[np.int32]
@@ -54,8 +54,9 @@ def token_parts(document: Document, model: Tokenizer) -> Iterator[Tokens]:
     """
     content = document.content
     try:
-        if isinstance(content, LongText):
-            yield from model.tokenize_long(content, parse_special=document.parse_special)
+        if isinstance(content, LongText) or (isinstance(content, str) and len(content) >= LONG):
+            pieces = content if isinstance(content, LongText) else [content]
+            yield from model.tokenize_long(pieces, parse_special=document.parse_special)
             return
         if isinstance(content, str):
             yield model.tokenize(content, parse_special=document.parse_special)
@@ -66,7 +67,8 @@ def token_parts(document: Document, model: Tokenizer) -> Iterator[Tokens]:
     except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
         raise InputError(f"{document.place}: holds half of a surrogate pair, which is not valid text") from error
     except InputError as error:
-        raise InputError(f"{document.place}: {error}") from error
+        told = str(error)
+        raise InputError(told if told.startswith(document.place) else f"{document.place}: {told}") from error
     if not isinstance(content, LongTokens):
         # Compared as Python numbers: an id of 2**40 must not wrap around to a valid one.
         _check_ids(min(content), max(content), document, model)  # type: ignore[type-var, arg-type]

@@ -23,7 +23,7 @@ BUNDLE_SIZE = 2**17
 SHUFFLED_BUNDLE_SIZE = 2**14
 """The same for documents in random order. Smaller, because within a bundle documents are sorted by length."""
 
-MOST_HELD = 2**25
+MOST_HELD = 2**24
 """Characters of stored documents that are in memory while they are run in random order, approximately."""
 
 _Numbered: TypeAlias = tuple[int, Document]
@@ -111,7 +111,7 @@ def _shuffled(corpora: Sequence[Corpus]) -> Iterator[_Numbered]:
     place[np.asarray(order)] = np.arange(n_documents)
     n_held = n_documents
     if any(isinstance(corpus.documents, StoredDocuments) for corpus in corpora):
-        n_held = MOST_HELD * n_documents // sum(corpus.size for corpus in corpora) + 1
+        n_held = MOST_HELD * n_documents // max(sum(corpus.size for corpus in corpora), 1) + 1
     for first in range(0, n_documents, n_held):
         held = {
             int(place[number]): document

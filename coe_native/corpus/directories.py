@@ -35,7 +35,7 @@ _DATASET_METADATA = frozenset(("dataset_info.json", "dataset_infos.json", "state
 _CACHED = re.compile(r"(cache-.*|tmp\w{8})\.arrow")
 """Results that Hugging Face's datasets has kept beside the data that they were made from."""
 
-_CARD = re.compile(rb"---\s*\n(?:.*\n)*?(dataset_info|configs|task_categories|size_categories):")
+_CARD = re.compile(rb"---[ \t]*\r?\n(?:(?!---).*\n)*?(dataset_info|configs|task_categories|size_categories):")
 """The beginning of a dataset's README."""
 
 _DATA = (*PARQUET, *ARROW)

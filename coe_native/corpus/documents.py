@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -67,11 +69,26 @@ class Document:
 
 def text_of(document: Document) -> str:
     """Return a document as text. Messages and token ids have a line each."""
+    return "".join(pieces_of(document))
+
+
+def pieces_of(document: Document) -> Iterator[str]:
+    """Yield the text of a document in pieces, of which a long document has many."""
     content = document.content
     if isinstance(content, str):
-        return content
-    if isinstance(content, LongText):
-        return "".join(content)
-    if isinstance(content, LongTokens):
-        return "\n".join(str(token) for piece in content for token in piece.tolist())
-    return "\n".join(part.content if isinstance(part, Message) else str(part) for part in content)
+        yield content
+    elif isinstance(content, LongText):
+        yield from content
+    elif isinstance(content, LongTokens):
+        for number, piece in enumerate(content):
+            yield ("\n" if number else "") + "\n".join(map(str, piece.tolist()))
+    else:
+        yield "\n".join(part.content if isinstance(part, Message) else str(part) for part in content)
+
+
+def text_digest(document: Document) -> bytes:
+    """Return a digest of a document as text, 16 bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces_of(document):
+        digest.update(piece.encode("utf-8", "surrogatepass"))
+    return digest.digest()

@@ -7,8 +7,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from coe_native.errors import InputError
-
 LONG = 1 << 22
 """Bytes of a text, and token ids, from which a document is read in pieces."""
 
@@ -24,14 +22,13 @@ class LongText:
         n_bytes: The length of its UTF-8.
     """
 
-    def __init__(self, place: str, pieces: Callable[[], Iterator[str]]) -> None:
+    def __init__(self, pieces: Callable[[], Iterator[str]]) -> None:
         """Read the text once, to measure it.
 
         Args:
-            place: Where it is, for messages.
-            pieces: Reads the text from its beginning. May raise InputError.
+            pieces: Reads the text from its beginning, independently of other readings. May raise InputError, also
+                if the text has changed.
         """
-        self._place = place
         self._pieces = pieces
         self.n_characters = self.n_bytes = 0
         for piece in pieces():
@@ -42,17 +39,7 @@ class LongText:
         return self.n_characters
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the pieces.
-
-        Raises:
-            InputError: The text is not as long as it was.
-        """
-        n_characters = 0
-        for piece in self._pieces():
-            n_characters += len(piece)
-            yield piece
-        if n_characters != self.n_characters:
-            raise InputError(f"{self._place}: has changed since it was first read; run the command again")
+        return self._pieces()
 
 
 class LongTokens:

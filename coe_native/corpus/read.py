@@ -16,13 +16,14 @@ from coe_native.corpus.readers.columnar_helper import ARROW, PARQUET
 from coe_native.corpus.readers.decoding import Found, NotTextError, begins_like_text
 from coe_native.corpus.readers.json_file import json_file
 from coe_native.corpus.readers.json_lines import json_lines
-from coe_native.corpus.readers.opening import LfsPointerError, MissingPackageError, inner_suffix, open_corpus_file
+from coe_native.corpus.readers.opening import MissingPackageError, inner_suffix, open_corpus_file
 from coe_native.corpus.readers.records import Columns, FoundRecord, Record, document_of
 from coe_native.corpus.readers.tables import table
 from coe_native.corpus.readers.text import read_standard_input, read_text
 from coe_native.corpus.readers.token_arrays import read_token_array
 from coe_native.corpus.readings import FileReadings, Readout
 from coe_native.errors import InputError, printable
+from coe_native.files.regular import LfsPointerError
 
 _TRIED = 20
 """Records of a file in a directory of which one must be a document: otherwise the file is a program's own."""
@@ -86,7 +87,10 @@ def read_corpus(
 
     def again() -> Iterator[Document]:
         for found in source(Columns(named, label, encoding), Counter()):
-            if isinstance(found, Document) and found.content:
+            if not isinstance(found, Document):
+                if str(found) not in bad:
+                    raise found
+            elif found.content:
                 yield replace(found, parse_special=parse_special)
 
     total = sum(columns.read.values()) + sum(columns.ignored.values())

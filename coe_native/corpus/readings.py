@@ -13,7 +13,7 @@ from coe_native.corpus.documents import Document
 from coe_native.corpus.long_content import LongText, LongTokens
 from coe_native.corpus.readers.decoding import Found
 from coe_native.corpus.readers.records import Columns
-from coe_native.errors import InputError
+from coe_native.files.regular import unchanged_since_now
 
 MOST_KEPT = 1 << 24
 """Bytes of documents up to which they stay in memory, approximately."""
@@ -23,10 +23,6 @@ _BYTES_BESIDE = 300
 
 _BYTES_OF_TOKEN = 36
 """Memory of a token id as a Python number in a tuple."""
-
-_State: TypeAlias = tuple[int, int, int, int] | None
-"""What tells that a file has changed; None: it cannot be read."""
-
 
 Reader: TypeAlias = Callable[[Path, Columns, Counter[str]], Iterator[Found]]
 """Yields what is in a file. Counts the columns of its records, and why it is skipped."""
@@ -38,7 +34,7 @@ class FileReadings:
     def __init__(self, files: Sequence[Path], reader: Reader) -> None:
         self._files = files
         self._reader = reader
-        self._states: dict[Path, _State] = {}
+        self._checks: dict[Path, Callable[[], None]] = {}
 
     def found(self, columns: Columns, skipped: Counter[str]) -> Iterator[Found]:
         """Yield what is in the files.
@@ -46,13 +42,14 @@ class FileReadings:
         Raises:
             InputError: A file has changed since it was read first.
         """
-        is_again = bool(self._states)
+        is_again = bool(self._checks)
         for path in self._files:
-            state = self._states.setdefault(path, _state(path))
-            _check_unchanged(path, state)
+            if not is_again:
+                self._checks[path] = unchanged_since_now(path)
+            self._checks[path]()
             yield from self._reader(path, columns, skipped)
             if is_again:
-                _check_unchanged(path, state)
+                self._checks[path]()
 
 
 class Readout:
@@ -93,16 +90,3 @@ def _memory_of(document: Document) -> int:
         return _BYTES_BESIDE
     is_tokens = isinstance(content, tuple) and isinstance(content[0], int)
     return _BYTES_BESIDE + (_BYTES_OF_TOKEN * len(content) if is_tokens else document.size)
-
-
-def _state(path: Path) -> _State:
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
-
-
-def _check_unchanged(path: Path, state: _State) -> None:
-    if _state(path) != state:
-        raise InputError(f"{path}: has changed since it was first read; run the command again")

@@ -6,16 +6,32 @@ import json
 import random
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from coe_native.corpus.corpora import Corpus
-from coe_native.corpus.documents import Document, Message
+from coe_native.corpus.documents import Document, Message, text_digest
 from coe_native.corpus.long_content import LongText, LongTokens
-from coe_native.corpus.near_duplicates import MOST_COMPARED, near_duplicates
+from coe_native.corpus.near_duplicates import MOST_COMPARED, NearDuplicates
 from coe_native.errors import InputError
 
 MOST_CHARACTERS = 1 << 26
 """Characters, approximately, of the documents among which near duplicates are looked for."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Documents that were drawn.
+
+    Attributes:
+        documents: By strata, and in each in the order of the corpora.
+        available: Documents from which they were drawn.
+        compared: Documents among which near duplicates were looked for; others were checked for exact ones.
+    """
+
+    documents: list[Document]
+    available: int
+    compared: int
 
 
 def sample(
@@ -25,11 +41,10 @@ def sample(
     cap: int | None = None,
     seed: int = 0,
     threshold: float | None = 0.8,
-) -> list[Document]:
+) -> Sample:
     """Draw documents at random from each stratum: those with one label or, without labels, of one corpus.
 
-    Where near duplicates are left out, they are looked for among at most MOST_COMPARED documents and
-    MOST_CHARACTERS characters, which are drawn at random first.
+    Takes about 100 bytes of memory for each document, and what is drawn.
 
     Args:
         corpora: The corpora.
@@ -37,10 +52,8 @@ def sample(
         cap: Most documents of a stratum; None: no limit.
         seed: Seed of the generator. The same seed draws the same documents.
         threshold: The Jaccard index from which documents count as near duplicates, which are left out; None:
-            duplicates stay.
-
-    Returns:
-        The documents, by strata, and in each in the order of the corpora.
+            duplicates stay. There is a limit to the documents that are compared (`NearDuplicates`); beyond it,
+            only exact duplicates are left out.
 
     Raises:
         InputError: Neither `size` nor `cap` is given, or the threshold is out of range.
@@ -53,14 +66,15 @@ def sample(
     generator = random.Random(seed)
     for numbers in strata.values():
         generator.shuffle(numbers)
+    there = compared = sum(map(len, strata.values()))
     if threshold is not None:
-        strata = _without_twins(corpora, strata, threshold)
+        strata, compared = _without_twins(corpora, strata, threshold)
     available = {name: len(numbers) for name, numbers in strata.items()}
     most = available if cap is None else {name: min(n, cap) for name, n in available.items()}
     wanted = most if size is None else _shared_out(size, available, most)
     drawn = {name: sorted(numbers[: wanted[name]]) for name, numbers in strata.items()}
     documents = _documents(corpora, drawn)
-    return [documents[number] for numbers in drawn.values() for number in numbers]
+    return Sample([documents[number] for numbers in drawn.values() for number in numbers], there, compared)
 
 
 def _named(corpora: Sequence[Corpus]) -> Iterator[tuple[str, Document]]:
@@ -76,19 +90,36 @@ def _documents(corpora: Sequence[Corpus], drawn: Mapping[str, Sequence[int]]) ->
 
 def _without_twins(
     corpora: Sequence[Corpus], strata: dict[str, array[int]], threshold: float
-) -> dict[str, array[int]]:
+) -> tuple[dict[str, array[int]], int]:
+    """Return the strata without duplicates, and how many documents were compared for near ones."""
     sizes = {name: len(numbers) for name, numbers in strata.items()}
     n_documents = sum(sizes.values())
-    most = min(MOST_COMPARED, MOST_CHARACTERS * n_documents // sum(corpus.size for corpus in corpora) + 1)
+    size = max(sum(corpus.size for corpus in corpora), 1)
+    most = min(MOST_COMPARED, MOST_CHARACTERS * n_documents // size + 1)
     shares = _shared_out(most, sizes, sizes)
-    compared = {name: numbers[: shares[name]] for name, numbers in strata.items()}
-    documents = _documents(corpora, compared)
-    in_order = [documents[number] for numbers in compared.values() for number in numbers]
-    twins = iter(near_duplicates(in_order, threshold))
-    return {
-        name: array("q", [number for number in numbers if next(twins) is None])
-        for name, numbers in compared.items()
-    }
+    first = {name: numbers[: shares[name]] for name, numbers in strata.items()}
+    documents = _documents(corpora, first)
+    near = NearDuplicates(threshold)
+    in_order = [number for numbers in first.values() for number in numbers]
+    twins = {number for number in in_order if near.twin_of(number, documents[number]) is not None}
+    if near.n_compared < n_documents:
+        twins |= _repeated(corpora, kept=set(in_order) - twins, removed=twins)
+    left = {name: array("q", [n for n in numbers if n not in twins]) for name, numbers in strata.items()}
+    return left, near.n_compared
+
+
+def _repeated(corpora: Sequence[Corpus], kept: set[int], removed: set[int]) -> set[int]:
+    """Return documents that equal others: none of `kept`, which are all different. Ignores those of `removed`."""
+    digests: dict[bytes, int] = {}
+    repeated = set()
+    for number, (_, document) in enumerate(_named(corpora)):
+        if number in removed:
+            continue
+        other = digests.setdefault(text_digest(document), number)
+        if other != number:
+            repeated.add(other if number in kept else number)
+            digests[text_digest(document)] = number if number in kept else other
+    return repeated
 
 
 def _shared_out(size: int, sizes: dict[str, int], most: dict[str, int]) -> dict[str, int]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from coe_native.corpus.batching import Tokenizer, token_parts
 from coe_native.corpus.corpora import Corpus
-from coe_native.corpus.documents import Document, text_of
-from coe_native.corpus.long_content import LongText
+from coe_native.corpus.documents import Document, pieces_of, text_digest
 from coe_native.corpus.near_duplicates import NearDuplicates
 
 
@@ -61,9 +59,9 @@ def stats(corpora: Sequence[Corpus], model: Tokenizer | None = None, *, threshol
         of_source = counts.setdefault(name, Counter())
         n_compared = near.n_compared
         has_twin = near.twin_of(number, document) is not None
-        n_characters, digest = _measured(document)
+        digest = text_digest(document)
         of_source["documents"] += 1
-        of_source["characters"] += n_characters
+        of_source["characters"] += sum(map(len, pieces_of(document)))
         if model is not None:
             n_tokens = _n_tokens(document, model)
             of_source["tokens"] += n_tokens
@@ -89,14 +87,3 @@ def stats(corpora: Sequence[Corpus], model: Tokenizer | None = None, *, threshol
 
 def _n_tokens(document: Document, model: Tokenizer) -> int:
     return sum(map(len, token_parts(document, model)))
-
-
-def _measured(document: Document) -> tuple[int, bytes]:
-    """Return the number of characters of a document as text, and a digest of it."""
-    content = document.content
-    pieces: Iterable[str] = content if isinstance(content, LongText) else [text_of(document)]
-    n_characters, digest = 0, hashlib.blake2b(digest_size=16)
-    for piece in pieces:
-        n_characters += len(piece)
-        digest.update(piece.encode("utf-8", "surrogatepass"))
-    return n_characters, digest.digest()

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from coe_native.errors import InputError
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+class LfsPointerError(InputError):
+    """A small file that stands for a large one."""
+
+
+def check_no_pointer(start: bytes, place: str | Path) -> None:
+    """Check that a file is not a pointer of Git LFS, by its first bytes.
+
+    Raises:
+        LfsPointerError: It is one.
+    """
+    if start.startswith(_LFS):
+        raise LfsPointerError(f"{place}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
 
 
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
-        InputError: It is a directory, a pipe, a device or a socket.
+        InputError: It is a directory, a pipe, a device, a socket, or a pointer of Git LFS.
         OSError: The system cannot open it.
     """
     try:
@@ -23,10 +40,31 @@ def open_regular(path: str | Path) -> BinaryIO:
         raise InputError(f"{path}: is a directory; name a file") from error
     try:
         check_regular(path, file)
-    except InputError:
+        check_no_pointer(file.read(len(_LFS)), path)
+        file.seek(0)
+    except BaseException:
         file.close()
         raise
     return file
+
+
+def unchanged_since_now(path: Path) -> Callable[[], None]:
+    """Return a function that raises InputError if a file is another one than now, or has changed."""
+    known = _state(path)
+
+    def check() -> None:
+        if _state(path) != known:
+            raise InputError(f"{path}: has changed since it was first read; run the command again")
+
+    return check
+
+
+def _state(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def check_regular(path: str | Path, file: BinaryIO) -> None:

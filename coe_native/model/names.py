@@ -20,6 +20,9 @@ _SYSTEM_LIBRARIES = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama/models
 """Where Ollama keeps models if it runs as a service."""
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+_NO_MODEL = re.compile(r"(^|[^a-z])(mmproj|imatrix|draft|mtp)([^a-z]|$)")
+"""Names of files that belong to a model and are none."""
+
 _USUAL = "Q4_K_M"
 """The quantisation that is taken if none is named, as llama.cpp does."""
 
@@ -34,11 +37,17 @@ def model_path(name: str | Path) -> Path:
     Raises:
         InputError: There is no such model, or huggingface_hub is not installed.
     """
-    if isinstance(name, str) and name.startswith(OLLAMA):
+    if not is_name(name):
+        return Path(name)
+    name = str(name)
+    if name.startswith(OLLAMA):
         return _of_ollama(name.removeprefix(OLLAMA))
-    if isinstance(name, str) and name.startswith(HUB):
-        return _of_hub(name.removeprefix(HUB))
-    return Path(name)
+    return _of_hub(name.removeprefix(HUB))
+
+
+def is_name(name: str | Path) -> bool:
+    """Return whether a text is a name of a model, and no path."""
+    return isinstance(name, str) and name.startswith((OLLAMA, HUB))
 
 
 def _of_ollama(name: str) -> Path:
@@ -92,7 +101,9 @@ def _of_hub(name: str) -> Path:
         raise InputError(f"{HUB}{name}: this needs {error.name}: pip install 'coe-native[hub]'") from error
     try:
         cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
-        files = _chosen([str(path.relative_to(cached)) for path in cached.rglob("*.[gG][gG][uU][fF]")], wanted)
+        local = [str(path.relative_to(cached)) for path in cached.rglob("*.[gG][gG][uU][fF]")]
+        is_offline = huggingface_hub.constants.HF_HUB_OFFLINE
+        files = _chosen(local, wanted or ("" if is_offline else _USUAL))
         if files:
             return cached / files[0]
     except LocalEntryNotFoundError:
@@ -125,7 +136,8 @@ def _chosen(files: Sequence[str], wanted: str) -> list[str]:
         files: The GGUF files of a repository.
         wanted: The name of a file or a quantisation; empty: the usual one, or the first.
     """
-    models = sorted(file for file in files if "mmproj" not in file.lower())
+    there = [file for file in files if not _NO_MODEL.search(file.lower())]
+    models = sorted(there, key=lambda file: (file.count("/"), file))
     if wanted.lower().endswith(".gguf"):
         matching = [file for file in models if wanted in (file, file.rpartition("/")[2])]
     else:

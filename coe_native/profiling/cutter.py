@@ -16,7 +16,10 @@ from coe_native.errors import InputError
 from coe_native.llama.loaded_model import LoadedModel
 
 MOST_AHEAD = 1 << 22
-"""Tokens that are cut before they are run."""
+"""Tokens that are cut before they are run. Each window counts as WINDOW_COST more."""
+
+WINDOW_COST = 70
+"""The memory of a window beside its tokens, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Cutter:
                     if not self._waiting:
                         break
                     bundle, batch = self._waiting.popleft()
-                    self._ahead -= sum(map(len, batch))
+                    self._ahead -= _cost(batch)
                     self._changed.notify_all()
                 yield bundle, batch
             self.check()
@@ -146,7 +149,7 @@ class Cutter:
             for bundle, batch in self._cut():
                 with self._changed:
                     self._waiting.append((bundle, batch))
-                    self._ahead += sum(map(len, batch))
+                    self._ahead += _cost(batch)
                     self._changed.notify_all()
                 while self._ahead >= MOST_AHEAD and not self._is_closed:
                     looking = looking or self._look_ahead(bundle)
@@ -214,3 +217,7 @@ class Cutter:
                 self._skip_bad(str(error))
         count.tokens += n_tokens
         count.size += document.size
+
+
+def _cost(batch: list[Window]) -> int:
+    return sum(map(len, batch)) + WINDOW_COST * len(batch)

@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from coe_native.errors import CoeError
+from coe_native.errors import CoeError, InputError
 from coe_native.files.atomic import lock, resolved
 from coe_native.files.holes import bytes_on_disk, write_zeros
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.header import ModelHeader
+from coe_native.model.names import is_name
 from coe_native.model.surgery_record import SurgeryRecord, under_surgery
 from coe_native.surgery.plan import plan_zero
 from coe_native.surgery.write import Report, _quiet
@@ -45,6 +46,8 @@ def zero_in_place(parent: str | Path, mask: ExpertMask, *, progress: Report = _q
         InputError: The mask is of another model, or another mask has zeroed experts of the parent.
         CoeError: The file cannot be changed, or another process is changing it.
     """
+    if is_name(parent):
+        raise InputError(f"{parent}: must not be changed, because other programs use it; copy the file first")
     model = ModelHeader(parent, surgery_goes_on=True)
     plan = plan_zero(model, mask)
     work = [(tensor, piece) for tensor in plan.tensors for piece in tensor.pieces() if piece.zero]

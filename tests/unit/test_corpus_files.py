@@ -340,11 +340,12 @@ def test_tables_of_all_endings_are_read(tmp_path: Path) -> None:
     [(b"PAR1", "Parquet"), (b"ARROW1", "Arrow"), (b"PK\x03\x04", "zip"), (b"%PDF-1.7", "PDF"), (b"GGUF", "GGUF")],
 )
 def test_files_that_are_not_text_are_named(tmp_path: Path, data: bytes, kind: str) -> None:
-    (tmp_path / "a.txt").write_bytes(data + b" and more")
+    (tmp_path / "a.txt").write_bytes(data + b"\x01\0 and more")
     with pytest.raises(InputError, match=rf"a\.txt: is .*{kind}"):
         read_corpus(tmp_path / "a.txt")
-    (tmp_path / "b.txt").write_text("good")
-    assert "good" in contents(tmp_path)
+    (tmp_path / "b.txt").write_bytes(data + b" is how such files begin." * 9)
+    assert contents(tmp_path / "b.txt")
+    assert len(contents(tmp_path)) == 1
 
 
 def test_rows_with_too_few_or_too_many_fields_are_refused(tmp_path: Path) -> None:
@@ -405,6 +406,8 @@ USER, REPLY = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content
         {"prompt": "Hi?", "chosen": [USER, REPLY]},
         {"messages": [USER], "response": "Yes."},
         {"conversation": [USER], "answer": "Yes."},
+        {"question": "Hi?", "chosen": [REPLY]},
+        {"question": "Hi?", "messages": [USER, REPLY]},
     ],
 )
 def test_conversations_that_end_in_another_column_are_joined(tmp_path: Path, record: dict[str, Any]) -> None:
@@ -424,6 +427,9 @@ def test_conversations_that_end_in_another_column_are_joined(tmp_path: Path, rec
             {"question": "Q?", "options": {"A": "one", "B": "two", "C": None}, "answer": "B"},
             "Q?\nA. one\nB. two\nAnswer: B",
         ),
+        ({"question": "Q?", "opa": "one", "opb": "two", "cop": 1, "exp": "e"}, "Q?\nA. one\nB. two\nAnswer: B"),
+        ({"question": "Q?", "A": "one", "B": "two", "answer": "A"}, "Q?\nA. one\nB. two\nAnswer: A"),
+        ({"goal": "Q?", "sol1": "one", "sol2": "two", "label": 0}, "Q?\nA. one\nB. two\nAnswer: A"),
         ({"question": "Q?", "choices": ["one", "two"], "answer": 1.0}, "Q?\nA. one\nB. two\nAnswer: B"),
         ({"question": "Q?", "choices": ["one", "two"], "answer": -1}, "Q?\nA. one\nB. two"),
         ({"question": "Q?", "choices": ["one", "two"], "label": ""}, "Q?\nA. one\nB. two"),
@@ -481,3 +487,62 @@ def test_a_missing_package_is_named_in_directories_too(tmp_path: Path, monkeypat
     for path in (tmp_path, tmp_path / "a.jsonl.zst"):
         with pytest.raises(InputError, match=r"a\.jsonl\.zst: .*pip install zstandard"):
             read_corpus(path)
+
+
+def test_answers_beside_a_conversation_are_all_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(
+        as_lines(
+            [
+                {"messages": [USER], "reasoning": "six times seven", "answer": 42},
+                {"prompt": [USER, REPLY, {"role": "user", "content": "Again?"}], "completion": [REPLY]},
+                {"prompt": "Translate.", "completion": [USER, REPLY]},
+                {"Prompt": "one", "PROMPT": "two", "output": "three"},
+            ]
+        )
+    )
+    answered, repeated, prompted, twice = read_corpus(tmp_path / "a.jsonl").documents
+    assert answered.content[-1].content == "six times seven\n42"
+    assert [turn.content for turn in repeated.content] == ["Hi?", "Yes.", "Again?", "Yes."]
+    assert [turn.content for turn in prompted.content] == ["Translate.", "Hi?", "Yes."]
+    assert twice.content == "one\nthree"
+    assert dict(read_corpus(tmp_path / "a.jsonl").columns_ignored).keys() == {"PROMPT"}
+
+
+def test_records_that_have_lists_are_no_lists_of_records(tmp_path: Path) -> None:
+    for number, record in enumerate(
+        (
+            {"title": "t" * 50, "body": "long " * 50, "comments": [{"text": "nice"}]},
+            {"Question": "Q?", "Answer": "A.", "Sources": [{"text": "x"}]},
+        )
+    ):
+        (tmp_path / f"{number}.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="--field"):
+        read_corpus(tmp_path / "0.json")
+    assert contents(tmp_path / "1.json") == ["Q?\nA."]
+
+
+def test_wide_encodings_without_a_mark_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("plain text")
+    for encoding in ("utf-16", "utf-32"):
+        with pytest.raises(InputError, match=r"a\.txt: is not"):
+            read_corpus(tmp_path / "a.txt", encoding=encoding)
+
+
+def test_tables_of_one_column_may_have_commas_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("text\nHello, world; again\n")
+    assert contents(tmp_path / "a.tsv") == ["Hello, world; again"]
+
+
+def test_pointers_of_git_lfs_are_recognised_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coe_native.importers.import_file import import_file
+    from coe_native.masks.expert_mask import ExpertMask
+
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n"
+    for name in ("a.pt", "a.npz", "a.safetensors", "a.json", "a.txt", "a.npy", "a.parquet"):
+        (tmp_path / name).write_bytes(pointer)
+        for read in (import_file, ExpertMask.load, read_corpus):
+            with pytest.raises(InputError, match="git lfs pull"):
+                read(tmp_path / name)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pointer)))
+    with pytest.raises(InputError, match="git lfs pull"):
+        read_corpus("-")

@@ -6,8 +6,10 @@ import gzip
 import io
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,9 +102,12 @@ def test_files_that_change_are_refused(name: str, tmp_path: Path, monkeypatch: p
     WRITERS[name](path)
     lower_limits(monkeypatch)
     corpus = read_corpus(path)
-    path.write_bytes(path.read_bytes() + b"\n{}\n" if name != "rows.npy" else path.read_bytes()[:-50])
-    with pytest.raises(InputError, match=name):
-        [text_of(document) for document in corpus.documents]
+    data = path.read_bytes()
+    for changed in (data[:-50], data[:-3] + data[-3:].replace(b"1", b"2") + b"", data + b"\n"):
+        time.sleep(0.01)  # longer than the clock of the file system
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match=name):
+            [text_of(document) for document in corpus.documents]
     path.unlink()
     with pytest.raises(InputError, match=name):
         list(corpus.documents)
@@ -128,6 +133,10 @@ def test_long_standard_input_is_read_once(monkeypatch: pytest.MonkeyPatch) -> No
     corpus = read_corpus("-")
     for _ in range(2):
         assert [text_of(document) for document in corpus.documents] == [PROSE]
+    (document,) = corpus.documents
+    assert isinstance(document.content, LongText)
+    pairs = zip(document.content, document.content, strict=True)
+    assert "".join(first for first, second in pairs if first == second) == PROSE, "two readings at once"
 
 
 @given(
@@ -185,9 +194,13 @@ def test_near_duplicates_are_looked_for_within_limits(monkeypatch: pytest.Monkey
     assert (found.documents, found.compared, found.duplicates) == (120, 50, 60)
     monkeypatch.setattr(sampling, "MOST_COMPARED", 50)
     drawn = sampling.sample([corpus], cap=100)
-    assert 0 < len(drawn) <= 50
-    assert len({document.content for document in drawn}) == len(drawn)
-    assert len(sampling.sample([corpus], cap=100, threshold=None)) == 100
+    assert (len(drawn.documents), drawn.available, drawn.compared) == (60, 120, 50)
+    assert len({document.content for document in drawn.documents}) == 60, "exact duplicates are left out"
+    assert len(sampling.sample([corpus], cap=100, threshold=None).documents) == 100
+    monkeypatch.setattr(near_duplicates, "MOST_SHINGLES", 500)
+    drawn = sampling.sample([corpus], size=60)
+    assert len({document.content for document in drawn.documents}) == 60
+    assert drawn.compared < 20
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -214,3 +227,21 @@ def test_bundles_of_large_corpora_are_those_of_small_ones(
     large = read()
     assert isinstance(large[0].documents, StoredDocuments)
     assert [made(large, Shard(index, 3)) for index in (1, 2, 3)] == expected
+
+
+def test_a_second_reading_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a profile would be of fewer documents than its digest says."""
+    from coe_native.corpus import read as reading
+
+    write_lines(tmp_path / "a.jsonl")
+    lower_limits(monkeypatch)
+    corpus = read_corpus(tmp_path / "a.jsonl", skip_bad=True)
+    whole = reading._RECORDS[".jsonl"]
+
+    def failing(path: Path, columns: Any) -> Iterator[Any]:
+        for number, record in enumerate(whole(path, columns)):
+            yield record if number < 30 else InputError(f"{path}: the helper has crashed")
+
+    monkeypatch.setitem(reading._RECORDS, ".jsonl", failing)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="crashed"):
+        list(corpus.documents)

@@ -77,14 +77,15 @@ def test_a_sample_has_the_requested_size_per_stratum() -> None:
         for document in documents_of([random_text(1000 * offset + i) for i in range(n)], label)
     ]
     corpus = Corpus("questions", tuple(documents))
-    drawn = sample([corpus], cap=5)
+    drawn = sample([corpus], cap=5).documents
     assert Counter(document.label for document in drawn) == {"law": 5, "maths": 5, "art": 3}
-    assert drawn == sample([corpus], cap=5)
-    assert drawn != sample([corpus], cap=5, seed=1)
-    shared = sample([corpus], size=31)
+    assert drawn == sample([corpus], cap=5).documents
+    assert drawn != sample([corpus], cap=5, seed=1).documents
+    shared = sample([corpus], size=31).documents
     assert Counter(document.label for document in shared) == {"law": 10, "maths": 20, "art": 1}
     assert len({document.content for document in shared}) == 31
-    assert Counter(d.label for d in sample([corpus], size=40, cap=15)) == {"law": 15, "maths": 15, "art": 3}
+    capped = sample([corpus], size=40, cap=15).documents
+    assert Counter(document.label for document in capped) == {"law": 15, "maths": 15, "art": 3}
     with pytest.raises(coe.InputError, match=r"--size.*--cap"):
         sample([corpus])
 
@@ -92,8 +93,8 @@ def test_a_sample_has_the_requested_size_per_stratum() -> None:
 def test_near_duplicates_are_drawn_once() -> None:
     texts = [random_text(i) for i in range(20)]
     corpora = [corpus_of(texts, "a"), corpus_of([change_words(original, 2) for original in texts], "b")]
-    assert len(sample(corpora, cap=100)) == 20
-    assert len(sample(corpora, cap=100, threshold=None)) == 40
+    assert len(sample(corpora, cap=100).documents) == 20
+    assert len(sample(corpora, cap=100, threshold=None).documents) == 40
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -108,7 +109,7 @@ def test_a_sample_is_read_back_as_the_same_corpus(tmp_path: Path, suffix: str) -
 
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     for column, values in (("category", {"c0", "c1", "c2"}), ("year", {"2000", "2001"})):
-        drawn = sample([read_corpus(path, label=column)], cap=2)
+        drawn = sample([read_corpus(path, label=column)], cap=2).documents
         assert {document.label for document in drawn} == values
         out = tmp_path / "sample.jsonl"
         out.write_bytes(b"".join(lines(drawn, column)))

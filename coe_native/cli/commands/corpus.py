@@ -80,11 +80,7 @@ def stats_command(
                 f"{source.name}: {texts} with special tokens of the model, read as ordinary characters; pass "
                 "--parse-special if a chat template has rendered them"
             )
-    n_compared, n_documents = (
-        sum(getattr(source, name) for source in found) for name in ("compared", "documents")
-    )
-    if n_compared < n_documents:
-        say(f"near duplicates were looked for in {n_compared:,} of {n_documents:,} documents; there is a limit")
+    _say_compared(*(sum(getattr(source, name) for source in found) for name in ("compared", "documents")))
     measure = "characters" if model is None else "tokens"
     total = sum(getattr(source, measure) for source in found)
     rows = [
@@ -112,6 +108,12 @@ def stats_command(
         f"share of {measure}",
     ]
     print_table("", [*columns, "duplicates", "near duplicates"], rows)
+
+
+def _say_compared(n_compared: int, n_documents: int) -> None:
+    if n_compared < n_documents:
+        compared = f"{n_compared:,} of {n_documents:,} documents"
+        say(f"near duplicates were looked for among {compared}, as many as memory allows")
 
 
 def _columns(corpora: Sequence[Corpus]) -> dict[str, Any]:
@@ -167,14 +169,15 @@ def sample_command(
     check_target(output, force=force, inputs=paths)
     read = [reading.corpus(path, label=by) for path in paths]
     say_skipped(read)
-    drawn = sample(read, size=size, cap=cap, seed=seed, threshold=None if keep_duplicates else near)
+    found = sample(read, size=size, cap=cap, seed=seed, threshold=None if keep_duplicates else near)
+    drawn, there = found.documents, found.available
     with replacing(output) as file:
         file.writelines(lines(drawn, by))
-    there = sum(len(corpus.documents) for corpus in read)
     strata = Counter(document.label for document in drawn)
     if as_json:
         print_json({"corpus": str(output), "documents": len(drawn), "of": there, "strata": dict(strata)})
         return
+    _say_compared(found.compared, found.available)
     if size is not None and len(drawn) < size:
         reasons = {"--cap": cap is not None, "the removal of duplicates": not keep_duplicates}
         causes = " and ".join(name for name, holds in reasons.items() if holds)

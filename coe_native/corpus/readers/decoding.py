@@ -44,6 +44,8 @@ def decoded_pieces(file: BinaryIO, place: str, encoding: str | None = None) -> I
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             raise NotTextError(f"{place}: {_not_text(error, at - len(undecoded), wanted)}") from error
+        except UnicodeError as error:  # of UTF-16 without a byte order mark
+            raise NotTextError(f"{place}: is not {wanted} text ({error}); name another with --encoding") from error
         if at == 0 and _has_many_controls(text):
             order = "le" if data[1::2].count(0) >= data[::2].count(0) else "be"
             raise NotTextError(

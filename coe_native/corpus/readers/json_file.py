@@ -11,8 +11,11 @@ from typing import Any, BinaryIO, TextIO
 from coe_native.corpus.readers.decoding import NotTextError, as_text, decoded, lines
 from coe_native.corpus.readers.json_lines import parsed, record_of, records_of_lines
 from coe_native.corpus.readers.opening import open_corpus_file
-from coe_native.corpus.readers.records import KNOWN_COLUMNS, FoundRecord, Record, is_message
+from coe_native.corpus.readers.records import KNOWN_COLUMNS, FoundRecord, Record, is_message, text_length
 from coe_native.errors import InputError
+
+_MOST_BESIDE = 0.1
+"""Most text that an object may have beside its list of records, as a share of theirs."""
 
 _CHUNK = 1 << 16
 
@@ -20,15 +23,33 @@ _CHUNK = 1 << 16
 def json_file(path: Path, encoding: str | None = None) -> Iterator[FoundRecord]:
     """Yield each record."""
     with open_corpus_file(path) as file:
+        begins_list = _first_character(file, encoding) == "["
+    if begins_list:
+        with open_corpus_file(path) as file:
+            yield from _records_of_list(file, path, encoding)
+        return
+    with open_corpus_file(path) as file:
         found = (line for line in lines(file, encoding) if line.strip(b"\xef\xbb\xbf \t\r\n"))
         first, second = next(found, b""), next(found, b"")
     with open_corpus_file(path) as file:
-        if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-            yield from _records_of_list(file, path, encoding)
-        elif second and _is_whole(first):
+        if second and _is_whole(first):
             yield from records_of_lines(file, path, encoding)
         else:
             yield from _records_of_object(file, path, encoding)
+
+
+def _first_character(file: BinaryIO, encoding: str | None) -> str:
+    """Return the first character of a text that is not blank; empty if there is none or it cannot be decoded."""
+    text = as_text(file, encoding)
+    try:
+        while chunk := text.read(_CHUNK):
+            if stripped := chunk.lstrip("\ufeff \t\r\n"):
+                return stripped[0]
+    except UnicodeError:
+        pass
+    finally:
+        text.detach()
+    return ""
 
 
 def _is_whole(line: bytes) -> bool:
@@ -46,8 +67,11 @@ def _records_of_object(file: BinaryIO, path: Path, encoding: str | None) -> Iter
         yield error
         return
     lists = {}
-    if isinstance(value, dict) and not any(name in value for name in KNOWN_COLUMNS):
+    if isinstance(value, dict) and not any(name.lower() in KNOWN_COLUMNS for name in value):
         lists = {name: listed for name, listed in value.items() if _is_list_of_objects(listed)}
+        others = sum(text_length(other) for name, other in value.items() if name not in lists)
+        if others > _MOST_BESIDE * sum(map(text_length, lists.values())):
+            lists = {}  # a record that has lists, and no list of records
     if len(lists) > 1:
         yield InputError(f"{path}: holds several lists of records ({', '.join(lists)}); save each as a file")
     elif lists:

@@ -21,16 +21,11 @@ MOST_EXPANSION = 1000
 _ALWAYS_ALLOWED = 64 << 20
 """Bytes that any file may have when it is decompressed."""
 
-_LFS = b"version https://git-lfs.github.com/spec/"
 _DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error)
 
 
 class MissingPackageError(InputError):
     """A file that can be read once a package is installed."""
-
-
-class LfsPointerError(InputError):
-    """A small file that stands for a large one."""
 
 
 def _zstandard(file: BinaryIO) -> IO[bytes]:
@@ -103,8 +98,6 @@ def open_corpus_file(path: Path) -> Iterator[BinaryIO]:
     """
     with open_regular(path) as file:
         start = file.read(64)
-        if start.startswith(_LFS):
-            raise LfsPointerError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         decompressor = _decompressor(start)

@@ -14,6 +14,7 @@ Parts are joined by a line break, unless one of them has white space there.
 
 from __future__ import annotations
 
+import itertools
 import json
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,20 +27,28 @@ from coe_native.errors import InputError
 TEXTS = ("text", "content")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 TOKENS = ("tokens", "input_ids")
-CHOICES = ("options", "choices")
+CHOICES = ("options", "choices", "endings")
+_CHOICE_COLUMNS: tuple[tuple[str, ...], ...] = (
+    *(("opa", "opb", "opc", "opd", "ope"), ("a", "b", "c", "d", "e"), ("sol1", "sol2")),
+    *(("option_a", "option_b", "option_c", "option_d"), ("ending0", "ending1", "ending2", "ending3")),
+    *(("option1", "option2", "option3", "option4", "option5"), ("choice1", "choice2", "choice3", "choice4")),
+)
+"""Columns of one choice each: the first group of which a record has the first two."""
 SYSTEM = ("system", "system_prompt")
 PROMPTS = (
     *(*SYSTEM, "instruction", "prompt", "question", "problem", "query", *TEXTS, "input", "context"),
-    *("passage", "article", "support", "document"),
+    *("passage", "article", "support", "document", "ctx", "premise", "sentence", "goal"),
 )
 ANSWERS = (
     *("reasoning", "thinking", "rationale", "output", "response", "solution", "answer", "answers", "completion"),
     *("chosen", "canonical_solution", "code", "summary", "highlights", "best_answer", "correct_answer"),
 )
-_KEYS = ("answerKey", "answer_key", "answer_index", "label")
+_KEYS = ("answerkey", "answer_key", "answer_index", "answer_idx", "cop", "label")
 """Columns that name the right choice, beside ``answer``."""
 
-KNOWN_COLUMNS = tuple(dict.fromkeys((*PROMPTS, *CONVERSATIONS, *TOKENS, *CHOICES, *ANSWERS, *_KEYS, "tools")))
+_OF_CHOICES = (*CHOICES, *itertools.chain(*_CHOICE_COLUMNS))
+
+KNOWN_COLUMNS = tuple(dict.fromkeys((*PROMPTS, *CONVERSATIONS, *TOKENS, *_OF_CHOICES, *ANSWERS, *_KEYS, "tools")))
 
 _ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -99,10 +108,10 @@ class Columns:
         """Add a record whose columns `used` were read as `content`."""
         used = tuple(used)
         for name in used:
-            self.read[name] = self.read.get(name, 0) + _length(record.get(name))
+            self.read[name] = self.read.get(name, 0) + text_length(record.get(name))
         for name, value in record.items():
             if name not in used and name != self.label and not (isinstance(value, str) and value in content):
-                length = _length(value)
+                length = text_length(value)
                 if length:
                     self.ignored[name] = self.ignored.get(name, 0) + length
 
@@ -127,12 +136,12 @@ def document_of(record: Mapping[str, Any], columns: Columns, place: str) -> Docu
 def _with_known_names(record: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
     """Return a record whose columns have the known names where they differ in case only, as in ``Question``."""
     own = {*columns.texts, *columns.labels}
-
-    def known(name: str) -> str:
+    known: dict[str, Any] = {}
+    for name, value in record.items():
         lower = name.lower()
-        return lower if lower in KNOWN_COLUMNS and lower not in record and name not in own else name
-
-    return {known(name): value for name, value in record.items()}
+        is_free = lower in KNOWN_COLUMNS and lower not in record and lower not in known and name not in own
+        known[lower if is_free else name] = value
+    return known
 
 
 def no_text(place: str, fields: Sequence[str], columns: Iterable[str]) -> InputError:
@@ -147,13 +156,13 @@ def _names(columns: Iterable[str]) -> str:
     return ", ".join(reprlib.repr(name).strip("'") for name in list(columns)[:_MOST_NAMED])
 
 
-def _length(value: Any) -> int:
+def text_length(value: Any) -> int:
     """Return the characters of text in a value."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, Mapping):
-        return sum(map(_length, value.values()))
-    return sum(map(_length, value)) if isinstance(value, list) else 0
+        return sum(map(text_length, value.values()))
+    return sum(map(text_length, value)) if isinstance(value, list) else 0
 
 
 def _label(record: Mapping[str, Any], column: str, place: str) -> str:
@@ -232,15 +241,12 @@ def _prompted_conversation(record: Mapping[str, Any], place: str) -> _Read | Non
     if end is None:
         return None
     prompt = record.get("prompt")
-    if isinstance(prompt, list) and _is_conversation(prompt):
-        begun = [turn for turn in prompt if turn not in record[end]]
-        used, content, tools = _conversation({**record, end: [*begun, *record[end]]}, end, place)
-        return (*used, "prompt"), content, tools
-    used, content, tools = _conversation(record, end, place)
-    has_user = any(isinstance(turn, Message) and turn.role == "user" for turn in content)
-    if isinstance(prompt, str) and prompt and not has_user:
-        return (*used, "prompt"), (Message("user", prompt), *content), tools
-    return used, content, tools
+    if not isinstance(prompt, list) or not _is_conversation(prompt):
+        return _conversation(record, end, place)
+    is_repeated = record[end][: len(prompt)] == prompt
+    whole = {**record, "prompt": "", end: record[end] if is_repeated else [*prompt, *record[end]]}
+    used, content, tools = _conversation(whole, end, place)
+    return (*used, "prompt"), content, tools
 
 
 def _prompt_and_answer(record: Mapping[str, Any], place: str) -> _Read | None:
@@ -302,11 +308,37 @@ def _token_ids(tokens: Any, name: str, place: str) -> tuple[int, ...]:
 
 
 def _multiple_choice(record: Mapping[str, Any], place: str) -> _Read | None:
-    prompts, named = _present(record, PROMPTS), _present(record, CHOICES)
-    if not prompts or not named:
+    prompts = _present(record, PROMPTS)
+    columns, labels, choices = _choices(record, place)
+    if not prompts or not choices:
         return None
-    choices = named[0]
-    given = record[choices]
+    used = [*prompts, *columns]
+    lines = [_joined([_text(record, name, place) for name in prompts])]
+    lines += [f"{label}. {choice}" for label, choice in zip(labels, choices, strict=True)]
+    for name in _present(record, ("answer", *_KEYS, *ANSWERS)):
+        if name in used:
+            continue
+        used.append(name)
+        answer = record[name]
+        if isinstance(answer, float) and answer.is_integer():  # pandas, where another record has none
+            answer = int(answer)
+        if answer in (-1, ""):  # kept secret, in sets for testing
+            continue
+        is_index = type(answer) is int and 0 <= answer < len(labels)
+        line = f"Answer: {labels[answer] if is_index else _text(record, name, place)}"
+        if line not in lines:
+            lines.append(line)
+    return used, "\n".join(lines), ""
+
+
+def _choices(record: Mapping[str, Any], place: str) -> tuple[list[str], list[str], list[Any]]:
+    """Return the columns of the choices, their letters, and the choices themselves; empty without choices."""
+    named = _present(record, CHOICES)
+    if not named:
+        family = next((names for names in _CHOICE_COLUMNS if len(_present(record, names[:2])) == 2), ())
+        columns = _present(record, family)
+        return columns, [_letter(index) for index in range(len(columns))], [record[name] for name in columns]
+    given = record[named[0]]
     labels = None
     if isinstance(given, Mapping) and isinstance(given.get("text"), list):  # ARC, CommonsenseQA
         labels, given = given.get("label"), given["text"]
@@ -314,26 +346,10 @@ def _multiple_choice(record: Mapping[str, Any], place: str) -> _Read | None:
         there = {letter: choice for letter, choice in given.items() if choice is not None}
         labels, given = list(there), list(there.values())
     if not isinstance(given, list) or not all(isinstance(choice, str | int | float) for choice in given):
-        raise InputError(f"{place}: {choices!r} is not a list of texts; name a column of text with --field")
+        raise InputError(f"{place}: {named[0]!r} is not a list of texts; name a column of text with --field")
     if not isinstance(labels, list) or len(labels) != len(given):
         labels = [_letter(index) for index in range(len(given))]
-    used = [*prompts, choices]
-    lines = [_joined([_text(record, name, place) for name in prompts])]
-    lines += [f"{label}. {choice}" for label, choice in zip(labels, given, strict=True)]
-    for name in ("answer", *_KEYS, *ANSWERS):
-        if record.get(name) is not None and name not in used:
-            answer = record[name]
-            if isinstance(answer, float) and answer.is_integer():  # pandas, where another record has none
-                answer = int(answer)
-            if answer in (-1, ""):  # kept secret, in sets for testing
-                used.append(name)
-                continue
-            is_index = type(answer) is int and 0 <= answer < len(labels)
-            line = f"Answer: {labels[answer] if is_index else _text(record, name, place)}"
-            used.append(name)
-            if line not in lines:
-                lines.append(line)
-    return used, "\n".join(lines), ""
+    return named[:1], labels, given
 
 
 def _letter(index: int) -> str:
@@ -354,10 +370,18 @@ def _conversation(record: Mapping[str, Any], name: str, place: str) -> _Read:
     if system is not None and messages[0].role != "system":
         messages.insert(0, Message("system", record[system]))
         used.append(system)
-    answer = next((column for column in ANSWERS if isinstance(record.get(column), str) and record[column]), None)
-    if answer is not None and messages[-1].role == "user" and answer != name:
-        messages.append(Message("assistant", record[answer]))
-        used.append(answer)
+    seen = "\n".join(message.content for message in messages)
+    others = [column for column in PROMPTS if column not in (*SYSTEM, *TEXTS)]
+    prompts = [column for column in others if isinstance(record.get(column), str) and record[column] not in seen]
+    if prompts:
+        text = _joined(record[column] for column in prompts)
+        messages.insert(messages[0].role == "system", Message("user", text))
+        used += prompts
+    if messages[-1].role == "user":
+        answers = [column for column in _present(record, ANSWERS) if column != name]
+        text = _joined(_text(record, column, place) for column in answers)
+        messages += [Message("assistant", text)] if text else []
+        used += answers
     tools = _tools(record.get("tools"), place)
     used += ["tools"] if tools else []
     return used, tuple(messages), tools

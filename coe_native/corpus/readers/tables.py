@@ -50,4 +50,5 @@ def table(path: Path, encoding: str | None = None, *, delimiter: str = ",") -> I
 
 def _delimiter(header: str, usual: str) -> str:
     """Return what separates the fields of a table: the usual character if the first line has it."""
-    return usual if usual in header else max(_DELIMITERS, key=header.count)
+    found = max(_DELIMITERS, key=header.count)
+    return usual if usual in header or found not in header else found

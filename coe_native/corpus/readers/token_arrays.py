@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from coe_native.corpus.long_content import LONG, PIECE, LongTokens
 from coe_native.corpus.readers.decoding import Found
 from coe_native.corpus.readers.opening import open_corpus_file
 from coe_native.errors import InputError
+from coe_native.files.regular import unchanged_since_now
 
 _MOST_ROWS = 1 << 20
 """A document takes about 300 bytes beside its tokens."""
@@ -43,6 +44,7 @@ class _Header:
 
 def read_token_array(path: Path) -> Iterator[Found]:
     """Yield the document of each row. One with many tokens is read when it is needed."""
+    check = unchanged_since_now(path)
     try:
         header = _read_header(path)
     except InputError as error:
@@ -51,7 +53,8 @@ def read_token_array(path: Path) -> Iterator[Found]:
     n_rows, n_columns = header.shape
     if n_columns >= LONG and not header.by_columns:
         for row in range(n_rows):
-            yield Document(f"{path}[{row}]", LongTokens(n_columns, partial(_pieces, path, header, row)))
+            pieces = partial(_pieces, path, header, row, check)
+            yield Document(f"{path}[{row}]", LongTokens(n_columns, pieces))
         return
     with open_corpus_file(path) as file:
         for row, values in enumerate(_rows(file, header)):
@@ -69,8 +72,9 @@ def _rows(file: BinaryIO, header: _Header) -> Iterator[NDArray[Any]]:
         yield np.frombuffer(file.read(n_bytes), header.dtype)
 
 
-def _pieces(path: Path, header: _Header, row: int) -> Iterator[NDArray[Any]]:
+def _pieces(path: Path, header: _Header, row: int, check: Callable[[], None]) -> Iterator[NDArray[Any]]:
     """Yield the tokens of a long row in pieces."""
+    check()
     n_columns, size = header.shape[1], header.dtype.itemsize
     with open_corpus_file(path) as file:
         file.seek(header.start + row * n_columns * size)
@@ -80,6 +84,7 @@ def _pieces(path: Path, header: _Header, row: int) -> Iterator[NDArray[Any]]:
             if len(data) < n_tokens * size:
                 raise InputError(f"{path}: ends before its last token; it is damaged or incomplete")
             yield np.frombuffer(data, header.dtype)
+    check()
 
 
 def _read_header(path: Path) -> _Header:
