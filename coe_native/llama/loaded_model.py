@@ -94,7 +94,7 @@ class LoadedModel:
         if self.moe.is_causal and not gpu_memory and not options.rpc:
             check_context(self.moe, options)
         try:
-            with loadable(self.moe) as path:
+            with loadable(self.moe, with_weights=not options.tokenizer_only) as path:
                 return core.Session(os.fsencode(path), options.for_session())
         except RuntimeError as error:
             advice = advice_for_gpu(self.moe, options, gpu_memory) if gpu_memory else ""

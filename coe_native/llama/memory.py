@@ -13,6 +13,7 @@ import psutil
 from coe_native._native import core
 from coe_native.errors import InputError
 from coe_native.llama.options import ModelOptions
+from coe_native.llama.text_only import loadable
 from coe_native.model.header import ModelHeader
 
 MOST_CONTEXT = 1 << 22
@@ -77,7 +78,8 @@ def check_context(header: ModelHeader, options: ModelOptions) -> None:
 
     def n_bytes(n_ctx: int) -> int:
         shorter = dataclasses.replace(options, n_ctx=n_ctx, n_batch=min(options.n_batch, n_ctx), n_gpu_layers=0)
-        return simulated_memory(header.path, shorter).context
+        with loadable(header, with_weights=False) as path:
+            return simulated_memory(path, shorter).context
 
     wanted = max(options.n_ctx, options.n_batch)
     needed = n_bytes(min(wanted, MOST_CONTEXT)) * max(1, wanted // MOST_CONTEXT)
@@ -121,7 +123,8 @@ def advice_for_gpu(header: ModelHeader, options: ModelOptions, free: int) -> str
     """
 
     def n_bytes(n_cpu_moe: int) -> int:
-        return simulated_memory(header.path, dataclasses.replace(options, n_cpu_moe=n_cpu_moe)).total
+        with loadable(header, with_weights=False) as path:
+            return simulated_memory(path, dataclasses.replace(options, n_cpu_moe=n_cpu_moe)).total
 
     try:
         wanted = n_bytes(options.n_cpu_moe)

@@ -20,12 +20,19 @@ from coe_native.llama.long_texts import tokenize_in_chunks
 from coe_native.llama.thinking import open_block
 from coe_native.model.header import ModelHeader
 
+_LEAVES_OUT = "it leaves out messages or calls of tools"
+
 _MOST_TOKENS = 1 << 22
 """Size of the largest vocabulary that is read; the largest known have about 2**18 tokens."""
 
 
 class ModelText:
-    """Tokenizes and renders conversations for one loaded model. `close` ends the chat template's process."""
+    """Tokenizes and renders conversations for one loaded model. `close` ends the chat template's process.
+
+    Attributes:
+        n_vocab: Size of the vocabulary.
+        rendered_plainly: Why conversations were rendered in a plainer way: what the template refused.
+    """
 
     def __init__(self, header: ModelHeader, session: Callable[[], core.Session], date: str) -> None:
         """Begin without a chat template's process.
@@ -39,6 +46,7 @@ class ModelText:
         self._header = header
         self._session_of = session
         self.n_vocab = session().n_vocab
+        self.rendered_plainly: set[str] = set()
 
     @property
     def _session(self) -> core.Session:
@@ -129,15 +137,19 @@ class ModelText:
         """
         template = self._chat_template
         refused: InputError | None = None
+        is_first = True
         for turns, listed in renderings(messages, tools):
             try:
                 text = template.render(turns, listed, reply=reply)
             except InputError as error:
-                refused = refused or error
+                refused, is_first = refused or error, False
                 continue
             if shows_tools(text, turns, listed) and shows_contents(text, turns):
+                if not is_first and not reply:
+                    self.rendered_plainly.add(str(refused or _LEAVES_OUT))
                 return text
-        reason = refused or "it leaves out messages or calls of tools"
+            is_first = False
+        reason = refused or _LEAVES_OUT
         raise InputError(f"{self._header.path}: its chat template refused a conversation ({reason})") from refused
 
     @property

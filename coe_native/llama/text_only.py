@@ -21,13 +21,18 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def loadable(header: ModelHeader) -> Iterator[Path]:
+def loadable(header: ModelHeader, *, with_weights: bool = True) -> Iterator[Path]:
     """Yield a file with the language model alone: its own file or, if that holds other parts, a temporary copy.
 
     The copy is removed when the block ends; llama.cpp may have mapped it by then, and keeps the mapping.
 
+    Args:
+        header: The model's header.
+        with_weights: Whether weights are read. Otherwise the copy has a hole in their place, which takes no space.
+
     Raises:
-        InputError: There is no room for the copy.
+        InputError: The model is split.
+        CoeError: There is no room for the copy.
     """
     if not header.other_parts:
         yield header.path
@@ -36,13 +41,8 @@ def loadable(header: ModelHeader) -> Iterator[Path]:
         raise InputError(
             f"{header.path}: is split and holds vision or audio parts; merge the files with llama-gguf-split"
         )
-    with tempfile.NamedTemporaryFile(dir=_place(header), prefix=".coe-native-", suffix=".gguf") as target:
-        check_space(Path(target.name), header.n_bytes)
-        _log.warning(
-            "%s: holds vision and audio parts, which llama.cpp cannot load; copying the language model to %s, "
-            "where it takes %.2f GB until it has been loaded",
-            *(header.path, Path(target.name).parent, (header.n_bytes - _size_of_others(header)) / 1e9),
-        )
+    place = _place(header) if with_weights else Path(tempfile.gettempdir())
+    with tempfile.NamedTemporaryFile(dir=place, prefix=".coe-native-", suffix=".gguf") as target:
         file, others = header.files[0], set(header.other_parts)
         tensors = [tensor for tensor in file.tensors if tensor not in others]
         alignment = file.header.alignment
@@ -50,17 +50,24 @@ def loadable(header: ModelHeader) -> Iterator[Path]:
         head = encode_header(file.header.version, [file.raw_entry(key) for key in file.keys], infos, alignment)
         offsets, n_bytes = tensor_layout([tensor.n_bytes for tensor in tensors], alignment)
         target.write(head)
-        with file.open() as source:
-            for tensor, offset in zip(tensors, offsets, strict=True):
-                target.seek(len(head) + offset)
-                copy_range(source, tensor.offset, tensor.n_bytes, cast(BinaryIO, target))
+        if with_weights:
+            _say_copied(header, Path(target.name), n_bytes)
+            with file.open() as source:
+                for tensor, offset in zip(tensors, offsets, strict=True):
+                    target.seek(len(head) + offset)
+                    copy_range(source, tensor.offset, tensor.n_bytes, cast(BinaryIO, target))
         target.truncate(len(head) + n_bytes)
         target.flush()
         yield Path(target.name)
 
 
-def _size_of_others(header: ModelHeader) -> int:
-    return sum(tensor.n_bytes for tensor in header.other_parts)
+def _say_copied(header: ModelHeader, copy: Path, n_bytes: int) -> None:
+    check_space(copy, n_bytes)
+    _log.warning(
+        "%s: holds vision and audio parts, which llama.cpp cannot load; copying the language model to %s, where "
+        "it takes %.2f GB while it is loaded",
+        *(header.path, copy.parent, n_bytes / 1e9),
+    )
 
 
 def _place(header: ModelHeader) -> Path:

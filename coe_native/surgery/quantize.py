@@ -91,7 +91,7 @@ def quantize(
 def _planned(header: ModelHeader, options: QuantizeOptions, imatrix: Path | None) -> PlannedQuantization:
     if imatrix is not None:
         _check_imatrix(Imatrix.load(imatrix), header, imatrix)
-    with loadable(header) as source:
+    with loadable(header, with_weights=False) as source:
         changed = quantize_file(source, source, options, imatrix, lambda *_: None, dry_run=True)
     others = set(header.other_parts)
     tensors = [tensor for tensor in header.tensors.values() if tensor not in others]

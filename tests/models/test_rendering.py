@@ -83,6 +83,15 @@ def test_a_template_that_refuses_everything_is_named_with_its_reason(text_of: Ca
         text_of("{{ raise_exception('nothing goes') }}").render_chat(ASKED, TOOLS)
 
 
+def test_plainer_renderings_are_reported(text_of: Callable[[str], ModelText]) -> None:
+    for template, expected in ((NO_SYSTEM, "system"), (PLAIN, "leaves out"), (WITH_TOOLS, "")):
+        text = text_of(template)
+        text.render_chat(ASKED, TOOLS)
+        text.render_chat((Message("user", "a"),))
+        assert len(text.rendered_plainly) == bool(expected)
+        assert all(expected in reason for reason in text.rendered_plainly)
+
+
 def test_the_date_of_templates_is_recorded(tmp_path: Path) -> None:
     template = "{{ strftime_now('%d %B %Y') }}" + PLAIN
     turns = [{"role": "user", "content": "a"}]

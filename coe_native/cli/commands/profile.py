@@ -159,6 +159,8 @@ def command(
             if checkpoint.path.exists() and not isinstance(error, InputError):
                 say(f"{checkpoint.path}: has the counts so far; run the same command with --resume to continue")
             raise
+        for reason in sorted(loaded.text.rendered_plainly):
+            say(f"some conversations were rendered in a plainer way, because of the chat template ({reason})")
     profile.save(output, force=force)
     checkpoint.remove()
     rate = last.tokens / last.seconds if last.seconds else 0.0

@@ -80,9 +80,7 @@ def command(
     else:
         say(f"{size_of(written)}, {mask.keep} of {mask.n_experts} experts in each layer")
         if parent.other_parts and not keep_vision:
-            say(
-                f"without the vision and audio parts of {model}, which Ollama needs to see and hear: --keep-vision"
-            )
+            say(f"without the vision and audio parts of {model}; pass --keep-vision to keep them for Ollama")
         say(notice)
 
 
