@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,11 +14,14 @@ from coe_native.cli.options import Function, combine_options, load_profile, meth
 from coe_native.cli.output import say
 from coe_native.cli.types import FILE, Size
 from coe_native.errors import InputError
+from coe_native.masks.published import PUBLISHED
+from coe_native.routing.scores import FALLBACK_METHOD
 from coe_native.units import gibibytes
 
 if TYPE_CHECKING:
     from coe_native.llama.memory import Memory
     from coe_native.llama.options import ModelOptions
+    from coe_native.masks.expert_mask import ExpertMask
     from coe_native.masks.options import MaskOptions, PassOptions
     from coe_native.model.header import ModelHeader
 
@@ -44,7 +48,11 @@ _PASS_OPTIONS = (
         show_default=True,
         help="Structural experts were chosen at least this often.",
     ),
-    click.option("--no-structural", is_flag=True, help="Leave out the structural pass."),
+    click.option(
+        "--structural/--no-structural",
+        default=None,
+        help="Run the structural pass, or leave it out; if not given, it runs with methods that score by choices.",
+    ),
     click.option("--reasoning", type=FILE, help="Profile of reasoning text, for the third pass."),
     click.option(
         "--reasoning-swaps",
@@ -52,6 +60,11 @@ _PASS_OPTIONS = (
         default=3,
         show_default=True,
         help="Largest number of swaps in a layer in that pass.",
+    ),
+    click.option(
+        "--published",
+        is_flag=True,
+        help="The published recipe: --method utility --structural, with the other options as they are by default.",
     ),
 )
 
@@ -66,18 +79,33 @@ class PassChoice:
         structural: The same.
         reasoning_path: The file of the reasoning profile.
         reasoning_swaps: See PassOptions.
+        published: Whether the published recipe was asked for.
     """
 
     structural_rank: float
     structural_min: int
-    structural: bool
+    structural: bool | None
     reasoning_path: Path | None
     reasoning_swaps: int
+    published: bool = False
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Return the files that it names."""
         return () if self.reasoning_path is None else (self.reasoning_path,)
+
+    def methods(self, given: Sequence[str]) -> tuple[str, ...]:
+        """Return the methods: that of the published recipe if that was asked for, otherwise the given ones.
+
+        Raises:
+            InputError: Other options were given beside ``--published``.
+        """
+        if not self.published:
+            return tuple(given)
+        usual = PassChoice(2.0, 10, None, self.reasoning_path, 3, published=True)
+        if given or self != usual:
+            raise InputError("--published sets the method and the passes; leave out their options")
+        return (PUBLISHED["method"],)
 
     def load(self, combine: str | None = None) -> PassOptions:
         """Read the reasoning profile, and return the options of `build_mask`."""
@@ -85,7 +113,7 @@ class PassChoice:
 
         return PassOptions(
             combine=combine or "sum",
-            structural=self.structural,
+            structural=True if self.published else self.structural,
             structural_rank=self.structural_rank,
             structural_min=self.structural_min,
             reasoning=None if self.reasoning_path is None else load_profile(self.reasoning_path),
@@ -106,7 +134,7 @@ class MaskChoice:
 
     keep: int | None
     fit_bytes: int | None
-    method: str
+    method: str | None
     passes: PassChoice
 
     @property
@@ -131,7 +159,8 @@ class MaskChoice:
             raise InputError("say how many experts to keep: --keep NUMBER or --fit SIZE, and not both")
         keep = self.keep if self.fit_bytes is None else self._fitting(header, self.fit_bytes, use)
         assert keep is not None
-        return MaskOptions(keep=keep, method=self.method, **vars(self.passes.load(combine)))
+        methods = self.passes.methods(() if self.method is None else (self.method,))
+        return MaskOptions(keep=keep, method=methods[0] if methods else None, **vars(self.passes.load(combine)))
 
     def _fitting(self, header: ModelHeader | None, n_bytes: int, use: ModelOptions) -> int:
         from coe_native.surgery.fit import largest_keep_that_fits
@@ -156,12 +185,13 @@ def pass_options(command: Function) -> Function:
         *,
         structural_rank: float,
         structural_min: int,
-        no_structural: bool,
+        structural: bool | None,
         reasoning: Path | None,
         reasoning_swaps: int,
+        published: bool,
         **others: Any,
     ) -> Any:
-        passes = PassChoice(structural_rank, structural_min, not no_structural, reasoning, reasoning_swaps)
+        passes = PassChoice(structural_rank, structural_min, structural, reasoning, reasoning_swaps, published)
         return command(passes=passes, **others)
 
     return cast("Function", combine_options(_PASS_OPTIONS)(with_passes))
@@ -172,7 +202,7 @@ def mask_options(command: Function) -> Function:
 
     @functools.wraps(command)
     def with_choice(
-        *, keep: int | None, fit_bytes: int | None, method: str, passes: PassChoice, **others: Any
+        *, keep: int | None, fit_bytes: int | None, method: str | None, passes: PassChoice, **others: Any
     ) -> Any:
         return command(choice=MaskChoice(keep, fit_bytes, method, passes), **others)
 
@@ -200,3 +230,9 @@ def slower_on_cuda(n_experts: int, keep: int) -> str:
         return ""
     lower = 1 << (keep.bit_length() - 1)
     return f"{keep} experts have no fused top-k kernel on CUDA, which costs some speed; {lower} would have it"
+
+
+def say_fallback(choice: MaskChoice, mask: ExpertMask) -> None:
+    """Say that experts were scored by choices alone, where activation norms would have been better."""
+    if choice.method is None and not choice.passes.published and mask.provenance.get("method") == FALLBACK_METHOD:
+        say("scored by utility, because a profile has no activation norms; `profile` counts them by default")

@@ -14,7 +14,7 @@ import click
 from coe_native.cli.output import say
 from coe_native.cli.types import COUNT, FILE, INT32, THREADS, Size
 from coe_native.errors import InputError
-from coe_native.routing.scores import DEFAULT_METHOD, METHODS
+from coe_native.routing.scores import METHODS
 
 if TYPE_CHECKING:
     from coe_native.corpus.corpora import Corpus
@@ -34,9 +34,8 @@ force_option = click.option("--force", is_flag=True, help="Overwrite an output t
 method_option = click.option(
     "--method",
     type=click.Choice(METHODS),
-    default=DEFAULT_METHOD,
-    show_default=True,
-    help="How experts are scored.",
+    help="How experts are scored; if not given, by contribution, or by utility where a profile has no activation "
+    "norms.",
 )
 mask_option = click.option("--mask", "mask_path", type=FILE, required=True, help="Mask file.")
 corpus_option = click.option(

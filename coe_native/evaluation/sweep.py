@@ -23,7 +23,7 @@ from coe_native.masks.options import MaskOptions, PassOptions
 from coe_native.model.header import ModelHeader
 from coe_native.profiling.run import Progress
 from coe_native.routing.profile import RoutingProfile
-from coe_native.routing.scores import DEFAULT_METHOD
+from coe_native.routing.scores import default_method
 
 FORMAT = "coe-native.sweep"
 VERSION = 1
@@ -174,7 +174,7 @@ def sweep(
     texts: Mapping[str, Corpus],
     *,
     keeps: Sequence[int],
-    methods: Sequence[str] = (DEFAULT_METHOD,),
+    methods: Sequence[str] = (),
     passes: PassOptions | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Sweep:
@@ -185,7 +185,7 @@ def sweep(
         profile: Its profile.
         texts: The held-out texts, by name. The first is the one that the specialist is for.
         keeps: Numbers of experts to keep.
-        methods: How experts are scored: some of METHODS.
+        methods: How experts are scored: some of METHODS; empty: the default for the profile.
         passes: The other options of the masks; None: the defaults.
         progress: Called after each run of a window.
 
@@ -197,7 +197,7 @@ def sweep(
     of_passes = vars(passes or PassOptions())
     masks = [
         (method, build(profile, MaskOptions(keep=keep, method=method, **of_passes)))
-        for method in dict.fromkeys(methods)
+        for method in dict.fromkeys(methods or [default_method([profile])])
         for keep in sorted(set(keeps))
     ]
     if not masks:

@@ -12,16 +12,16 @@ from coe_native.errors import InputError
 from coe_native.masks.expert_mask import ExpertMask, Pass, Swap
 from coe_native.masks.options import MaskOptions
 from coe_native.routing.profile import RoutingProfile, not_of_one_model
-from coe_native.routing.scores import DEFAULT_METHOD, Scores, score, shares
+from coe_native.routing.scores import Scores, score, shares
 
 
 def build_mask(
     profile: RoutingProfile | Sequence[RoutingProfile],
     keep: int,
     *,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     combine: str = "sum",
-    structural: bool = True,
+    structural: bool | None = None,
     structural_rank: float = 2.0,
     structural_min: int = 10,
     reasoning: RoutingProfile | None = None,
@@ -42,9 +42,10 @@ def build_mask(
             divided by their sum in each layer, and combined. An expert that is structural in one domain is
             structural for the mask.
         keep: Experts to keep in each layer.
-        method: How experts are scored: one of METHODS.
+        method: How experts are scored: one of METHODS; None: ``contribution`` where all profiles have activation
+            norms, otherwise ``utility``.
         combine: How the scores of several domains become one: ``sum`` or ``max``.
-        structural: Whether the second pass runs.
+        structural: Whether the second pass runs; None: with methods that score by choices alone.
         structural_rank: Structural experts have a mean rank below this; 0 is always the first choice.
         structural_min: Structural experts were chosen at least this often.
         reasoning: The profile of reasoning text; None: no third pass.
@@ -75,6 +76,7 @@ def build(profile: RoutingProfile | Sequence[RoutingProfile], options: MaskOptio
     first = profiles[0]
     first.router_shape.check_keep(options.keep)
     _check_one_model(profiles if options.reasoning is None else [*profiles, options.reasoning])
+    options = options.for_profiles(profiles)
     evidence = _find_evidence(profiles, options)
     reasoning = None if options.reasoning is None else score(options.reasoning, options.method)
     layers = []
@@ -124,6 +126,7 @@ def _provenance(profiles: Sequence[RoutingProfile], options: MaskOptions) -> dic
         "tokens": sum(domain.n_tokens for domain in profiles),
         "corpora": [corpus.as_json() for domain in profiles for corpus in domain.corpora],
         **({"domains": len(profiles), "combine": options.combine} if len(profiles) > 1 else {}),
+        "recipe": "published" if options.is_published else "own",
         "method": options.method,
         "structural": options.structural,
         "structural_rank": options.structural_rank,

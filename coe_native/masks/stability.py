@@ -67,8 +67,8 @@ class Stability:
         self.curve: list[Agreement] = []
 
     @property
-    def method(self) -> str:
-        """Return how the mask's experts are scored."""
+    def method(self) -> str | None:
+        """Return how the mask's experts are scored; None: by the default for the profile."""
         return self._options.method
 
     def due(self, n_tokens: int) -> bool:

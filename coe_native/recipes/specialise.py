@@ -21,7 +21,7 @@ from coe_native.surgery.notice import safety_notice
 from coe_native.surgery.verify import Check, verify
 from coe_native.surgery.write import Report, prune
 
-SHOWN = ("utility", "contribution")
+SHOWN = ("contribution", "utility")
 """Methods whose masks are judged besides the chosen one, because the best one depends on the model."""
 
 
@@ -138,7 +138,8 @@ def specialise(
     check_space(out, parent.moe.specialist_bytes(mask_options.keep))
     for text in texts:
         check_text(parent, text)
-    method, reasoning = mask_options.method, mask_options.reasoning
+    reasoning = mask_options.reasoning
+    method = mask_options.for_profiles([]).method or ""
     if reasoning is not None:
         check_method(reasoning, method)
     others = [
@@ -146,9 +147,9 @@ def specialise(
     ]
 
     watchers.step("profiling")
-    profile = profile_corpora(parent, corpora, stats="contribution", progress=watchers.tokens)
+    profile = profile_corpora(parent, corpora, progress=watchers.tokens)
     profile.save(beside["profile.gguf"], force=force)
-    mask = build(profile, mask_options)
+    mask = build(profile, replace(mask_options, method=method))
     mask.save(beside["mask.json"], force=force)
 
     watchers.step("judging the mask live")

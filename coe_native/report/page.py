@@ -21,7 +21,7 @@ from coe_native.masks.expert_mask import ExpertMask
 from coe_native.report import figures
 from coe_native.routing.concentration import concentration
 from coe_native.routing.profile import RoutingProfile, not_of_one_model
-from coe_native.routing.scores import DEFAULT_METHOD
+from coe_native.routing.scores import default_method
 from coe_native.surgery.notice import safety_notice
 from coe_native.units import gigabytes
 
@@ -68,7 +68,7 @@ def report(
     keep: int,
     masks: Mapping[str, ExpertMask] | None = None,
     sweep: Sweep | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
 ) -> None:
     """Write a page about profiles of one model, their masks and a sweep.
 
@@ -81,7 +81,7 @@ def report(
         keep: Experts that the masks of the profiles keep.
         masks: Masks by name, to show instead of those.
         sweep: A sweep to show too.
-        method: How experts are scored.
+        method: How experts are scored: one of METHODS; None: the default for the profiles.
 
     Raises:
         InputError: Profiles or masks are of different models, or `score` or `build_mask` refuses a profile.
@@ -95,6 +95,7 @@ def report(
     for place, fingerprint, layers in sources:
         if (fingerprint, layers) != (first.fingerprint, list(first.layers)):
             raise InputError(f"{place}: {not_of_one_model(first.place, first.fingerprint, fingerprint)}")
+    method = method or default_method(profiles.values())
     shown = masks or {name: build_mask(profile, keep, method=method) for name, profile in profiles.items()}
     sections = [
         *(_of_profile(name, profile, method, alone=len(profiles) == 1) for name, profile in profiles.items()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -142,23 +142,31 @@ def needs_outputs(method: str) -> bool:
     return _named(method).outputs
 
 
-DEFAULT_METHOD = "utility"
+BEST_METHOD, FALLBACK_METHOD = "contribution", "utility"
+"""The default method, and that for profiles without activation norms (benchmarks/quality.py has the figures)."""
 
 COMBINATIONS = ("sum", "max")
 """How the scores of several domains become one."""
 
 
-def score(profile: RoutingProfile, method: str = DEFAULT_METHOD) -> Scores:
+def default_method(profiles: Iterable[RoutingProfile]) -> str:
+    """Return the method for profiles if none is named: the best of those that all of them can be scored by."""
+    has_norms = all(profile.outputs is not None for profile in profiles)
+    return BEST_METHOD if has_norms else FALLBACK_METHOD
+
+
+def score(profile: RoutingProfile, method: str | None = None) -> Scores:
     """Return the scores of all experts, float64 [layer, expert]. Higher means more needed.
 
     Args:
         profile: The profile.
-        method: How experts are scored: one of METHODS.
+        method: How experts are scored: one of METHODS; None: `default_method`.
 
     Raises:
         InputError: There is no such method, the profile or one of its layers has no tokens, or the profile
             lacks what the method needs.
     """
+    method = method or default_method([profile])
     check_method(profile, method)
     if profile.n_tokens == 0:
         raise InputError("the profile has no tokens, so experts cannot be scored")

@@ -17,6 +17,8 @@ class Stats(str, enum.Enum):
     """Also the activation norms of the chosen experts (OutputNorms)."""
 
 
+DEFAULT_STATS = Stats.CONTRIBUTION.value
+
 STATS = tuple(stats.value for stats in Stats)
 
 

@@ -28,7 +28,7 @@ def made(
     corpus, profile, mask = (directory / name for name in ("corpus.jsonl", "profile.gguf", "mask.json"))
     corpus.write_text("".join(json.dumps({"tokens": tokens}) + "\n" for tokens in documents))
     profiled = report("profile", files["Q4_K_M"], "-c", corpus, "--stats", "contribution", "-o", profile, *RUN)
-    masked = report("mask", profile, "--keep", 8, "--no-structural", "-o", mask)
+    masked = report("mask", profile, "--keep", 8, "--method", "utility", "--no-structural", "-o", mask)
     return Made(files, corpus, profile, mask, profiled, masked)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from support.command_line import (
     ok,
     one_family,
     report,
+    run,
 )
 
 import coe_native as coe
@@ -108,3 +110,29 @@ BAD_LINES: list[tuple[str, str]] = [
 @by_line("pattern", BAD_LINES)
 def test_bad_lines_are_refused(texts: Path, line: str, pattern: str) -> None:
     check_options_refused(texts, line, pattern)
+
+
+def test_the_published_recipe_is_one_option(texts: Path, tmp_path: Path) -> None:
+    profile = texts / "python.gguf"
+    masks = {}
+    for name, options in {
+        "published": ["--published"],
+        "spelled out": ["--method", "utility", "--structural"],
+        "default": [],
+    }.items():
+        ok("mask", profile, "--keep", 16, *options, "-o", tmp_path / f"{name}.json")
+        masks[name] = coe.ExpertMask.load(tmp_path / f"{name}.json")
+    assert masks["published"].digest == masks["spelled out"].digest != masks["default"].digest
+    assert [mask.provenance["recipe"] for mask in masks.values()] == ["published", "published", "own"]
+    for option in (["--method", "ean"], ["--no-structural"], ["--structural-min", "3"]):
+        done = run("mask", profile, "--keep", 16, "--published", *option, "-o", tmp_path / "x.json")
+        assert (done.status, "--published" in done.err) == (2, True)
+
+
+def test_a_profile_without_norms_is_scored_by_utility_and_told(texts: Path, tmp_path: Path) -> None:
+    profile = coe.RoutingProfile.load(texts / "python.gguf")
+    replace(profile, outputs=None).save(tmp_path / "bare.gguf")
+    done = ok("mask", tmp_path / "bare.gguf", "--keep", 16, "-o", tmp_path / "m.json")
+    assert "utility" in done.err
+    assert "norms" not in ok("mask", texts / "python.gguf", "--keep", 16, "-o", tmp_path / "n.json").err
+    assert coe.ExpertMask.load(tmp_path / "m.json").provenance["method"] == "utility"

@@ -45,7 +45,7 @@ def test_profile_counts_every_choice_of_every_token(made: Made, documents: list[
 @one_family
 def test_profile_counts_expert_outputs_on_request(made: Made, tmp_path: Path) -> None:
     with_outputs, without = coe.RoutingProfile.load(made.profile), tmp_path / "without.gguf"
-    shown = report("profile", made.files["Q4_K_M"], "-c", made.corpus, "-o", without, *RUN)
+    shown = report("profile", made.files["Q4_K_M"], "-c", made.corpus, "--stats", "routing", "-o", without, *RUN)
     assert (made.profile_report["stats"], shown["stats"]) == ("contribution", "routing")
     routing = coe.RoutingProfile.load(without)
     assert routing.outputs is None
@@ -272,7 +272,7 @@ BAD_OPTIONS: list[tuple[str, str]] = [
     *((f"{PROFILE} tokens.npy --shard {shard}", "2/8") for shard in ("2", "a/b", "-1/2", "1/2/3")),
     *((f"{PROFILE} tokens.npy --shard {shard}", shard) for shard in ("0/2", "3/2", "1/0", "1/999999")),
     (f"{PROFILE} tokens.npy --rpc localhost", "localhost"),
-    (f"{PROFILE} tokens.npy --until-stable 0.9 --method reap", "reap.*--stats"),
+    (f"{PROFILE} tokens.npy --until-stable 0.9 --method reap --stats routing", "reap.*--stats"),
 ]
 
 

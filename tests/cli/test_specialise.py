@@ -37,17 +37,17 @@ def test_specialise_runs_the_whole_pipeline(made: Made, tmp_path: Path) -> None:
     assert all(check["passed"] for check in shown["checks"])
     parents, masked, pruned = (shown["evaluation"][kind][0] for kind in ("parent", "live_masked", "pruned"))
     assert masked["perplexity"] == pytest.approx(pruned["perplexity"], rel=1e-4)
-    by_contribution = shown["evaluation"]["other_methods"]["contribution"][0]
-    assert set(shown["evaluation"]["other_methods"]) == {"contribution"}
+    by_utility = shown["evaluation"]["other_methods"]["utility"][0]
+    assert set(shown["evaluation"]["other_methods"]) == {"utility"}
     profile = coe.RoutingProfile.load(beside["profile.gguf"])
-    mask = coe.build_mask(profile, 8, structural=False, method="contribution")
-    mask.save(tmp_path / "contribution.json")
-    judged = report("eval", parent, "--text", made.corpus, "--mask", tmp_path / "contribution.json", *RUN)
-    assert by_contribution["perplexity"] == pytest.approx(judged["texts"][0]["perplexity"], rel=1e-9)
-    done = ok("specialise", parent, *arguments, "--force", "--method", "contribution")
-    assert re.search("parent +live, contribution +live, utility +pruned", done.out)
+    mask = coe.build_mask(profile, 8, structural=False, method="utility")
+    mask.save(tmp_path / "utility.json")
+    judged = report("eval", parent, "--text", made.corpus, "--mask", tmp_path / "utility.json", *RUN)
+    assert by_utility["perplexity"] == pytest.approx(judged["texts"][0]["perplexity"], rel=1e-9)
+    done = ok("specialise", parent, *arguments, "--force", "--method", "utility")
+    assert re.search("parent +live, utility +live, contribution +pruned", done.out)
     assert f"{parents['perplexity']:.3f}" in done.out
-    assert f"{by_contribution['perplexity']:.3f}" in done.out
+    assert f"{by_utility['perplexity']:.3f}" in done.out
     assert coe.ExpertMask.load(beside["mask.json"]).kept == mask.kept
     assert "verified" in done.err
 

@@ -184,7 +184,7 @@ def test_a_checkpoint_of_another_run_is_refused(
         refused(model, [text, text], "corpus")
         refused(model, [corpus_of(many_documents[1:])], "corpus")
         refused(model, [text], "shard.*1/1.*1/2", shard=coe.Shard(1, 2))
-        refused(model, [text], "stats.*routing.*contribution", stats="contribution")
+        refused(model, [text], "stats.*contribution.*routing", stats="routing")
         profile = coe.profile_corpora(model, [text])
         model.apply(coe.build_mask(profile, keep=8))
         refused(model, [text], "mask")

@@ -53,7 +53,7 @@ def test_histograms_agree_with_transformers() -> None:
         stored["histograms"],
         stored["weight_sum"],
     )
-    overlaps = coe.compare(coe.build_mask(profile, 16), coe.build_mask(theirs, 16))
+    overlaps = coe.compare(*(coe.build_mask(each, 16, method="utility") for each in (profile, theirs)))
     assert sum(overlap.shared for overlap in overlaps) >= 16 * len(overlaps) - 3
 
 

@@ -17,7 +17,7 @@ def write_page(path: Path) -> Path:
     """Write a page with every picture, about names that try to break it."""
     profile = make_profile(1, n_layers=3, n_experts=16, n_tokens=400)
     hostile = replace(profile, model_name=HOSTILE)
-    mask = coe.build_mask(profile, 8, structural_rank=1.0, structural_min=1)
+    mask = coe.build_mask(profile, 8, method="utility", structural_rank=1.0, structural_min=1)
     assert mask.swaps
     sweep = make_sweep({4: 0.5, 8: 0.1, 16: 0.0})
     report(

@@ -50,7 +50,9 @@ def test_scores_equal_their_formulas(profile: coe.RoutingProfile) -> None:
 
 @given(profiles)
 def test_utility_is_the_mean_routed_weight(profile: coe.RoutingProfile) -> None:
-    np.testing.assert_allclose(coe.score(profile), profile.weight_sum.sum(axis=2) / profile.n_tokens, atol=1e-12)
+    np.testing.assert_allclose(
+        coe.score(profile, "utility"), profile.weight_sum.sum(axis=2) / profile.n_tokens, atol=1e-12
+    )
 
 
 def brute_force(
@@ -156,6 +158,7 @@ def test_masks_equal_brute_force(
         profile,
         keep,
         method=method,
+        structural=True,
         structural_rank=structural_rank,
         structural_min=structural_min,
         reasoning=reasoning,
@@ -323,10 +326,38 @@ def test_a_layer_without_weight_counts_for_nothing() -> None:
     """A profile may hold no weight at all in one layer: it has no say there, and spoils nothing."""
     profile, empty = make_profile(1), make_profile(2)
     empty.weight_sum[0] = 0
-    mask = coe.build_mask([profile, empty], 4, structural=False)
-    assert mask.kept[1] == coe.build_mask(profile, 4, structural=False).kept[1]
+    mask = coe.build_mask([profile, empty], 4, method="utility", structural=False)
+    assert mask.kept[1] == coe.build_mask(profile, 4, method="utility", structural=False).kept[1]
 
 
 def replace_counts(profile: coe.RoutingProfile, counts: list[list[int]]) -> coe.RoutingProfile:
     made = np.array([counts], np.int64)
     return replace(profile, histograms=made, weight_sum=made.astype(float))
+
+
+def test_the_default_scores_by_contribution_where_it_can() -> None:
+    with_norms = make_profile(0)
+    without = replace(with_norms, outputs=None)
+    default = coe.build_mask(with_norms, 4)
+    assert default.kept == coe.build_mask(with_norms, 4, method="contribution", structural=False).kept
+    assert default.provenance["method"] == "contribution"
+    assert default.provenance["structural"] is False
+    fallback = coe.build_mask(without, 4)
+    assert fallback.kept == coe.build_mask(without, 4, method="utility", structural=True).kept
+    assert fallback.provenance["structural"] is True
+    # One profile without norms decides, the reasoning profile too.
+    for profiles, reasoning in (([with_norms, without], None), ([with_norms], without)):
+        mask = coe.build_mask(profiles, 4, reasoning=reasoning)
+        assert mask.provenance["method"] == "utility"
+    np.testing.assert_array_equal(coe.score(with_norms), coe.score(with_norms, "contribution"))
+    np.testing.assert_array_equal(coe.score(without), coe.score(without, "utility"))
+
+
+def test_masks_record_whether_they_follow_the_published_recipe() -> None:
+    profile = make_profile(0)
+    assert coe.build_mask(profile, 4).provenance["recipe"] == "own"
+    for options in ({}, {"reasoning": make_profile(1)}, {"reasoning_swaps": 5}):
+        mask = coe.build_mask(profile, 4, method="utility", **options)
+        assert mask.provenance["recipe"] == "published"
+    for changed in ({"structural": False}, {"structural_min": 5}, {"reasoning": profile, "reasoning_swaps": 5}):
+        assert coe.build_mask(profile, 4, method="utility", **changed).provenance["recipe"] == "own"

@@ -35,6 +35,7 @@ def test_a_profile_without_weights_or_ranks_has_a_page(tmp_path: Path) -> None:
         weight_sum_rest=np.zeros(counts.shape),
         has_weights=False,
         n_chosen=profile.top_k,
+        outputs=None,
     )
     report(tmp_path / "page.html", {"bare": bare}, keep=bare.router_shape.half, method="frequency")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.mask_options import MaskChoice, mask_options
+from coe_native.cli.mask_options import MaskChoice, mask_options, say_fallback
 from coe_native.cli.options import force_option, json_option, load_profile, placement_options
 from coe_native.cli.output import print_json, say
 from coe_native.cli.types import FILE, MODEL
@@ -59,6 +59,7 @@ def command(
         raise InputError("give --combine sum or --combine max with several profiles, and no --combine with one")
     loaded = [load_profile(profile) for profile in profiles]
     mask = build(loaded, choice.load(moe, options, combine))
+    say_fallback(choice, mask)
     if moe is not None:
         check_cut(mask, moe)
     mask.save(output, force=force)

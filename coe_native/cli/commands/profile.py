@@ -23,7 +23,8 @@ from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.progress import token_progress
 from coe_native.cli.types import FILE, MODEL
 from coe_native.errors import InputError
-from coe_native.routing.stats import STATS, Stats, parse_stats
+from coe_native.routing.scores import BEST_METHOD, FALLBACK_METHOD
+from coe_native.routing.stats import DEFAULT_STATS, STATS, Stats, parse_stats
 from coe_native.units import counted
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ class _Shard(click.ParamType["Shard"]):
 @click.option(
     "--stats",
     type=click.Choice(STATS),
-    default=Stats.ROUTING.value,
+    default=DEFAULT_STATS,
     show_default=True,
-    help="What to count: the routers' choices, or activation norms too (see --method of mask).",
+    help="What to count: the routers' choices, or activation norms too (contribution), by which masks are best.",
 )
 @click.option(
     "--shard",
@@ -102,7 +103,7 @@ def command(
     skip_bad: bool,
     until_stable: float | None,
     keep: int | None,
-    method: str,
+    method: str | None,
     options: ModelOptions,
     force: bool,
     as_json: bool,
@@ -120,7 +121,10 @@ def command(
     inputs = (*moe.paths, *corpora)
     check_target(output, force=force, inputs=inputs)
     checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
-    until = _until(until_stable, keep, method, moe.router_shape)
+    with_norms = parse_stats(stats) is Stats.CONTRIBUTION
+    until = _until(
+        until_stable, keep, method or (BEST_METHOD if with_norms else FALLBACK_METHOD), moe.router_shape
+    )
     check_options(shard or WHOLE, parse_stats(stats), until)
     read = [reading.corpus(path, skip_bad=skip_bad) for path in corpora]
     say_skipped(read)
@@ -206,7 +210,7 @@ def _until(threshold: float | None, keep: int | None, method: str, shape: Router
         return None
     keep = shape.half if keep is None else keep
     shape.check_keep(keep)
-    return Stability(threshold, MaskOptions(keep=keep, method=method))
+    return Stability(threshold, MaskOptions(keep=keep, method=method).for_profiles([]))
 
 
 def _say_stable(until: Stability) -> None:

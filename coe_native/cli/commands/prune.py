@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.mask_options import MaskChoice, mask_options
+from coe_native.cli.mask_options import MaskChoice, mask_options, say_fallback
 from coe_native.cli.options import force_option, json_option, load_profile, placement_options, split_option
 from coe_native.cli.output import print_json, say, size_of
 from coe_native.cli.progress import byte_progress
@@ -94,7 +94,9 @@ def _mask(
     if (mask_path is None) == (profile is None):
         raise InputError("prune needs either --mask MASK, or --profile PROFILE with --keep or --fit")
     if profile is not None:
-        return build(load_profile(profile), choice.load(moe, options))
+        mask = build(load_profile(profile), choice.load(moe, options))
+        say_fallback(choice, mask)
+        return mask
     if choice.is_given:
         raise InputError(
             f"{mask_path}: a mask sets the number of experts; use --keep and --fit with --profile only"

@@ -29,7 +29,7 @@ def command(
     keep: int | None,
     mask_paths: tuple[Path, ...],
     sweep_path: Path | None,
-    method: str,
+    method: str | None,
     force: bool,
     as_json: bool,
 ) -> None:

@@ -22,11 +22,12 @@ from coe_native.cli.types import COUNT, FILE
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print all scores as CSV.")
 @json_option
-def command(profile: Path, method: str, top: int, as_csv: bool, as_json: bool) -> None:
+def command(profile: Path, method: str | None, top: int, as_csv: bool, as_json: bool) -> None:
     """Print the score of every expert in PROFILE."""
-    from coe_native.routing.scores import score
+    from coe_native.routing.scores import default_method, score
 
     loaded = load_profile(profile)
+    method = method or default_method([loaded])
     scores = score(loaded, method)
     if as_json:
         print_json(

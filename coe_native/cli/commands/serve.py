@@ -12,7 +12,7 @@ from coe_native.cli.options import force_option, json_option, model_options, nee
 from coe_native.cli.output import print_json, say
 from coe_native.cli.types import FILE, MODEL
 from coe_native.errors import InputError
-from coe_native.routing.scores import DEFAULT_METHOD, METHODS, needs_outputs
+from coe_native.routing.scores import FALLBACK_METHOD, METHODS, needs_outputs
 
 if TYPE_CHECKING:
     from coe_native.llama.options import ModelOptions
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @click.option(
     "--method",
     type=click.Choice([method for method in METHODS if not needs_outputs(method)]),
-    default=DEFAULT_METHOD,
+    default=FALLBACK_METHOD,
     show_default=True,
     help="How experts are scored for that mask. Activation norms are not counted here.",
 )

@@ -26,7 +26,7 @@ from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.progress import token_progress
 from coe_native.cli.types import COUNT, FILE, MODEL, Size
 from coe_native.errors import InputError
-from coe_native.routing.scores import DEFAULT_METHOD, METHODS, check_method
+from coe_native.routing.scores import METHODS, check_method
 from coe_native.units import gibibytes, gigabytes
 
 if TYPE_CHECKING:
@@ -97,9 +97,7 @@ class _Share(click.ParamType[float]):
     "methods",
     type=click.Choice(METHODS),
     multiple=True,
-    default=(DEFAULT_METHOD,),
-    show_default=True,
-    help="How experts are scored (repeatable).",
+    help="How experts are scored (repeatable); if not given, as for `mask`.",
 )
 @click.option(
     "--max-loss",
@@ -164,6 +162,7 @@ def command(
     if plot is not None:
         with needs_extra("report"):
             from coe_native.report.page import sweep_page
+    methods = passes.methods(methods)
     mask_passes = passes.load()
     routing = load_profile(profile)
     for method in methods:
