@@ -134,5 +134,5 @@ def test_a_profile_without_norms_is_scored_by_utility_and_told(texts: Path, tmp_
     replace(profile, outputs=None).save(tmp_path / "bare.gguf")
     done = ok("mask", tmp_path / "bare.gguf", "--keep", 16, "-o", tmp_path / "m.json")
     assert "utility" in done.err
-    assert "norms" not in ok("mask", texts / "python.gguf", "--keep", 16, "-o", tmp_path / "n.json").err
+    assert "scored by" not in ok("mask", texts / "python.gguf", "--keep", 16, "-o", tmp_path / "n.json").err
     assert coe.ExpertMask.load(tmp_path / "m.json").provenance["method"] == "utility"
