@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 
@@ -33,5 +34,8 @@ def without_directories(text: str, *paths: Path) -> str:
     for path in paths:
         for directory in (path.parent, path.absolute().parent, path.resolve().parent):
             if str(directory) not in (".", directory.anchor):
-                text = text.replace(f"{directory}{os.sep}", "").replace(str(directory), "the directory")
+                whole = rf"(?<![\w./-]){re.escape(str(directory))}"
+                text = re.sub(rf"{whole}{re.escape(os.sep)}", "", text)
+                if directory.is_absolute():
+                    text = re.sub(rf"{whole}(?![\w.-])", "the directory", text)
     return text

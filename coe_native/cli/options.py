@@ -93,6 +93,15 @@ class Reading:
     include_ignored: bool
     parse_special: bool
 
+    def corpora(self, paths: Sequence[Path], *, label: str | None = None, skip_bad: bool = False) -> list[Corpus]:
+        """Read several corpora, and say which are read twice."""
+        resolved = [path.resolve() for path in paths]
+        for number, (path, whole) in enumerate(zip(paths, resolved, strict=True)):
+            others = resolved[:number] + resolved[number + 1 :]
+            if any(whole.is_relative_to(other) for other in others) and str(path) != "-":
+                say(f"{path}: is named twice, so its text counts twice")
+        return [self.corpus(path, label=label, skip_bad=skip_bad) for path in paths]
+
     def corpus(self, path: Path, *, label: str | None = None, skip_bad: bool = False) -> Corpus:
         """Read a corpus."""
         from coe_native.corpus.read import read_corpus

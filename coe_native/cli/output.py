@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 _MUCH = 0.1
-"""Share of a corpus's text in a column that is not read, from which this is worth a warning."""
+"""Share of a corpus's text in columns that are not read, from which this is worth a warning."""
+
+_MOST_NAMED = 8
+"""Columns that it names."""
 
 
 def say(message: str) -> None:
@@ -35,9 +38,10 @@ def say_skipped(corpora: Sequence[Corpus]) -> None:
         if corpus.skipped:
             reasons = ", ".join(f"{number} ({reason})" for reason, number in sorted(corpus.skipped))
             say(f"{corpus.name}: skipped {reasons}")
-        large = [f"{name} ({share:.0%})" for name, share in corpus.columns_ignored if share > _MUCH]
-        if large:
-            say(f"{corpus.name}: not read: {', '.join(large)} of the text; name the columns to read with --field")
+        if sum(share for _, share in corpus.columns_ignored) > _MUCH:
+            largest = sorted(corpus.columns_ignored, key=lambda column: -column[1])[:_MOST_NAMED]
+            named = ", ".join(f"{name} ({share:.0%})" for name, share in largest)
+            say(f"{corpus.name}: not read: {named} of the text; name the columns to read with --field")
 
 
 def print_json(value: Any) -> None:

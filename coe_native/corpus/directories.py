@@ -17,7 +17,7 @@ from coe_native.corpus.readers.opening import inner_suffix
 from coe_native.errors import InputError
 from coe_native.files.regular import open_regular
 
-STRUCTURED = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *PARQUET, *ARROW, ".npy")
+STRUCTURED = (".jsonl", ".ndjson", ".jsonlines", ".jl", ".json", ".csv", ".tsv", *PARQUET, *ARROW, ".npy")
 
 GENERATED_FOLDERS = (
     *("node_modules", "bower_components", "site-packages", "__pycache__"),
@@ -66,7 +66,11 @@ def files_of(directory: Path, rules: DirectoryRules, skipped: Counter[str]) -> I
         InputError: A pattern of `rules` is not valid.
     """
     inside = directory.resolve()
-    excluded = _patterns(rules.exclude, "--exclude")
+    prefix = f"{directory.as_posix().removeprefix('./')}/"
+    patterns = [pattern.removeprefix("./").removeprefix(prefix) for pattern in rules.exclude]
+    if not all(patterns):
+        raise InputError("--exclude: a pattern is empty")
+    excluded = _patterns(patterns, "--exclude")
     found: dict[tuple[int, int], Path] = {}
     is_dataset = False
     for path in sorted(_walk(directory, rules, skipped), key=lambda path: path.relative_to(directory).as_posix()):
@@ -111,7 +115,8 @@ def _patterns(patterns: Sequence[str], origin: str) -> pathspec.GitIgnoreSpec:
 
 def _walk(directory: Path, rules: DirectoryRules, skipped: Counter[str]) -> Iterator[Path]:
     """Yield everything in a directory and below it that is not a directory. Symlinks are not followed."""
-    waiting: list[tuple[Path, tuple[tuple[Path, pathspec.GitIgnoreSpec], ...]]] = [(directory, ())]
+    above = () if rules.include_ignored else tuple(_gitignores_above(directory))
+    waiting: list[tuple[Path, tuple[tuple[Path, pathspec.GitIgnoreSpec], ...]]] = [(directory, above)]
     while waiting:
         folder, ignored = waiting.pop()
         try:
@@ -136,6 +141,15 @@ def _walk(directory: Path, rules: DirectoryRules, skipped: Counter[str]) -> Iter
                 waiting.append((path, ignored))
 
 
+def _gitignores_above(directory: Path) -> Iterator[tuple[Path, pathspec.GitIgnoreSpec]]:
+    """Yield the patterns of the folders between a directory and the root of its Git repository."""
+    here = directory.resolve()
+    root = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+    for folder in reversed([folder for folder in here.parents if folder.is_relative_to(root)]):
+        for _, patterns in _gitignore(folder):
+            yield folder, patterns
+
+
 def _gitignore(folder: Path) -> Iterator[tuple[Path, pathspec.GitIgnoreSpec]]:
     with contextlib.suppress(OSError, InputError, ValueError), open_regular(folder / ".gitignore") as file:
         text = file.read(1 << 20).decode("utf-8-sig", errors="replace")
@@ -154,7 +168,8 @@ def _is_pattern(line: str) -> bool:
 def _is_ignored(path: Path, ignored: Sequence[tuple[Path, pathspec.GitIgnoreSpec]], is_folder: bool) -> bool:
     """Return what the innermost .gitignore with a pattern for a path says of it."""
     for folder, patterns in reversed(ignored):
-        name = path.relative_to(folder).as_posix() + ("/" if is_folder else "")
+        inside = path if path.is_relative_to(folder) else path.resolve()
+        name = inside.relative_to(folder).as_posix() + ("/" if is_folder else "")
         result = patterns.check_file(name)
         if result.include is not None:
             return bool(result.include)

@@ -25,8 +25,8 @@ def corpus_of(documents: Iterable[Given] | Sequence[Mapping[str, Any]], name: st
     Raises:
         InputError: `documents` is one text instead of a list of texts, or something in it is none of these.
     """
-    if isinstance(documents, str | Mapping):
-        raise InputError("documents must be a list of texts, not one text")
+    if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
+        raise InputError("documents must be a list of texts, not one text; read files with read_corpus")
     listed: list[Any] = list(documents)
     if listed and all(isinstance(document, Mapping) for document in listed):
         listed = [listed]

@@ -15,9 +15,10 @@ from coe_native.corpus.readers.columnar import columnar
 from coe_native.corpus.readers.columnar_helper import ARROW, PARQUET
 from coe_native.corpus.readers.decoding import Found, NotTextError, begins_like_text
 from coe_native.corpus.readers.json_file import json_file
-from coe_native.corpus.readers.json_lines import json_lines
+from coe_native.corpus.readers.json_lines import NotRecordsError, json_lines
+from coe_native.corpus.readers.notebook import read_notebook
 from coe_native.corpus.readers.opening import MissingPackageError, inner_suffix, open_corpus_file
-from coe_native.corpus.readers.records import Columns, FoundRecord, Record, document_of
+from coe_native.corpus.readers.records import Columns, FoundRecord, NoTextColumnError, Record, document_of
 from coe_native.corpus.readers.tables import table
 from coe_native.corpus.readers.text import read_standard_input, read_text
 from coe_native.corpus.readers.token_arrays import read_token_array
@@ -39,7 +40,7 @@ def read_corpus(
     label: str | None = None,
     skip_bad: bool = False,
     encoding: str | None = None,
-    exclude: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     include_ignored: bool = False,
     parse_special: bool = False,
 ) -> Corpus:
@@ -70,7 +71,12 @@ def read_corpus(
     named = (field,) if isinstance(field, str) else tuple(field or ())
     columns = Columns(named, label, encoding)
     skipped: Counter[str] = Counter()
-    source = _source(path, encoding, DirectoryRules(tuple(exclude), include_ignored), skipped)
+    source = _source(
+        path,
+        encoding,
+        DirectoryRules((exclude,) if isinstance(exclude, str) else tuple(exclude), include_ignored),
+        skipped,
+    )
     readout = Readout()
     bad: list[str] = []
     for found in source(columns, skipped):
@@ -141,6 +147,8 @@ def _read_file(path: Path, columns: Columns, _: Counter[str]) -> Iterator[Found]
 _RECORDS: Mapping[str, Callable[[Path, Columns], Iterator[FoundRecord]]] = {
     ".jsonl": lambda path, columns: json_lines(path, columns.encoding),
     ".ndjson": lambda path, columns: json_lines(path, columns.encoding),
+    ".jsonlines": lambda path, columns: json_lines(path, columns.encoding),
+    ".jl": lambda path, columns: json_lines(path, columns.encoding),
     ".json": lambda path, columns: json_file(path, columns.encoding),
     ".csv": lambda path, columns: table(path, columns.encoding),
     ".tsv": lambda path, columns: table(path, columns.encoding, delimiter="\t"),
@@ -168,6 +176,8 @@ def _reader(path: Path, columns: Columns) -> Iterator[Found]:
     suffix = inner_suffix(path)
     if suffix in _RECORDS:
         return _documents(records(path, columns), columns)
+    if suffix == ".ipynb":
+        return read_notebook(path)
     return read_token_array(path) if suffix == ".npy" else read_text(path, columns.encoding)
 
 
@@ -200,8 +210,8 @@ def _read_file_of_directory(path: Path, columns: Columns, skipped: Counter[str])
         return
     found = _read_file(path, columns, skipped)
     if suffix in _MAY_BE_TEXT and not columns.texts:
-        trial = _read_file(path, Columns(encoding=columns.encoding), skipped)
-        if not any(isinstance(document, Document) for document in itertools.islice(trial, _TRIED)):
+        trial = itertools.islice(_read_file(path, Columns(encoding=columns.encoding), skipped), _TRIED)
+        if all(isinstance(document, NoTextColumnError | NotRecordsError) for document in trial):
             found = read_text(path, columns.encoding)
     for document in found:
         if isinstance(document, NotTextError) and suffix not in _RECORDS:

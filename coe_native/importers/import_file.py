@@ -105,7 +105,7 @@ def import_file(
             return _profile_of_reap(statistics, target)
         if path.suffix.lower() == ".json":
             raise InputError("is JSON, but not llama-expert-profile's; masks of coe-native need no import")
-        value = _only_value(held)
+        value = _only_value(held, target)
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from error
@@ -165,14 +165,21 @@ def _counts(value: Any, n_experts: int | None) -> NDArray[np.int64] | None:
     return np.ascontiguousarray(value, np.int64)
 
 
-def _only_value(value: Any) -> Any:
+def _only_value(value: Any, target: _Target) -> Any:
     """Return the only usable entry of a dict, or a list of all entries if its keys are layers."""
     if not isinstance(value, Mapping):
         return value
     try:
-        return [value[key] for key in sorted(value, key=int)]
+        by_layer = {int(key): value[key] for key in value}
     except (TypeError, ValueError):
-        pass
+        by_layer = {}
+    if by_layer:
+        numbers = sorted(by_layer)
+        blocks = [] if target.model is None else target.model.blocks
+        if numbers not in (blocks, list(range(len(numbers)))):
+            of_model = f"those of {target.model.path} are {blocks}" if target.model else "pass --model"
+            raise InputError(f"has layers {numbers}, which are not counted from 0; {of_model}")
+        return [by_layer[number] for number in numbers]
     if len(value) > MOST_BLOCKS:
         raise InputError(f"has {len(value)} entries; save only the one to import")
     known: _Known = {}
@@ -239,6 +246,13 @@ def _profile_of_histograms(counts: NDArray[Any], target: _Target) -> RoutingProf
     ):
         raise InputError(f"{target.path}: has numbers that cannot be counts of choices")
     blocks = target.blocks(len(counts))
+    if counts.ndim == 3 and target.model is not None and counts.shape[2] != target.model.top_k:
+        raise InputError(
+            f"{target.path}: has {counts.shape[2]} ranks, and {target.model.path} chooses {target.model.top_k} "
+            "experts for a token"
+        )
+    if counts.ndim == 2 and counts.max() == 1:
+        raise InputError(f"{target.path}: has zeros and ones alone; save a mask with booleans")
     if counts.ndim == 3:
         return _profile(counts, int(counts[0, :, 0].sum()), blocks, None, target)
     if target.model is None:

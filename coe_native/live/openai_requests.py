@@ -31,7 +31,7 @@ def translated(body: bytes) -> Translated:
 
     - ``max_completion_tokens``, which has replaced ``max_tokens``;
     - messages of the role ``developer``, which are a system's;
-    - ``content: null``, which clients send beside calls of tools, and contents in parts of a system or assistant;
+    - ``content: null``, which clients send beside calls of tools, and contents in parts that are all text;
     - ``stream_options.include_usage``.
 
     Args:
@@ -46,8 +46,10 @@ def translated(body: bytes) -> Translated:
     if request.get("n") not in (None, 1):
         raise UnsupportedError("n: the server makes one choice for each request; send it again for others")
     limit = request.pop("max_completion_tokens", None)
-    if limit is not None and request.get("max_tokens") is None:
+    if limit is not None:
         request["max_tokens"] = limit
+    if request.get("max_tokens") is not None and request["max_tokens"] in (0, -1):
+        raise UnsupportedError("max_tokens: must be at least 1")
     stream_options = request.pop("stream_options", None)
     messages = request.get("messages")
     if isinstance(messages, list):
@@ -64,7 +66,7 @@ def _message(message: Any) -> Any:
         changed["role"] = "system"
     if changed.get("content") is None:
         changed["content"] = ""
-    elif changed.get("role") != "user" and isinstance(changed["content"], list):
+    elif isinstance(changed["content"], list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in changed["content"]]
         if all(isinstance(part, str) for part in parts):
             changed["content"] = "".join(map(str, parts))

@@ -35,7 +35,8 @@ def renderings(messages: Sequence[Message], tools: str) -> Iterator[tuple[list[T
 
 def shows_contents(text: str, turns: Sequence[Turn]) -> bool:
     """Return whether a text has the contents of all turns. Templates leave out thinking in earlier ones."""
-    return all(after_thinking(turn["content"]).strip() in text for turn in turns)
+    last = str(turns[-1].get("reasoning_content", "")).strip()
+    return last in text and all(after_thinking(turn["content"]).strip() in text for turn in turns)
 
 
 def shows_tools(text: str, turns: Sequence[Turn], tools: Sequence[Any]) -> bool:

@@ -45,7 +45,7 @@ class Progress:
 
 def profile(
     model: str | Path | LoadedModel,
-    documents: Iterable[Given],
+    documents: Corpus | Iterable[Given],
     *,
     n_ctx: int = 512,
     n_batch: int = 512,
@@ -61,7 +61,8 @@ def profile(
 
     Args:
         model: A GGUF file, or a loaded model, which keeps its own options.
-        documents: Texts, token ids, or conversations: lists of messages with ``role`` and ``content``.
+        documents: A corpus, or texts, token ids and conversations: lists of messages with ``role`` and
+            ``content``.
         n_ctx: Tokens of the longest window.
         n_batch: Tokens computed at once.
         n_threads: CPU threads; None: all cores.
@@ -73,8 +74,9 @@ def profile(
         InputError: The model, the documents or an option cannot be used.
         CoeError: llama.cpp fails.
     """
+    corpora = [documents if isinstance(documents, Corpus) else corpus_of(documents)]
     if isinstance(model, LoadedModel):
-        return profile_corpora(model, [corpus_of(documents)], shard=shard, stats=stats)
+        return profile_corpora(model, corpora, shard=shard, stats=stats)
     with LoadedModel(
         model,
         n_ctx=n_ctx,
@@ -83,7 +85,7 @@ def profile(
         n_threads=n_threads,
         n_gpu_layers=n_gpu_layers,
     ) as loaded:
-        return profile_corpora(loaded, [corpus_of(documents)], shard=shard, stats=stats)
+        return profile_corpora(loaded, corpora, shard=shard, stats=stats)
 
 
 def profile_corpora(

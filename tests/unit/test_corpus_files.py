@@ -546,3 +546,119 @@ def test_pointers_of_git_lfs_are_recognised_everywhere(tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pointer)))
     with pytest.raises(InputError, match="git lfs pull"):
         read_corpus("-")
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"input": "valid or not?", "target": "valid"}, "valid or not?\nvalid"),
+        (
+            {"question": "Q?", "options": ["A)x", "B)y"], "rationale": "Because.", "correct": "B"},
+            "Q?\nA. A)x\nB. B)y\nBecause.\nAnswer: B",
+        ),
+        (
+            {"question": "Q?", "options": {"A": "Nitro", "B": "Iron"}, "answer": "Iron", "answer_idx": "B"},
+            "Q?\nA. Nitro\nB. Iron\nAnswer: B",
+        ),
+        ({"ctx": "He", "endings": ["runs", "sits"], "label": "1"}, "He\nA. runs\nB. sits\nAnswer: B"),
+        ({"sentence": "S _", "option1": "x", "option2": "y", "answer": "2"}, "S _\nA. x\nB. y\nAnswer: B"),
+        ({"instruction": "Now?", "history": [["Hi", "Hello"]], "output": "Yes."}, "Hi\nHello\nNow?\nYes."),
+        (
+            {"query": "Add 2.", "tools": [{"name": "add"}], "answers": "add(2)"},
+            '[{"name": "add"}]\nAdd 2.\nadd(2)',
+        ),
+        (
+            {"input": "Q?", "output": "Think. " + "x = 1 " * 9, "solution": "x = 1 " * 9},
+            "Q?\nThink. " + "x = 1 " * 9,
+        ),
+        ({"text": "Question: 2+2?\nAnswer: 4", "question": "2+2?", "answer": 4}, "Question: 2+2?\nAnswer: 4"),
+        ({"context": "C", "question": "Q?", "answers": {"text": ["a", "a", "b"]}}, "Q?\nC\na\nb"),
+        ({"text": "long text", "code": "en"}, "long text"),
+        ({"messages": [], "prompt": "Q", "response": "A"}, "Q\nA"),
+    ],
+)
+def test_records_of_known_datasets(tmp_path: Path, record: dict[str, Any], expected: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines([record]))
+    assert contents(tmp_path / "a.jsonl") == [expected]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"premise": "A man sleeps in a chair.", "hypothesis": "Somebody is asleep somewhere.", "label": 0},
+        {"question": "Short?", "gold_parses": "a much longer column of the answer"},
+        {"solution": "def f(): return 1", "task_description": "Write a function that returns one."},
+        {"role": "user", "text": "one turn alone"},
+    ],
+)
+def test_one_side_of_a_record_is_not_read_alone(tmp_path: Path, record: dict[str, Any]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_lines([record]))
+    with pytest.raises(InputError, match=r"a\.jsonl:1"):
+        read_corpus(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("as_text", [json.dumps, str])
+def test_cells_with_messages_are_parsed(tmp_path: Path, as_text: Callable[[Any], str]) -> None:
+    records = [
+        {"prompt": "Hi?", "chosen": as_text([REPLY])},
+        {"question": "Q?", "answers": as_text({"text": ["a"]})},
+    ]
+    (tmp_path / "a.jsonl").write_bytes(as_lines(records))
+    conversation, squad = read_corpus(tmp_path / "a.jsonl").documents
+    assert [turn.content for turn in conversation.content] == ["Hi?", "Yes."]
+    assert squad.content == "Q?\na"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"instruction": ["I1", "I2"], "output": ["O1", "O2"]},
+        {"instruction": {"0": "I1", "1": "I2"}, "output": {"0": "O1", "1": "O2"}},
+        {"code": 200, "data": [{"instruction": "I1", "output": "O1"}, {"instruction": "I2", "output": "O2"}]},
+    ],
+)
+def test_tables_by_columns_and_wrapped_lists_are_rows(tmp_path: Path, value: Any) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    assert contents(tmp_path / "a.json") == ["I1\nO1", "I2\nO2"]
+
+
+def test_json_is_not_read_as_text_because_its_name_is_another(tmp_path: Path) -> None:
+    data = as_lines(RECORDS)
+    for name in ("a.txt", "a.jsonl.bak", "a"):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=r"\.jsonl"):
+            read_corpus(tmp_path / name)
+    (tmp_path / "a.jl").write_bytes(data)
+    (tmp_path / "b.json").write_text('{"text": null}\n' * 30 + '{"text": "good"}\n')
+    assert contents(tmp_path / "a.jl") == CONTENTS
+    (tmp_path / "c.json").write_text('{"port": 80, "contributors": [{"name": "me"}]}')
+    with pytest.raises(InputError, match=r"b\.json:1"):
+        read_corpus(tmp_path)
+    assert "good" in contents(tmp_path, skip_bad=True)
+    assert any("port" in str(text) for text in contents(tmp_path, skip_bad=True))
+
+
+def test_notebooks_are_their_sources(tmp_path: Path) -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "text"]},
+        {"cell_type": "code", "source": "x = 1", "outputs": [{"data": {"image/png": "iVBORw0" * 100}}]},
+    ]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells, "nbformat": 4}))
+    assert contents(tmp_path / "a.ipynb") == ["# Title\ntext\n\nx = 1"]
+    (tmp_path / "b.ipynb").write_text("{}")
+    with pytest.raises(InputError, match="notebook"):
+        read_corpus(tmp_path / "b.ipynb")
+
+
+def test_ignored_files_of_parents_and_patterns_with_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = make_tree(
+        tmp_path,
+        {".git/config": "", ".gitignore": "*.log\n", "src/a.py": "x = 1", "src/b.log": "log", "src/c.py": "y = 2"},
+    )
+    assert contents(tree / "src") == ["x = 1", "y = 2"]
+    monkeypatch.chdir(tree)
+    for pattern in ("c.py", "./c.py", "src/c.py"):
+        assert contents(Path("src"), exclude=[pattern]) == ["x = 1"]
+    for patterns, message in (("*.py", "--exclude"), ([""], "empty")):
+        with pytest.raises(InputError, match=message):
+            read_corpus(Path("src"), exclude=patterns)

@@ -18,7 +18,7 @@ CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": 
     ("sent", "known"),
     [
         ({"max_completion_tokens": 4}, {"max_tokens": 4}),
-        ({"max_completion_tokens": 4, "max_tokens": 5}, {"max_tokens": 5}),
+        ({"max_completion_tokens": 4, "max_tokens": 5}, {"max_tokens": 4}),
         ({"max_completion_tokens": 4, "max_tokens": None}, {"max_tokens": 4}),
         ({"stream": True, "stream_options": {"include_usage": True}}, {"stream": True}),
         ({"n": 1}, {"n": 1}),
@@ -40,7 +40,11 @@ CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": 
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
+            {"messages": [{"role": "user", "content": "a"}]},
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]},
         ),
         ({"messages": "wrong"}, {"messages": "wrong"}),
         ({"messages": [5]}, {"messages": [5]}),
@@ -57,6 +61,12 @@ def test_requests_are_translated(sent: Any, known: Any) -> None:
 )
 def test_streams_end_with_usage_on_request(options: Any, wanted: bool) -> None:
     assert translated(json.dumps({"stream": True, "stream_options": options}).encode()).wants_usage is wanted
+
+
+@pytest.mark.parametrize("limit", [{"max_tokens": 0}, {"max_completion_tokens": 0}, {"max_tokens": -1}])
+def test_answers_without_tokens_are_refused(limit: dict[str, int]) -> None:
+    with pytest.raises(UnsupportedError, match="max_tokens"):
+        translated(json.dumps(limit).encode())
 
 
 def test_several_choices_are_refused_by_name() -> None:

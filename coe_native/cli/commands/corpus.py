@@ -54,7 +54,7 @@ def stats_command(
         import datasketch  # noqa: F401
     from coe_native.corpus.statistics import stats
 
-    read = [reading.corpus(path, label=by) for path in paths]
+    read = reading.corpora(paths, label=by)
     say_skipped(read)
     with contextlib.ExitStack() as stack:
         loaded = (
@@ -167,7 +167,7 @@ def sample_command(
     if output.suffix != ".jsonl":
         raise InputError(f"{output}: is written with one document a line; give it a name that ends in .jsonl")
     check_target(output, force=force, inputs=paths)
-    read = [reading.corpus(path, label=by) for path in paths]
+    read = reading.corpora(paths, label=by)
     say_skipped(read)
     found = sample(read, size=size, cap=cap, seed=seed, threshold=None if keep_duplicates else near)
     drawn, there = found.documents, found.available

@@ -126,7 +126,7 @@ def command(
         until_stable, keep, method or (BEST_METHOD if with_norms else FALLBACK_METHOD), moe.router_shape
     )
     check_options(shard or WHOLE, parse_stats(stats), until)
-    read = [reading.corpus(path, skip_bad=skip_bad) for path in corpora]
+    read = reading.corpora(corpora, skip_bad=skip_bad)
     say_skipped(read)
     bad: list[str] = []
 

@@ -70,7 +70,7 @@ def command(
     check_outputs(output, force=force, inputs=(*moe.paths, *inputs))
     chosen = choice.load(moe, for_use(options, fit_ctx))
     moe.check_cut(chosen.keep)
-    read = [reading.corpus(path) for path in corpora]
+    read = reading.corpora(corpora)
     say_skipped(read)
     held_out = [reading.corpus(path) for path in texts] or read
     with (

@@ -62,11 +62,19 @@ def _not_text(error: UnicodeDecodeError, at: int, encoding: str) -> str:
 
     around = error.object[max(0, error.start - 4096) : error.start + 4096]
     best = charset_normalizer.from_bytes(around, cp_isolation=list(_COMMON)).best()
-    looks = "" if best is None else f", it looks like {best.encoding}"
+    likely = "" if best is None else "cp1252 or cp1250" if best.encoding in ("cp1252", "cp1250") else best.encoding
+    looks = f", it looks like {likely}" if likely else ""
     name = "UTF-8" if encoding == "utf-8-sig" else encoding
     return (
         f"is not {name} text (byte {at + error.start}){looks}; name its encoding with --encoding, or leave it out"
     )
+
+
+def not_text(error: UnicodeError) -> str:
+    """Return what is wrong with a file with records that is not text in the expected encoding."""
+    name = error.encoding if isinstance(error, UnicodeDecodeError) else "text in that encoding:"
+    what = f"is not {name} text" if isinstance(error, UnicodeDecodeError) else f"is not {name} {error}"
+    return f"{what}; name its encoding with --encoding, such as cp1252"
 
 
 def _has_many_controls(text: str) -> bool:

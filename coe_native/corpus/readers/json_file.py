@@ -8,14 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from coe_native.corpus.readers.decoding import NotTextError, as_text, decoded, lines
-from coe_native.corpus.readers.json_lines import parsed, record_of, records_of_lines
+from coe_native.corpus.readers.decoding import NotTextError, as_text, decoded, lines, not_text
+from coe_native.corpus.readers.json_lines import NotRecordsError, parsed, record_of, records_of_lines
 from coe_native.corpus.readers.opening import open_corpus_file
-from coe_native.corpus.readers.records import KNOWN_COLUMNS, FoundRecord, Record, is_message, text_length
+from coe_native.corpus.readers.records import (
+    CONVERSATIONS,
+    KNOWN_COLUMNS,
+    FoundRecord,
+    Record,
+    is_message,
+    text_length,
+)
 from coe_native.errors import InputError
 
 _MOST_BESIDE = 0.1
 """Most text that an object may have beside its list of records, as a share of theirs."""
+
+_ALWAYS_BESIDE = 200
+"""Characters that it may always have."""
 
 _CHUNK = 1 << 16
 
@@ -66,11 +76,15 @@ def _records_of_object(file: BinaryIO, path: Path, encoding: str | None) -> Iter
     except InputError as error:
         yield error
         return
+    rows = _rows_of_columns(value)
+    if rows is not None:
+        yield from _records(iter(rows), path)
+        return
     lists = {}
-    if isinstance(value, dict) and not any(name.lower() in KNOWN_COLUMNS for name in value):
+    if isinstance(value, dict) and not any(_is_text_column(name, of_name) for name, of_name in value.items()):
         lists = {name: listed for name, listed in value.items() if _is_list_of_objects(listed)}
         others = sum(text_length(other) for name, other in value.items() if name not in lists)
-        if others > _MOST_BESIDE * sum(map(text_length, lists.values())):
+        if others > max(_MOST_BESIDE * sum(map(text_length, lists.values())), _ALWAYS_BESIDE):
             lists = {}  # a record that has lists, and no list of records
     if len(lists) > 1:
         yield InputError(f"{path}: holds several lists of records ({', '.join(lists)}); save each as a file")
@@ -78,6 +92,26 @@ def _records_of_object(file: BinaryIO, path: Path, encoding: str | None) -> Iter
         yield from _records(iter(*lists.values()), path)
     else:
         yield record_of(value, str(path))
+
+
+def _is_text_column(name: str, value: Any) -> bool:
+    """Return whether a value of an object makes it a record itself."""
+    return name.lower() in KNOWN_COLUMNS and (isinstance(value, str) or name.lower() in CONVERSATIONS)
+
+
+def _rows_of_columns(value: Any) -> list[Any] | None:
+    """Return the rows of a table that is stored by columns, as pandas and datasets do; None: it is none."""
+    if not isinstance(value, dict) or not any(name.lower() in KNOWN_COLUMNS for name in value):
+        return None
+    columns = list(value.values())
+    if all(isinstance(column, dict) for column in columns) and len({tuple(column) for column in columns}) == 1:
+        columns = [list(column.values()) for column in columns]
+    elif not all(isinstance(column, list) and len(column) > 1 for column in columns):
+        return None
+    holds_messages = any(is_message(item) for column in columns for item in column)
+    if holds_messages or len({len(column) for column in columns}) != 1:
+        return None
+    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _is_list_of_objects(value: Any) -> bool:
@@ -88,10 +122,10 @@ def _records_of_list(file: BinaryIO, path: Path, encoding: str | None) -> Iterat
     text = as_text(file, encoding)
     try:
         yield from _records(_items(text), path)
-    except UnicodeDecodeError as error:
-        yield NotTextError(f"{path}: is not {error.encoding} text")
+    except UnicodeError as error:
+        yield NotTextError(f"{path}: {not_text(error)}")
     except (ValueError, RecursionError) as error:
-        yield InputError(f"{path}: is not JSON ({error}); nothing after it is read")
+        yield NotRecordsError(f"{path}: is not JSON ({error}); nothing after it is read")
     finally:
         text.detach()
 

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from coe_native.corpus.readers.decoding import NotTextError, decoded, lines
+from coe_native.corpus.readers.decoding import NotTextError, decoded, lines, not_text
 from coe_native.corpus.readers.opening import open_corpus_file
 from coe_native.corpus.readers.records import FoundRecord, Record
 from coe_native.errors import InputError
+
+
+class NotRecordsError(InputError):
+    """A file that is not JSON, or whose JSON holds no records."""
 
 
 def json_lines(path: Path, encoding: str | None = None) -> Iterator[FoundRecord]:
@@ -26,8 +30,8 @@ def records_of_lines(file: BinaryIO, path: Path, encoding: str | None = None) ->
         for number, line in enumerate(lines(file, encoding), 1):
             if line.strip():
                 yield _record(line, f"{path}:{number}")
-    except UnicodeDecodeError as error:
-        yield NotTextError(f"{path}:{number + 1}: is not {error.encoding} text")
+    except UnicodeError as error:
+        yield NotTextError(f"{path}:{number + 1}: {not_text(error)}")
 
 
 def _record(line: bytes, place: str) -> FoundRecord:
@@ -46,11 +50,12 @@ def parsed(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: is not JSON ({error})") from error
+        raise NotRecordsError(f"{place}: is not JSON ({error})") from error
 
 
 def record_of(value: Any, place: str) -> FoundRecord:
     """Return a value that must be an object as a record."""
     if not isinstance(value, dict):
-        return InputError(f"{place}: is not a JSON object")
+        advice = "; a file that is one list needs a name that ends in .json" * isinstance(value, list)
+        return NotRecordsError(f"{place}: is not a JSON object{advice}")
     return Record(place, value)

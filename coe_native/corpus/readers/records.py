@@ -14,6 +14,8 @@ Parts are joined by a line break, unless one of them has white space there.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import itertools
 import json
 import reprlib
@@ -42,8 +44,10 @@ PROMPTS = (
 ANSWERS = (
     *("reasoning", "thinking", "rationale", "output", "response", "solution", "answer", "answers", "completion"),
     *("chosen", "canonical_solution", "code", "summary", "highlights", "best_answer", "correct_answer"),
+    *("target", "targets"),
 )
-_KEYS = ("answerkey", "answer_key", "answer_index", "answer_idx", "cop", "label")
+_REASONING = ("reasoning", "thinking", "rationale")
+_KEYS = ("answerkey", "answer_key", "answer_index", "answer_idx", "cop", "correct", "gold", "label")
 """Columns that name the right choice, beside ``answer``."""
 
 _OF_CHOICES = (*CHOICES, *itertools.chain(*_CHOICE_COLUMNS))
@@ -59,6 +63,12 @@ _ROLES = {
 
 _KEPT_FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 """What else a chat template may print of a message."""
+
+_LONG_PART = 40
+"""Characters from which a part that another one holds is left out."""
+
+_MOST_CELL = 1 << 20
+"""Characters of a cell of a table that is parsed."""
 
 _MOST_NAMED = 20
 """Columns that an error names."""
@@ -124,6 +134,8 @@ def document_of(record: Mapping[str, Any], columns: Columns, place: str) -> Docu
     """
     label = "" if columns.label is None else _label(record, columns.label, place)
     record = _with_known_names(record, columns)
+    if not columns.texts:
+        record = _with_parsed_cells(record)
     used, content, tools = _content(record, columns.texts, place)
     if isinstance(content, str):
         seen = content
@@ -131,6 +143,19 @@ def document_of(record: Mapping[str, Any], columns: Columns, place: str) -> Docu
         seen = "\n".join(part.content for part in content if isinstance(part, Message))
     columns.count(record, used, seen)
     return Document(place, content, label, tools)
+
+
+def _with_parsed_cells(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a record with messages and answers as values, where a table has them as JSON or Python text."""
+    parsed = {}
+    for name in ("prompt", "chosen", "completion", "answers"):
+        value = record.get(name)
+        if isinstance(value, str) and value.startswith(("[{", "{'text'", '{"text"')) and len(value) < _MOST_CELL:
+            for parse in (json.loads, ast.literal_eval):
+                with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                    parsed[name] = parse(value)
+                    break
+    return {**record, **parsed}
 
 
 def _with_known_names(record: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
@@ -144,10 +169,14 @@ def _with_known_names(record: Mapping[str, Any], columns: Columns) -> Mapping[st
     return known
 
 
-def no_text(place: str, fields: Sequence[str], columns: Iterable[str]) -> InputError:
+class NoTextColumnError(InputError):
+    """A record that has none of the columns of text that are known or named."""
+
+
+def no_text(place: str, fields: Sequence[str], columns: Iterable[str]) -> NoTextColumnError:
     """Return the error for a record without text, which names its columns."""
     wanted = f"text column {', '.join(map(repr, fields))}" if fields else "text, messages, prompt or tokens"
-    return InputError(
+    return NoTextColumnError(
         f"{place}: has no {wanted}; name the text's column with --field (it has {_names(columns) or 'none'})"
     )
 
@@ -202,7 +231,7 @@ def _present(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
 
 def is_message(value: Any) -> bool:
     """Return whether a value is a message of a conversation."""
-    named = (("role", "content"), ("from", "value"))
+    named = (("role", "content"), ("from", "value"), ("role", "text"))
     return isinstance(value, Mapping) and any(
         isinstance(value.get(role), str) and content in value for role, content in named
     )
@@ -211,7 +240,7 @@ def is_message(value: Any) -> bool:
 def _whole_text(record: Mapping[str, Any], place: str) -> _Read | None:
     if is_message(record):
         raise InputError(f"{place}: is a message outside of a conversation; put all of them into one `messages`")
-    answers = _present(record, ANSWERS)
+    answers = [name for name in _present(record, ANSWERS) if name != "code" or " " in str(record[name])]
     for name in TEXTS:
         text = record.get(name)
         if isinstance(text, str) and text and (not answers or _is_rendered(record, name, answers)):
@@ -223,7 +252,7 @@ def _named_conversation(record: Mapping[str, Any], place: str) -> _Read | None:
     names = _present(record, CONVERSATIONS)
     filled = [name for name in names if record[name]]
     if names and not filled:
-        return names, (), ""
+        return None if _present(record, (*PROMPTS, *ANSWERS)) else (names, (), "")
     return _conversation(record, filled[0], place) if filled else None
 
 
@@ -250,12 +279,44 @@ def _prompted_conversation(record: Mapping[str, Any], place: str) -> _Read | Non
 
 
 def _prompt_and_answer(record: Mapping[str, Any], place: str) -> _Read | None:
-    used = _present(record, (*PROMPTS, *ANSWERS))
+    prompts, answers = _present(record, PROMPTS), _present(record, ANSWERS)
+    used = [*prompts, *answers]
     if not set(used) - set(SYSTEM):
         return None
     if all(type(record[name]) in (int, float, bool) for name in used):
         raise InputError(f"{place}: {used[0]!r} is a number; name a column of text with --field")
-    return used, _joined(_text(record, name, place) for name in used), ""
+    unread = {name: text_length(value) for name, value in record.items() if name not in used}
+    if not (prompts and answers) and 2 * sum(unread.values()) > text_length([record[name] for name in used]):
+        larger = sorted(unread, key=lambda name: -unread[name])
+        missing = "answers" if prompts else "prompts"
+        raise InputError(
+            f"{place}: has {', '.join(used)} but no known column for {missing}; name all columns to read with "
+            f"--field (it also has {_names(larger)})"
+        )
+    before = [_turns_before(record[name]) for name in ("tools", "history") if record.get(name)]
+    used += [name for name in ("tools", "history") if record.get(name)]
+    texts = [_text(record, name, place) for name in [*prompts, *answers]]
+    return used, _joined([*before, *_without_contained(texts)]), ""
+
+
+def _turns_before(value: Any) -> str:
+    """Return what came before a prompt as text: descriptions of tools, or pairs of prompts and answers."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(pair, list) for pair in value):
+        return "\n".join(str(turn) for pair in value for turn in pair)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _without_contained(texts: Sequence[str]) -> list[str]:
+    """Return texts without long ones that others hold, such as a solution that the whole answer repeats."""
+    return [
+        text
+        for at, text in enumerate(texts)
+        if len(text) < _LONG_PART
+        or not any(text in other for i, other in enumerate(texts) if i != at)
+        or text in texts[:at]
+    ]
 
 
 def _text(record: Mapping[str, Any], name: str, place: str) -> str:
@@ -264,7 +325,7 @@ def _text(record: Mapping[str, Any], name: str, place: str) -> str:
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):  # answers of SQuAD
         value = value["text"]
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
-        return "\n".join(map(str, value))
+        return "\n".join(dict.fromkeys(map(str, value)))
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | int | float):
@@ -286,11 +347,13 @@ def _what(value: Any) -> str:
 def _is_rendered(record: Mapping[str, Any], name: str, answers: Sequence[str]) -> bool:
     """Return whether a text holds the prompts and answers of its record, as in datasets of instructions."""
     text = record[name].rstrip()
-    prompts = [other for other in PROMPTS if other not in TEXTS and isinstance(record.get(other), str)]
+    no_prompts = (*TEXTS, *SYSTEM)  # templates may leave the system's message out
+    prompts = [other for other in PROMPTS if other not in no_prompts and isinstance(record.get(other), str)]
     parts = [record[other] for other in (*prompts, *answers)]
-    if not all(isinstance(part, str) and part.strip() in text for part in parts):
+    texts = [str(part).strip() for part in parts if isinstance(part, str | int | float)]
+    if len(texts) < len(parts) or not all(part in text for part in texts):
         return False
-    return bool(prompts) or text.endswith(parts[-1].strip())
+    return bool(prompts) or text.endswith(texts[-1])
 
 
 def _joined(parts: Iterable[str]) -> str:
@@ -312,23 +375,39 @@ def _multiple_choice(record: Mapping[str, Any], place: str) -> _Read | None:
     columns, labels, choices = _choices(record, place)
     if not prompts or not choices:
         return None
-    used = [*prompts, *columns]
+    reasoning = _present(record, _REASONING)
+    used = [*prompts, *columns, *reasoning]
     lines = [_joined([_text(record, name, place) for name in prompts])]
     lines += [f"{label}. {choice}" for label, choice in zip(labels, choices, strict=True)]
+    lines += [_text(record, name, place) for name in reasoning]
+    answers = []
     for name in _present(record, ("answer", *_KEYS, *ANSWERS)):
-        if name in used:
-            continue
-        used.append(name)
-        answer = record[name]
-        if isinstance(answer, float) and answer.is_integer():  # pandas, where another record has none
-            answer = int(answer)
-        if answer in (-1, ""):  # kept secret, in sets for testing
-            continue
-        is_index = type(answer) is int and 0 <= answer < len(labels)
-        line = f"Answer: {labels[answer] if is_index else _text(record, name, place)}"
-        if line not in lines:
-            lines.append(line)
+        if name not in used:
+            used.append(name)
+            answers.append(_answer(record, name, columns, labels, place))
+    known = [answer for answer in answers if answer in labels]
+    # The text of a choice is not repeated beside its letter.
+    repeated = [str(choices[labels.index(answer)]) for answer in known]
+    lines += [f"Answer: {answer}" for answer in dict.fromkeys(answers) if answer and answer not in repeated]
     return used, "\n".join(lines), ""
+
+
+def _answer(
+    record: Mapping[str, Any], name: str, columns: Sequence[str], labels: Sequence[str], place: str
+) -> str:
+    """Return the answer of a multiple choice: its letter if the record has its number; empty if it has none."""
+    answer = record[name]
+    if isinstance(answer, float) and answer.is_integer():  # pandas, where another record has none
+        answer = int(answer)
+    if answer in (-1, "", "-1"):  # in sets for testing
+        return ""
+    numbered = [column[-1] for column in columns]
+    if str(answer) in numbered and "1" in numbered:  # option1, option2
+        return labels[numbered.index(str(answer))]
+    is_number = type(answer) is int or (isinstance(answer, str) and answer.isdecimal() and answer not in labels)
+    if is_number and name in (*_KEYS, "answer") and 0 <= int(answer) < len(labels):
+        return labels[int(answer)]
+    return _text(record, name, place)
 
 
 def _choices(record: Mapping[str, Any], place: str) -> tuple[list[str], list[str], list[Any]]:
@@ -378,16 +457,22 @@ def _conversation(record: Mapping[str, Any], name: str, place: str) -> _Read:
         messages.insert(messages[0].role == "system", Message("user", text))
         used += prompts
     if messages[-1].role == "user":
-        answers = [column for column in _present(record, ANSWERS) if column != name]
+        conversations = [column for column in ANSWERS if is_message(record.get(column))]
+        conversations += [column for column in ANSWERS if _is_conversation(record.get(column))]
+        answers = [column for column in _present(record, ANSWERS) if column not in (name, *conversations)]
         text = _joined(_text(record, column, place) for column in answers)
         messages += [Message("assistant", text)] if text else []
         used += answers
-    tools = _tools(record.get("tools"), place)
+    chosen = record.get("chosen")
+    if name != "chosen" and messages[-1].role == "user" and (is_message(chosen) or _is_conversation(chosen)):
+        messages += messages_of(chosen if isinstance(chosen, list) else [chosen or {}], place)
+        used.append("chosen")
+    tools = _tools(*(record[column] for column in _present(record, ("tools", "functions"))[:1]), place=place)
     used += ["tools"] if tools else []
     return used, tuple(messages), tools
 
 
-def _tools(given: Any, place: str) -> str:
+def _tools(given: Any = None, *, place: str) -> str:
     """Return the tools of a conversation as a JSON list; empty: none."""
     tools = _from_json(given, "tools", place) if given else None
     tools = [tools] if isinstance(tools, Mapping) else tools
@@ -427,7 +512,7 @@ def _message(turn: Mapping[str, Any], place: str) -> Message:
         raise InputError(f"{place}: a message has no role (it has {_names(turn)})")
     contents = [turn[key] for key in ("content", "value", "text") if turn.get(key) is not None]
     content = next(filter(None, contents), contents[0] if contents else None)
-    rest = {key: turn[key] for key in _KEPT_FIELDS if turn.get(key)}
+    rest = {key: turn[key] for key in _present(turn, _KEPT_FIELDS) if turn[key]}
     for key in ("reasoning", "thinking"):
         if turn.get(key):
             rest.setdefault("reasoning_content", turn[key])

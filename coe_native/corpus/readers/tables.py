@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from coe_native.corpus.readers.decoding import NotTextError, as_text
+from coe_native.corpus.readers.decoding import NotTextError, as_text, not_text
 from coe_native.corpus.readers.opening import open_corpus_file
 from coe_native.corpus.readers.records import FoundRecord, Record
 from coe_native.errors import InputError
@@ -40,8 +40,8 @@ def table(path: Path, encoding: str | None = None, *, delimiter: str = ",") -> I
                     yield InputError(f"{place}: has {len(row)} fields, and the first line names {len(names)}")
                 else:
                     yield Record(place, {name: value for name, value in zip(names, row, strict=True) if value})
-        except UnicodeDecodeError as error:
-            yield NotTextError(f"{path}:{n_read + 1}: is not {error.encoding} text")
+        except UnicodeError as error:
+            yield NotTextError(f"{path}:{n_read + 1}: {not_text(error)}")
         except csv.Error as error:
             yield InputError(f"{path}:{n_read + 1}: is not CSV ({error}); nothing after it is read")
         finally:

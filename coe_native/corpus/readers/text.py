@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from typing import BinaryIO, cast
 from coe_native.corpus.long_content import LONG, LongText
 from coe_native.corpus.readers.decoding import Found, NotTextError, decoded, decoded_pieces, found
 from coe_native.corpus.readers.opening import open_corpus_file
+from coe_native.corpus.readers.records import KNOWN_COLUMNS
 from coe_native.files.regular import check_no_pointer, unchanged_since_now
 
 _STANDARD_INPUT = "standard input"
@@ -78,6 +80,16 @@ class _FromTheStart(io.RawIOBase):
         return len(data)
 
 
+def _begins_with_records(start: bytes) -> bool:
+    """Return whether the first lines of a text are JSON objects with columns of text."""
+    lines = [line for line in start[: 1 << 20].split(b"\n")[:4] if line.strip()][:3]
+    try:
+        records = [json.loads(line) for line in lines if line.lstrip(b"\xef\xbb\xbf ").startswith(b"{")]
+    except (ValueError, RecursionError):
+        return False
+    return 0 < len(records) == len(lines) and all(set(record) & set(KNOWN_COLUMNS) for record in records)
+
+
 def _text(
     place: str, opened: Callable[[], _Opened], encoding: str | None, check: Callable[[], None] = lambda: None
 ) -> Found:
@@ -87,6 +99,8 @@ def _text(
         kind = next((kind for magic, kind in _BINARY_KINDS.items() if start.startswith(magic)), None)
         if kind is not None:
             return NotTextError(f"{place}: is {kind}")
+    if _begins_with_records(start):
+        return NotTextError(f"{place}: holds JSON records; give it a name that ends in .jsonl")
     if len(start) < LONG:
         return found(place, lambda: decoded(start, place, encoding))
 
