@@ -84,7 +84,12 @@ def part(model: coe.Model, corpus: coe.Corpus, n_tokens: int, seed: int | None) 
 
 
 def findings(
-    model: coe.Model, domains: Sequence[Domain], sizes: Sequence[int], seeds: int, test_tokens: int
+    model: coe.Model,
+    domains: Sequence[Domain],
+    sizes: Sequence[int],
+    seeds: int,
+    test_tokens: int,
+    passes: coe.PassOptions,
 ) -> Iterator[list[Finding]]:
     """What each text that chose experts led to: all text of each kind first, then parts of it."""
     keeps = {share: max(model.moe.top_k, round(share * model.moe.n_experts)) for share in SHARES}
@@ -95,7 +100,7 @@ def findings(
         profile = coe.profile_corpora(model, [corpus], stats="contribution")
         if size != WHOLE and profile.n_tokens < int(size):
             raise SystemExit(f"{domain.name}: has {profile.n_tokens} tokens, fewer than --size {size}")
-        swept = coe.sweep(model, profile, texts, keeps=list(keeps.values()), methods=coe.METHODS)
+        swept = coe.sweep(model, profile, texts, keeps=list(keeps.values()), methods=coe.METHODS, passes=passes)
         yield [
             Finding(domain.name, size, seed, point.method, share, judged.text, loss, judged.kl_divergence)
             for share, point in itertools.product(SHARES, swept.points)
@@ -189,6 +194,7 @@ def read_domains(given: Sequence[tuple[str, Path, Path]]) -> list[Domain]:
 @click.option("--size", "sizes", type=int, multiple=True, default=(5_000, 20_000), show_default=True)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--test-tokens", default=1 << 30, help="Of each kind, at most; all if not given.")
+@click.option("--structural/--no-structural", default=None, help="The structural pass with all methods, or none.")
 @click.option("--threads", type=int)
 def main(
     out: Path,
@@ -197,6 +203,7 @@ def main(
     sizes: tuple[int, ...],
     seeds: int,
     test_tokens: int,
+    structural: bool | None,
     threads: int | None,
 ) -> None:
     domains = read_domains(given)
@@ -204,7 +211,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     found: list[Finding] = []
     with coe.Model(model, n_sequences=DOCUMENTS_AT_ONCE, n_threads=threads) as loaded:
-        for more in findings(loaded, domains, sizes, seeds, test_tokens):
+        passes = coe.PassOptions(structural=structural)
+        for more in findings(loaded, domains, sizes, seeds, test_tokens, passes):
             found += more
             write(out, model, found, names)
     click.echo(tables(found, names))
