@@ -77,11 +77,12 @@ def command(
             }
         )
     else:
-        notes = [counted(swaps[Pass.STRUCTURAL], "structural swap")]
+        notes = [f"keeps {mask.keep} of {mask.n_experts} experts in {counted(len(mask.kept), 'layer')}"]
+        if swaps[Pass.STRUCTURAL]:
+            notes.append(counted(swaps[Pass.STRUCTURAL], "structural swap"))
         if choice.passes.inputs:
             notes.append(counted(swaps[Pass.REASONING], "reasoning swap"))
         if mask.unplaced:
             left_out = counted(len(mask.unplaced), "structural expert")
             notes.append(f"{left_out} could not be added: no replaceable expert was left")
-        kept = f"keeps {mask.keep} of {mask.n_experts} experts in {counted(len(mask.kept), 'layer')}"
-        say(f"{output}: {kept}; {', '.join(notes)}")
+        say(f"{output}: {'; '.join(notes)}")
