@@ -79,7 +79,13 @@ def one_by_one(context: int) -> float:
 @contextlib.contextmanager
 def llamas(parent: Path, threads: int) -> Iterator[tuple[llama_cpp.Llama, llama_cpp.Llama]]:
     """One as it is, and one attached."""
-    options = {"n_ctx": 2 * WINDOW, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
+    options = {
+        "n_ctx": 2 * WINDOW,
+        "n_gpu_layers": -1,
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        "verbose": False,
+    }
     with placed(Placement()):
         pair = [llama_cpp.Llama(str(parent), **options) for _ in range(2)]
     with coe.attach(pair[1]):

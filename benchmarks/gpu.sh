@@ -93,6 +93,15 @@ CMAKE_ARGS="-Dpybind11_DIR=$("$python" -m pybind11 --cmakedir)" CMAKE_BUILD_PARA
 from coe_native._native import core
 assert core.free_gpu_memory(), 'llama.cpp sees no GPU'"
 
+# Some compilers link parts of the C++ library into each shared library. Two copies of it in a process crash in each
+# other's hands, so the shared one is loaded first there.
+libraries=$("$python" -c "import llama_cpp, pathlib; print(pathlib.Path(llama_cpp.__file__).parent / 'lib')")
+if nm -D --defined-only "$libraries/libggml-cuda.so" | grep -q ' _ZNSo9_M_insertIlEERSoT_'; then
+  preloaded=$(ldconfig -p | sed -n 's/.*libstdc++\.so\.6 (libc6,x86-64) => //p' | head -n 1)
+  say "libggml-cuda.so has a copy of the C++ library: $preloaded is loaded first"
+  export LD_PRELOAD=$preloaded
+fi
+
 # While the tests run: llama-bench, from the same sources and libraries, and the random model.
 make_model() {
   "$python" -m benchmarks.gpu "$dir" --layers "${COE_GPU_LAYERS:-30}" --only model

@@ -90,8 +90,11 @@ class Checkpoint:
         if not all(isinstance(part, int) and part >= 0 for part in position):
             raise InputError(f"{self.path}: is not a checkpoint, or is damaged; {_START_OVER}")
         found = {name: file.get(_PREFIX_OF_RUN + name) for name in run}
-        if found != run and found != old_run():
-            name = next(name for name, value in run.items() if found[name] != value)
+        # Of the two, the one that differs less says what differs.
+        runs = [run] if found == run else [run, old_run()]
+        differences = min(([name for name in run if found[name] != known[name]] for known in runs), key=len)
+        if differences:
+            name = differences[0]
             values = f" ({found[name]}, not {run[name]})" if len(f"{found[name]}{run[name]}") < 40 else ""
             raise InputError(
                 f"{self.path}: belongs to a run with another {name}{values}; use the same, or {_START_OVER}"

@@ -28,7 +28,7 @@ def test_layers_with_fewer_rows_count_fewer_tokens(
     path = model_file("qwen3moe", "F32")
     tokens = documents[1][:100]
     with coe.Model(path, n_ctx=128, n_batch=n_ubatch, n_threads=1) as model:
-        expected = coe.profile(model, [tokens])
+        expected = coe.profile(model, [tokens], stats="routing")
     profiler = CProfiler(path)
     host = BareHost(path, profiler.callback, profiler.pointer, n_ubatch=n_ubatch)
     host.run(tokens, all_logits=False)
