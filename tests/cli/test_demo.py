@@ -56,11 +56,11 @@ def test_experts_that_contribute_are_worth_more(demo_run: tuple[Path, dict[str, 
     """Kept by how much they add to the layer's output, experts lose less than by how much they were asked."""
     _, result = demo_run
     for kind, specialist in result["specialists"].items():
-        assert specialist["method"] == "utility"
+        assert specialist["method"] == "contribution"
         perplexity = {
             method: next(e["perplexity"] for e in evaluations if e["text"] == kind)
             for method, evaluations in (
-                ("utility", specialist["live_masked"]),
+                (specialist["method"], specialist["live_masked"]),
                 *specialist["other_methods"].items(),
             )
         }
