@@ -48,7 +48,7 @@ def test_a_sweep_finds_the_smallest_keep(texts: Path, tmp_path: Path) -> None:
     assert "exists" in again.err
     # One text is judged as eval judges it.
     mask = tmp_path / "m.json"
-    ok("mask", texts / "python.gguf", "--keep", 16, "-o", mask)
+    ok("mask", texts / "python.gguf", "--keep", 16, "--method", "utility", "-o", mask)
     judged = report(
         *("eval", demo.MODEL, "--mask", mask, "--reference", demo.MODEL, *TWO_THREADS),
         *("--text", texts / "python.test.txt"),
