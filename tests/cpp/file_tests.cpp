@@ -213,7 +213,7 @@ coe::Profile small_profile() {
     profile.layer_tokens = {4, 4};
     profile.histograms = {4, 0, 0, 3, 0, 1, 1, 1, 1, 2, 2, 1};
     profile.weight_sum = coe::ExactSums(std::vector<double>(12, 0.25), std::vector<double>(12, 0.0));
-    profile.corpora = {{"text", 1, 4, "abc", {1}, 1, ""}};
+    profile.corpora = {{"text", 1, 4, "abc", {1}, 1, {}, "", ""}};
     return profile;
 }
 
@@ -290,7 +290,7 @@ TEST(profiles_of_one_model_are_added) {
 }
 
 TEST(shards_become_one_record) {
-    const coe::CorpusRecord first = {"text", 1, 4, "abc", {1}, 3, "run"};
+    const coe::CorpusRecord first = {"text", 1, 4, "abc", {1}, 3, {}, "", "run"};
     coe::CorpusRecord second = first;
     second.shards = {2, 3};
     std::vector<coe::CorpusRecord> joined = coe::join_corpora({first}, {second});
