@@ -395,7 +395,7 @@ TEST(gguf_tensors_outside_the_file_are_refused) {
     const uint64_t data_offset = (writer.size() + 31) / 32 * 32;
     CHECK_EQUAL(read(writer.bytes(), data_offset + 96).tensors[0].offset, data_offset + 64);
     for (const uint64_t file_size : {data_offset + 95, data_offset + 64, data_offset + 1, data_offset}) {
-        refuse(writer, "tensor experts ends", file_size);
+        refuse(writer, "truncated, in tensor experts", file_size);
     }
     // Not even of an empty tensor may the place lie behind the file's end.
     for (const uint64_t file_size : {data_offset - 1, uint64_t{0}}) {
@@ -403,13 +403,13 @@ TEST(gguf_tensors_outside_the_file_are_refused) {
         refuse(Writer(1, 0).tensor("experts", {0}, GGML_TYPE_F32, 0), "ends before the data", file_size);
     }
     for (const uint64_t offset : {huge - 31, uint64_t{1} << 63, huge - 63}) {  // sums that pass 2^64
-        refuse_tensor({8}, GGML_TYPE_F32, offset, "end of the file", uint64_t{1} << 40);
-        refuse_tensor({16}, GGML_TYPE_F32, offset, "end of the file", uint64_t{1} << 63);
+        refuse_tensor({8}, GGML_TYPE_F32, offset, "the file is truncated", uint64_t{1} << 40);
+        refuse_tensor({16}, GGML_TYPE_F32, offset, "the file is truncated", uint64_t{1} << 63);
     }
     for (const uint64_t offset : {uint64_t{1}, uint64_t{16}, uint64_t{33}, huge}) {
         refuse_tensor({8}, GGML_TYPE_F32, offset, "multiple of the alignment");
     }
-    refuse_tensor({(uint64_t{1} << 60)}, GGML_TYPE_F32, 0, "end of the file", uint64_t{1} << 40);
+    refuse_tensor({(uint64_t{1} << 60)}, GGML_TYPE_F32, 0, "the file is truncated", uint64_t{1} << 40);
 }
 
 TEST(gguf_overlapping_tensors_are_refused) {
@@ -460,7 +460,7 @@ TEST(gguf_alignment_is_checked) {
         CHECK_EQUAL(header.data_offset, (writer.size() + uint64_t{alignment} - 1) / alignment * alignment);
     }
     refuse(Writer(1, 1).entry(key, GgufType::u32, 65536u).tensor("t", {1}, GGML_TYPE_F32, 0),
-           "end of the file", 1 << 16);
+           "the file is truncated", 1 << 16);
 }
 
 TEST(gguf_mutations_never_crash) {
