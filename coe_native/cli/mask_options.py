@@ -82,11 +82,11 @@ class PassChoice:
         published: Whether the published recipe was asked for.
     """
 
-    structural_rank: float
-    structural_min: int
-    structural: bool | None
-    reasoning_path: Path | None
-    reasoning_swaps: int
+    structural_rank: float = 2.0
+    structural_min: int = 10
+    structural: bool | None = None
+    reasoning_path: Path | None = None
+    reasoning_swaps: int = 3
     published: bool = False
 
     @property
@@ -102,7 +102,7 @@ class PassChoice:
         """
         if not self.published:
             return tuple(given)
-        usual = PassChoice(2.0, 10, None, self.reasoning_path, 3, published=True)
+        usual = PassChoice(reasoning_path=self.reasoning_path, published=True)
         if given or self != usual:
             raise InputError("--published sets the method and the passes; leave out their options")
         return (PUBLISHED["method"],)
@@ -139,8 +139,8 @@ class MaskChoice:
 
     @property
     def is_given(self) -> bool:
-        """Return whether it says how many experts to keep."""
-        return self.keep is not None or self.fit_bytes is not None
+        """Return whether any option of it was given."""
+        return self != MaskChoice(None, None, None, PassChoice())
 
     def load(self, header: ModelHeader | None, use: ModelOptions, combine: str | None = None) -> MaskOptions:
         """Return the options of `build_mask`, and say what fits into the memory where that was asked.

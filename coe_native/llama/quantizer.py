@@ -66,6 +66,9 @@ class QuantizeOptions:
         if known not in TYPES:
             raise InputError(f"{self.file_type!r} is no type; choose one of {', '.join(sorted(TYPES))}")
         object.__setattr__(self, "file_type", known)
+        for name in (self.output_type, self.embedding_type, *(name for _, name in self.tensor_types)):
+            if name is not None:
+                _ggml_type(name)
 
 
 def quantize_file(
@@ -110,7 +113,8 @@ def quantize_file(
         for line in process.stdout:
             said = json.loads(line)
             if "error" in said:
-                raise CoeError(f"{source}: llama.cpp cannot quantise it: {printable(said['error'])}")
+                hint = "; give one with --imatrix" if said["error"].endswith("requires an imatrix!") else ""
+                raise CoeError(f"{source}: llama.cpp cannot quantise it: {printable(said['error'])}{hint}")
             if said.get("done"):
                 return types
             progress(said["number"], said["of"])

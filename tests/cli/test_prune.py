@@ -81,6 +81,13 @@ BAD_LINES: list[tuple[str, str]] = [
     ("prune DEMO -o out.gguf", "--mask.*--profile"),
     ("prune DEMO --profile python.gguf --mask mask.json -o out.gguf", "--mask.*--profile"),
     ("prune DEMO --mask mask.json --keep 4 -o out.gguf", "--keep.*--profile"),
+    *(
+        (f"prune DEMO --mask mask.json {option} -o out.gguf", "--method.*--profile")
+        for option in (
+            *("--method reap", "--published", "--structural", "--no-structural", "--structural-rank 3"),
+            *("--structural-min 5", "--reasoning python.gguf", "--reasoning-swaps 2", "--fit 20MiB"),
+        )
+    ),
 ]
 """On the demo's model."""
 

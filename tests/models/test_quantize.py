@@ -144,10 +144,17 @@ def test_importance_matrices_that_do_not_fit_are_refused(tmp_path: Path, change:
 
 
 def test_what_llama_cpp_refuses_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(coe.CoeError, match="imatrix"):
+    with pytest.raises(coe.CoeError, match="--imatrix"):
         quantize(demo.MODEL, QuantizeOptions("IQ2_XXS"), tmp_path / "out.gguf")
     with pytest.raises(coe.InputError, match="Q4_K_M"):
         QuantizeOptions("Q4_XL")
+    for options in (
+        {"output_type": "bar"},
+        {"embedding_type": "Q4_K_M"},
+        {"tensor_types": (("ffn_down", "q4_0"), ("ffn_up", "Q4_K_M"))},
+    ):
+        with pytest.raises(coe.InputError, match="q4_K"):
+            QuantizeOptions("Q4_0", **options)
     with pytest.raises(coe.CoeError, match="quantise"):
         quantize(demo.MODEL, QuantizeOptions("Q4_0", tensor_types=(("([", "q4_0"),)), tmp_path / "out.gguf")
     assert not list(tmp_path.iterdir())

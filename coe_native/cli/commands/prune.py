@@ -99,7 +99,8 @@ def _mask(
         return mask
     if choice.is_given:
         raise InputError(
-            f"{mask_path}: a mask sets the number of experts; use --keep and --fit with --profile only"
+            f"{mask_path}: a mask says which experts to keep; use --keep, --fit, --method and the options of the "
+            "passes with --profile only"
         )
     assert mask_path is not None
     return ExpertMask.load(mask_path)

@@ -86,7 +86,7 @@ def command(
         n_threads=threads or 0,
     )
     if (output is None) != dry_run:
-        raise InputError("give -o FILE to write, or --dry-run for the size alone")
+        raise InputError("give either -o FILE to write, or --dry-run for the size alone")
     if output is None:
         planned = plan_quantization(model, options, imatrix=imatrix)
         counts = Counter(planned.types.values())
