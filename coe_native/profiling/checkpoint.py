@@ -92,7 +92,7 @@ class Checkpoint:
         found = {name: file.get(_PREFIX_OF_RUN + name) for name in run}
         # Of the two, the one that differs less says what differs.
         runs = [run] if found == run else [run, old_run()]
-        differences = min(([name for name in run if found[name] != known[name]] for known in runs), key=len)
+        differences = min(([name for name in run if found[name] != known.get(name)] for known in runs), key=len)
         if differences:
             name = differences[0]
             values = f" ({found[name]}, not {run[name]})" if len(f"{found[name]}{run[name]}") < 40 else ""
