@@ -64,7 +64,7 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         known = ALIASES.get(self.file_type.upper(), self.file_type.upper())
         if known not in TYPES:
-            raise InputError(f"{self.file_type!r} is no type; choose one of {', '.join(sorted(TYPES))}")
+            raise InputError(f"{self.file_type!r} is not a quantisation type; choose one of {', '.join(sorted(TYPES))}")
         object.__setattr__(self, "file_type", known)
         for name in (self.output_type, self.embedding_type, *(name for _, name in self.tensor_types)):
             if name is not None:
@@ -283,4 +283,4 @@ def _ggml_type(name: str) -> int:
     try:
         return int(GGMLQuantizationType[name.upper()])
     except KeyError as error:
-        raise InputError(f"{name!r} is no type of a tensor; write it like q4_K or f16") from error
+        raise InputError(f"{name!r} is not a tensor type; write it like q4_K or f16") from error
