@@ -64,7 +64,8 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         known = ALIASES.get(self.file_type.upper(), self.file_type.upper())
         if known not in TYPES:
-            raise InputError(f"{self.file_type!r} is not a quantisation type; choose one of {', '.join(sorted(TYPES))}")
+            names = ", ".join(sorted(TYPES))
+            raise InputError(f"{self.file_type!r} is not a quantisation type; choose one of {names}")
         object.__setattr__(self, "file_type", known)
         for name in (self.output_type, self.embedding_type, *(name for _, name in self.tensor_types)):
             if name is not None:
