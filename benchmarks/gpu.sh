@@ -96,8 +96,8 @@ assert core.free_gpu_memory(), 'llama.cpp sees no GPU'"
 # Some compilers link parts of the C++ library into each shared library. Two copies of it in a process crash in each
 # other's hands, so the shared one is loaded first there.
 libraries=$("$python" -c "import llama_cpp, pathlib; print(pathlib.Path(llama_cpp.__file__).parent / 'lib')")
-if nm -D --defined-only "$libraries/libggml-cuda.so" | grep -q ' _ZNSo9_M_insertIlEERSoT_'; then
-  preloaded=$(ldconfig -p | sed -n 's/.*libstdc++\.so\.6 (libc6,x86-64) => //p' | head -n 1)
+if nm -D --defined-only "$libraries/libggml-cuda.so" | grep ' _ZNSo9_M_insertIlEERSoT_' >/dev/null; then
+  preloaded=$(ldconfig -p | awk '/libstdc\+\+\.so\.6 .*64/ && !found { print $NF; found = 1 }')
   say "libggml-cuda.so has a copy of the C++ library: $preloaded is loaded first"
   export LD_PRELOAD=$preloaded
 fi

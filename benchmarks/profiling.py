@@ -84,7 +84,10 @@ def output_of(line: list[str]) -> str:
 
 def from_command_line(model: Path, tokens: Path, threads: int) -> Measure:
     out = tokens.with_suffix(".profile.gguf")
-    line = command("profile", model, "-c", tokens, "-o", out, "--threads", threads, "--force", "--json")
+    line = command(
+        *("profile", model, "-c", tokens, "-o", out, "--stats", "routing"),
+        *("--threads", threads, "--force", "--json"),
+    )
     return lambda: float(json.loads(output_of(line))["tokens_per_second"])
 
 

@@ -24,7 +24,7 @@ def comparisons(hf_model: Path, f32: Path, windows: int, threads: int) -> Iterat
 
         def ours() -> float:
             started = time.monotonic()
-            coe.profile(model, documents)
+            coe.profile(model, documents, stats="routing")
             return rows.size / (time.monotonic() - started)
 
         yield Comparison(

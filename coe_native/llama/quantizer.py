@@ -277,7 +277,7 @@ def _ggml_type(name: str) -> int:
     """Return the number of a ggml type.
 
     Raises:
-        InputError: There is no such type.
+        InputError: ggml has no type of this name.
     """
     from gguf import GGMLQuantizationType
 

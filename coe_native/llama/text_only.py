@@ -32,7 +32,7 @@ def loadable(header: ModelHeader, *, with_weights: bool = True) -> Iterator[Path
 
     Raises:
         InputError: The model is split.
-        CoeError: There is no room for the copy.
+        CoeError: The copy does not fit on the disk.
     """
     if not header.other_parts:
         yield header.path

@@ -35,7 +35,7 @@ def model_path(name: str | Path) -> Path:
             which is taken from the local cache or downloaded.
 
     Raises:
-        InputError: There is no such model, or huggingface_hub is not installed.
+        InputError: The model does not exist, or huggingface_hub is not installed.
     """
     if not is_name(name):
         return Path(name)
@@ -123,7 +123,7 @@ def _of_hub(name: str) -> Path:
         raise
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"{HUB}{name}: there is no such repository, or it is private; set HF_TOKEN for one that you may read"
+            f"{HUB}{name}: the repository does not exist or is private; set HF_TOKEN to read a private one"
         ) from error
     except Exception as error:  # of the network, of the hub, and of the disk
         raise InputError(f"{HUB}{name}: cannot be downloaded: {_first_line(error)}") from error

@@ -178,7 +178,7 @@ def _steps(
         checkpoint: Where `start` comes from.
 
     Raises:
-        InputError: There is no batch at `start`, nor does a bundle end before it.
+        InputError: `start` is neither a batch of the run nor the end of a bundle.
     """
     position = Position(start.bundle)
     with contextlib.closing(cutter.batches()) as cut:
