@@ -17,6 +17,7 @@ from .llama.loaded_model import Model as Model
 from .llama.memory import Memory as Memory
 from .llama.options import ModelOptions as ModelOptions
 from .llama.options import Placement as Placement
+from .llama.quantizer import QuantizeOptions as QuantizeOptions
 from .masks.build import build_mask as build_mask
 from .masks.expert_mask import ExpertMask as ExpertMask
 from .masks.options import MaskOptions as MaskOptions
@@ -26,6 +27,9 @@ from .masks.overlap import compare as compare
 from .masks.stability import Agreement as Agreement
 from .masks.stability import Stability as Stability
 from .model.header import MoeModel as MoeModel
+from .model.imatrix_file import Imatrix as Imatrix
+from .model.imatrix_file import ImatrixEntry as ImatrixEntry
+from .profiling.run import compute_imatrix as compute_imatrix
 from .profiling.run import profile as profile
 from .profiling.run import profile_corpora as profile_corpora
 from .routing.output_norms import OutputNorms as OutputNorms
@@ -39,6 +43,8 @@ from .surgery.fit import fit as fit
 from .surgery.fit import largest_keep_that_fits as largest_keep_that_fits
 from .surgery.fit import memory_of as memory_of
 from .surgery.in_place import zero_in_place as zero_in_place
+from .surgery.quantize import plan_quantization as plan_quantization
+from .surgery.quantize import quantize as quantize
 from .surgery.verify import Check as Check
 from .surgery.verify import verify as verify
 from .surgery.write import prune as prune

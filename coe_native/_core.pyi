@@ -245,10 +245,16 @@ class Session:
     weight_sum: NDArray[np.float64]
     weight_sum_rest: NDArray[np.float64]
     output_norms: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None
+    input_sums: dict[str, tuple[NDArray[np.float64], NDArray[np.uint64]]] | None
     def __init__(self, path: bytes, options: SessionOptions) -> None: ...
     def tokenize(self, text: bytes, parse_special: bool) -> NDArray[np.int32]: ...
     def watch(
-        self, blocks: Sequence[int], n_experts: int, top_k: Sequence[int], outputs: bool = False
+        self,
+        blocks: Sequence[int],
+        n_experts: int,
+        top_k: Sequence[int],
+        outputs: bool = False,
+        inputs: bool = False,
     ) -> None: ...
     def unwatch(self) -> None: ...
     def mask(self, blocks: Sequence[int], kept: Sequence[Sequence[int]], n_experts: int) -> None: ...

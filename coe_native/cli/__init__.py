@@ -22,6 +22,7 @@ COMMANDS = {
     "score": "Print the experts' scores.",
     "mask": "Choose the experts to keep.",
     "prune": "Write the specialist: a smaller GGUF with the kept experts only.",
+    "imatrix": "Write an importance matrix of a kind of text, for quantize.",
     "quantize": "Write a model in another quantisation, with llama.cpp's quantiser.",
     "zero": "Zero the dropped experts' weights, for study.",
     "verify": "Check a written model against its parent and mask.",

@@ -15,6 +15,7 @@ from coe_native.cli.output import say
 from coe_native.cli.types import COUNT, FILE, INT32, THREADS, Size
 from coe_native.errors import InputError
 from coe_native.routing.scores import METHODS
+from coe_native.routing.stats import MIN_TOKENS
 
 if TYPE_CHECKING:
     from coe_native.corpus.corpora import Corpus
@@ -46,6 +47,13 @@ corpus_option = click.option(
     required=True,
     type=FILE,
     help="Calibration text: files, directories or - (repeatable).",
+)
+min_tokens_option = click.option(
+    "--min-tokens",
+    type=click.IntRange(0, INT32),
+    default=MIN_TOKENS,
+    show_default=True,
+    help="Experts that have seen fewer tokens get the mean of their layer in the importance matrix; 0: none.",
 )
 split_option = click.option(
     "--split-max-size",

@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from coe_native.errors import printable
-from coe_native.units import gigabytes
+from coe_native.units import counted, gigabytes
 
 if TYPE_CHECKING:
     from coe_native.corpus.corpora import Corpus
     from coe_native.model.header import ModelHeader
+    from coe_native.profiling.imatrix import InputWatcher
 
 
 _MUCH = 0.1
@@ -42,6 +43,15 @@ def say_skipped(corpora: Sequence[Corpus]) -> None:
             largest = sorted(corpus.columns_ignored, key=lambda column: -column[1])[:_MOST_NAMED]
             named = ", ".join(f"{name} ({share:.0%})" for name, share in largest)
             say(f"{corpus.name}: not read: {named} of the text; name the columns to read with --field")
+
+
+def say_few_tokens(inputs: InputWatcher, min_tokens: int) -> None:
+    """Print how many experts an importance matrix has too few tokens of."""
+    if inputs.n_few:
+        say(
+            f"{counted(inputs.n_few, 'expert')} saw fewer than {counted(min_tokens, 'token')}, and got the mean "
+            "of their layer; more text would give them values of their own"
+        )
 
 
 def print_json(value: Any) -> None:

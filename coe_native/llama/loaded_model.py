@@ -27,6 +27,7 @@ from coe_native.llama.text_only import loadable
 from coe_native.masks.check import check_cut
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.header import ModelHeader
+from coe_native.model.imatrix_file import ImatrixEntry
 from coe_native.routing.output_norms import OutputNorms
 
 _open_models: weakref.WeakSet[LoadedModel] = weakref.WeakSet()
@@ -233,20 +234,21 @@ class LoadedModel:
         with naming(self.moe.path):
             return sampler.next(self.session)
 
-    def watch_routers(self, *, outputs: bool = False) -> None:
+    def watch_routers(self, *, outputs: bool = False, inputs: bool = False) -> None:
         """Start counting the routers' choices from zero. Graphs end where nothing that counts follows.
 
         Args:
             outputs: Count the activation norms of the chosen experts too.
+            inputs: Sum the squared inputs of all matrices too.
 
         Raises:
             InputError: The routers' choices cannot be counted.
             CoeError: The routers are not what the header says.
         """
         self.moe.check_countable()
-        layers = self.moe.routed_layers
+        top_k = [layer.top_k for layer in self.moe.routed_layers]
         with naming(self.moe.path):
-            self.session.watch(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers], outputs)
+            self.session.watch(self.moe.blocks, self.moe.n_experts, top_k, outputs, inputs)
 
     def unwatch_routers(self) -> None:
         """Stop counting. Graphs run to their end again."""
@@ -260,6 +262,19 @@ class LoadedModel:
             norms, norms_rest, weighted, weighted_rest = sums
             outputs = OutputNorms(norms, weighted, norms_rest, weighted_rest)
         return RouterCounts(session.histograms, session.weight_sum, session.weight_sum_rest, outputs)
+
+    def input_sums(self) -> dict[str, ImatrixEntry]:
+        """Return the squared inputs of all matrices since `watch_routers`, by the tensor's name.
+
+        Raises:
+            CoeError: Some are not finite.
+        """
+        entries = {}
+        for name, (sums, counts) in (self.session.input_sums or {}).items():
+            if not np.isfinite(sums).all():
+                raise CoeError(f"{self.moe.path}: {name} has inputs that are not finite; the model is damaged")
+            entries[name] = ImatrixEntry(sums.astype(np.float32), counts.astype(np.float32))
+        return entries
 
 
 Model = LoadedModel

@@ -268,20 +268,26 @@ def _strings(raw: bytes, count: int) -> Iterator[str]:
         position += length
 
 
-def encode_entry(key: str, value: int | str, number: str = "U32") -> bytes:
+def encode_entry(key: str, value: int | str | Sequence[str], number: str = "U32") -> bytes:
     """Return the bytes of a metadata entry.
 
     Args:
         key: The key.
-        value: A text or a number.
+        value: A text, texts or a number.
         number: GGUF's type of a number.
     """
-    name = key.encode()
-    head = struct.pack("<Q", len(name)) + name
+    head = _encode_text(key)
     if isinstance(value, str):
-        text = value.encode()
-        return head + struct.pack("<IQ", int(core.GgufType.STRING), len(text)) + text
+        return head + struct.pack("<I", int(core.GgufType.STRING)) + _encode_text(value)
+    if not isinstance(value, int):
+        array = struct.pack("<IIQ", int(core.GgufType.ARRAY), int(core.GgufType.STRING), len(value))
+        return head + array + b"".join(map(_encode_text, value))
     return head + struct.pack(f"<I{_SCALARS[number]}", int(getattr(core.GgufType, number)), value)
+
+
+def _encode_text(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(data)) + data
 
 
 def encode_tensor(name: str, shape: tuple[int, ...], ggml_type: int, offset: int) -> bytes:

@@ -15,12 +15,14 @@ from coe_native.corpus.in_memory import Given, corpus_of
 from coe_native.errors import InputError
 from coe_native.llama.loaded_model import LoadedModel
 from coe_native.masks.stability import Stability
+from coe_native.model.imatrix_file import Imatrix
 from coe_native.profiling.checkpoint import Checkpoint, Position
 from coe_native.profiling.cutter import Cutter, Window
+from coe_native.profiling.imatrix import InputWatcher
 from coe_native.profiling.tally import Tally
 from coe_native.routing.profile import RoutingProfile
 from coe_native.routing.scores import needs_outputs
-from coe_native.routing.stats import DEFAULT_STATS, Stats, parse_stats
+from coe_native.routing.stats import DEFAULT_STATS, MIN_TOKENS, Stats, parse_stats
 
 DOCUMENTS_AT_ONCE = 16
 """Windows that may share a batch. More would cost recurrent models memory for each."""
@@ -97,6 +99,7 @@ def profile_corpora(
     checkpoint: Checkpoint | None = None,
     until: Stability | None = None,
     skip_bad: Callable[[str], None] | None = None,
+    inputs: InputWatcher | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> RoutingProfile:
     """Profile a loaded model over corpora. A live mask stays in force.
@@ -114,6 +117,7 @@ def profile_corpora(
             tells afterwards whether the mask was.
         skip_bad: Called, in another thread, with the reason for each document that cannot be tokenised and is left
             out; None: such a document is an error.
+        inputs: Takes an importance matrix from the same run. There is no checkpoint of that.
         progress: Called after each batch.
 
     Raises:
@@ -132,15 +136,44 @@ def profile_corpora(
         size=sum(corpus.size for corpus in corpora) // shard.count,
         skip_bad=skip_bad,
     )
-    with _watching(model, counted), _saving_on_error(checkpoint, tally, start, until):
+    with _watching(model, counted, inputs), _saving_on_error(checkpoint, tally, start, until):
         tally.note(start)
         with contextlib.closing(_steps(model, cutter, start, checkpoint)) as steps:
             _run(model, steps, tally, cutter, checkpoint, until, progress)
     total = tally.profile()
     if total.n_tokens == 0 and shard.count == 1:
         raise InputError("the corpus has no tokens; give files with text in them")
+    if inputs is not None:
+        inputs.describe(model, total)
     model.moe.check_unchanged()
     return total
+
+
+def compute_imatrix(
+    model: LoadedModel,
+    documents: Corpus | Iterable[Given],
+    *,
+    min_tokens: int = MIN_TOKENS,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Imatrix:
+    """Return the importance matrix of documents: what llama-imatrix computes for the same tokens.
+
+    If a mask is live, it is that of the specialist: only the kept experts, in the specialist's order.
+
+    Args:
+        model: The model.
+        documents: A corpus, or texts, token ids and conversations, as for `profile`.
+        min_tokens: An expert that has seen fewer gets the mean of its layer; 0: none does.
+        progress: Called after each batch.
+
+    Raises:
+        InputError: There are no tokens, or a document cannot be tokenised.
+        CoeError: llama.cpp fails, or the model's file changes during the run.
+    """
+    inputs = InputWatcher(min_tokens=min_tokens)
+    corpus = documents if isinstance(documents, Corpus) else corpus_of(documents)
+    profile_corpora(model, [corpus], stats=Stats.ROUTING.value, inputs=inputs, progress=progress)
+    return inputs.imatrix
 
 
 def check_options(shard: Shard, stats: Stats, until: Stability | None) -> None:
@@ -237,10 +270,12 @@ def _is_stable(until: Stability, tally: Tally) -> bool:
 
 
 @contextlib.contextmanager
-def _watching(model: LoadedModel, stats: Stats) -> Iterator[None]:
-    model.watch_routers(outputs=stats is Stats.CONTRIBUTION)
+def _watching(model: LoadedModel, stats: Stats, inputs: InputWatcher | None) -> Iterator[None]:
+    model.watch_routers(outputs=stats is Stats.CONTRIBUTION, inputs=inputs is not None)
     try:
         yield
+        if inputs is not None:
+            inputs.take(model)
     finally:
         model.unwatch_routers()
 

@@ -19,6 +19,9 @@ class Stats(str, enum.Enum):
 
 DEFAULT_STATS = Stats.CONTRIBUTION.value
 
+MIN_TOKENS = 16
+"""An expert that has seen fewer tokens gets the mean of its layer in an importance matrix."""
+
 STATS = tuple(stats.value for stats in Stats)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +120,9 @@ def _check_imatrix(imatrix: Imatrix, header: ModelHeader, path: Path) -> None:
         tensor = header.tensors.get(name)
         if tensor is None:
             continue
-        n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
-        if entry.sums.shape != (n_matrices, tensor.shape[0]):
+        n_matrices = math.prod(tensor.shape[2:])
+        fits = entry.sums.size == n_matrices * tensor.shape[0]
+        if not fits or (entry.of_experts and len(entry.counts) != n_matrices):
             raise InputError(
                 f"{path}: has {entry.sums.shape[0]} x {entry.sums.shape[1]} values for {name}, and {header.path} "
                 f"{n_matrices} x {tensor.shape[0]}; it is of another model or mask"

@@ -33,6 +33,24 @@ py::object output_norms(const Session& session) {
                           to_table(stats.weighted_norm_sum().rests(), stats));
 }
 
+// Returns the squared inputs of each tensor by its name: sums [counts, columns] and counts. None if inputs
+// are not watched.
+py::object input_sums(const Session& session) {
+    if (session.inputs() == nullptr) {
+        return py::none();
+    }
+    py::dict by_name;
+    for (const auto& [name, sums] : session.inputs()->sums()) {
+        const auto n_counts = static_cast<py::ssize_t>(sums.counts.size());
+        const auto n_sums = static_cast<py::ssize_t>(sums.squares.size());
+        py::array_t<double> squares({n_counts, n_counts == 0 ? 0 : n_sums / n_counts});
+        std::copy(sums.squares.begin(), sums.squares.end(), squares.mutable_data());
+        by_name[py::str(name)] = py::make_tuple(
+            squares, py::array_t<uint64_t>(static_cast<py::ssize_t>(n_counts), sums.counts.data()));
+    }
+    return by_name;
+}
+
 using Row = const float* (Session::*)(int32_t);
 
 // Returns rows of the last decode, each of `width` numbers.
@@ -227,7 +245,7 @@ void register_session(py::module_& module) {
             },
             py::arg("text"), py::arg("parse_special"))
         .def("watch", &Session::watch, py::arg("blocks"), py::arg("n_experts"), py::arg("top_k"),
-             py::arg("outputs") = false)
+             py::arg("outputs") = false, py::arg("inputs") = false)
         .def("unwatch", &Session::unwatch)
         .def_property_readonly(
             "histograms", [](const Session& s) { return to_cube(stats_of(s).histograms(), stats_of(s)); })
@@ -238,6 +256,7 @@ void register_session(py::module_& module) {
             "weight_sum_rest",
             [](const Session& s) { return to_cube(stats_of(s).weight_sum().rests(), stats_of(s)); })
         .def_property_readonly("output_norms", &output_norms)
+        .def_property_readonly("input_sums", &input_sums)
         .def("mask", &Session::mask, py::arg("blocks"), py::arg("kept"), py::arg("n_experts"))
         .def("unmask", &Session::unmask)
         .def("reset", &Session::reset, ReleaseGil())

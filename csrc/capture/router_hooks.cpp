@@ -17,7 +17,8 @@ bool RouterHooks::callback(ggml_tensor* node, bool ask, void* user_data) noexcep
         }
     }
     const RouterNodeName name = find_router_node(node);
-    return name.node == RouterNode::none ? !ask : hooks.handle(node, name, ask);
+    const bool answer = name.node == RouterNode::none ? !ask : hooks.handle(node, name, ask);
+    return hooks.inputs == nullptr ? answer : hooks.handle_inputs(node, ask, answer);
 }
 
 bool RouterHooks::handle(ggml_tensor* node, RouterNodeName name, bool ask) noexcept {
@@ -29,12 +30,14 @@ bool RouterHooks::handle(ggml_tensor* node, RouterNodeName name, bool ask) noexc
         const bool for_tap = tap != nullptr && !error;
         if (ask) {
             answer = for_mask;  // even if the tap throws
-            answer = (for_tap && tap->wants(node, name)) || for_mask;
+            tap_wants_ = false;
+            tap_wants_ = for_tap && tap->wants(node, name);
+            answer = tap_wants_ || for_mask;
         } else if (for_mask) {
             mask.apply(node, name);
-        } else if (for_tap) {
-            answer = tap->read(node, name);
-            ended_early = ended_early || !answer;
+        } else if (for_tap && tap_wants_) {
+            tap_is_done_ = !tap->read(node, name);
+            answer = goes_on();
             const RouterTap::Choices choices = tap->last_choices(name.block);
             mask.check(name.block, choices.begin, choices.end);
         }
@@ -42,6 +45,29 @@ bool RouterHooks::handle(ggml_tensor* node, RouterNodeName name, bool ask) noexc
         keep_error();
     }
     return answer;
+}
+
+bool RouterHooks::handle_inputs(const ggml_tensor* node, bool ask, bool answer) noexcept {
+    if (error) {
+        return answer;
+    }
+    try {
+        if (ask) {
+            return inputs->wants(node) || answer;
+        }
+        return inputs->read(node) ? answer && goes_on() : answer;
+    } catch (...) {
+        keep_error();
+        return answer;
+    }
+}
+
+bool RouterHooks::goes_on() {
+    if (!tap_is_done_ || (inputs != nullptr && !inputs->is_done())) {
+        return true;
+    }
+    ended_early = true;
+    return false;
 }
 
 void RouterHooks::keep_error() noexcept {

@@ -51,17 +51,6 @@ bool read_block(std::string_view& text, int& block) {
     return n_digits > 0 && block < most_blocks;
 }
 
-// Returns the name of a tensor, or of the tensor that it is the scheduler's copy of: copies are named
-// BACKEND#NAME#NUMBER, and ggml truncates long names.
-std::string_view original_name(const ggml_tensor* tensor) {
-    std::string_view name = tensor->name;
-    if (is_split_copy(tensor)) {
-        name.remove_prefix(name.find('#') + 1);
-        name = name.substr(0, name.rfind('#'));
-    }
-    return name;
-}
-
 // Returns the block whose routed experts' down matrices a tensor holds, or -1.
 int down_matrices_block(const ggml_tensor* weights) {
     std::string_view name = original_name(weights);
@@ -152,6 +141,16 @@ bool is_choice(const ggml_tensor* ids) {
         return original_name(ids).rfind("ffn_moe_topk-", 0) == 0;
     }
     return ids->op != GGML_OP_CPY;
+}
+
+// Copies are named BACKEND#NAME#NUMBER, and ggml truncates long names.
+std::string_view original_name(const ggml_tensor* tensor) {
+    std::string_view name = tensor->name;
+    if (is_split_copy(tensor)) {
+        name.remove_prefix(name.find('#') + 1);
+        name = name.substr(0, name.rfind('#'));
+    }
+    return name;
 }
 
 bool is_split_copy(const ggml_tensor* tensor) {

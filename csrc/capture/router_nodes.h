@@ -50,6 +50,9 @@ const ggml_tensor* chosen_experts(const ggml_tensor* weights);
 // first.
 bool is_choice(const ggml_tensor* ids);
 
+// Returns the name of a tensor, or of the tensor that it is the scheduler's copy of.
+std::string_view original_name(const ggml_tensor* tensor);
+
 // Returns whether a tensor is the scheduler's copy of a tensor of another split. Its memory is reused after
 // its last reader in the split has run.
 bool is_split_copy(const ggml_tensor* tensor);

@@ -30,8 +30,8 @@ class RouterTap {
     RouterTap(const std::vector<int>& blocks, size_t n_experts, size_t top_k)
         : RouterTap(blocks, n_experts, std::vector<size_t>(blocks.size(), top_k)) {}
 
-    // The two halves of llama.cpp's evaluation callback. `read` returns false if the rest of the graph may be
-    // left out. Both throw std::runtime_error if the graph is not as expected.
+    // The two halves of llama.cpp's evaluation callback. `read` returns false if the tap needs nothing of the
+    // rest of the graph. Both throw std::runtime_error if the graph is not as expected.
     bool wants(const ggml_tensor* node, RouterNodeName name);
     bool read(const ggml_tensor* node, RouterNodeName name);
 

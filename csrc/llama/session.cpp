@@ -99,7 +99,7 @@ Session::~Session() {
 }
 
 void Session::watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k,
-                    bool outputs) {
+                    bool outputs, bool inputs) {
     tap_ = std::make_unique<RouterTap>(blocks, n_experts, top_k);
     if (outputs) {
         tap_->watch_outputs(n_threads());
@@ -107,6 +107,8 @@ void Session::watch(const std::vector<int>& blocks, size_t n_experts, const std:
     tap_->set_early_end(true);
     tap_->set_complete(true);
     hooks_.tap = tap_.get();
+    inputs_ = inputs ? std::make_unique<InputTap>(n_threads()) : nullptr;
+    hooks_.inputs = inputs_.get();
     try {
         find_what_routers_see();
     } catch (...) {
@@ -124,7 +126,14 @@ void Session::find_what_routers_see() {
         return;
     }
     reset();
+    if (inputs_) {
+        inputs_->begin_batch();
+    }
     run({0, 0}, {0, 1}, {0, 0}, 1);
+    if (inputs_) {
+        inputs_->end_batch();
+        inputs_->clear_sums();
+    }
     tap_->collect();
     const std::vector<uint64_t> seen = tap_->tokens_seen();
     router_sees_all_ = std::all_of(seen.begin(), seen.end(), [](uint64_t tokens) { return tokens == 2; });
@@ -139,7 +148,9 @@ void Session::unwatch() {
     }
     was_ended_early_ = false;
     tap_.reset();
+    inputs_.reset();
     hooks_.tap = nullptr;
+    hooks_.inputs = nullptr;
 }
 
 void Session::mask(const std::vector<int>& blocks, const std::vector<std::vector<int>>& kept,
@@ -175,12 +186,18 @@ void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32
     if (tap_) {
         tap_->begin_batch();
     }
+    if (inputs_) {
+        inputs_->begin_batch();
+    }
     if (hooks_.mask.active()) {
         hooks_.mask.take_applications(masked_blocks_);
     }
     run(tokens, positions, sequences, tap_ ? (router_sees_all_ ? n_tokens : 0) : first_output);
     if (tap_) {
         tap_->end_batch(n_tokens);
+    }
+    if (inputs_) {
+        inputs_->end_batch();
     }
     if (hooks_.mask.active()) {
         const std::vector<uint64_t> applications = hooks_.mask.take_applications(masked_blocks_);

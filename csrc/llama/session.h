@@ -42,14 +42,15 @@ class Session {
     const Tokenizer& tokenizer() const { return tokenizer_; }
     int32_t n_vocab() const { return tokenizer_.n_vocab(); }
 
-    // Starts counting, with `outputs` also activation norms. Each graph ends once the last router, or its
-    // experts, have been read.
+    // Starts counting, with `outputs` also activation norms, and with `inputs` also the squared inputs of all
+    // matrices. Each graph ends once everything that counts has been read.
     void watch(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k,
-               bool outputs);
+               bool outputs, bool inputs);
     // Stops counting. If a graph was ended early, all sequences are forgotten: its later splits still ran,
     // and wrote keys, values and states from tensors that were never computed.
     void unwatch();
     const RouterTap* tap() const { return tap_.get(); }
+    const InputTap* inputs() const { return inputs_.get(); }
 
     void mask(const std::vector<int>& blocks, const std::vector<std::vector<int>>& kept, size_t n_experts);
     void unmask() { hooks_.mask.clear(); }
@@ -92,6 +93,7 @@ class Session {
     Tokenizer tokenizer_;
     RouterHooks hooks_;
     std::unique_ptr<RouterTap> tap_;
+    std::unique_ptr<InputTap> inputs_;
     std::vector<int> masked_blocks_;
     int32_t n_batch_ = 0;
     const bool simulated_;

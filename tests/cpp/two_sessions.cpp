@@ -51,7 +51,7 @@ Counts profile(const Model& model) {
         counts.refusal = error.what();
     }
     coe::Session session(model.path, options);
-    session.watch(model.blocks, model.n_experts, model.top_k, true);
+    session.watch(model.blocks, model.n_experts, model.top_k, true, true);
     std::mt19937 random(7);
     for (int round = 0; round < 4; ++round) {
         std::vector<int32_t> tokens;

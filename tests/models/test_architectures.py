@@ -17,7 +17,7 @@ from support.cpp_build import succeed
 from support.distributions import divergence, log_softmax
 from support.masks import TOLERANCE, unused_experts
 from support.random_models import moe_layers, write_random_model
-from support.slow_capture import SlowCapture
+from support.slow_capture import SlowCapture, SlowInputs
 
 import coe_native as coe
 from coe_native.cli.commands.inspect import command as inspect
@@ -81,6 +81,42 @@ def test_counts_equal_an_independent_capture(row: Row) -> None:
         np.testing.assert_allclose(profile.outputs.norm_sum[index], norm_sum, rtol=1e-5)
         np.testing.assert_allclose(profile.outputs.weighted_norm_sum[index], weighted_norm_sum, rtol=1e-5)
         assert np.array_equal(norm_sum, weighted_norm_sum) == (row.name == "llama4")
+
+
+def test_importance_matrices_equal_an_independent_capture(row: Row) -> None:
+    slow = SlowInputs(row.path, 128)
+    try:
+        slow.run(row.documents, 128)
+    finally:
+        slow.close()
+    with coe.Model(row.path, n_ctx=128, n_batch=128, n_threads=2) as model:
+        found = coe.compute_imatrix(model, row.documents, min_tokens=0)
+    assert set(found.entries) == set(slow.sums)
+    assert {
+        t.name for layer in coe.MoeModel(row.path).routed_layers for t in layer.tensors if len(t.shape) > 2
+    } <= (set(found.entries))
+    for name, entry in found.entries.items():
+        np.testing.assert_array_equal(entry.counts, slow.counts[name], name)
+        np.testing.assert_allclose(entry.sums, slow.sums[name], rtol=1e-5, err_msg=name)
+
+
+def test_the_masked_parents_importance_matrix_is_that_of_the_specialist(row: Row) -> None:
+    if not row.cuttable:
+        pytest.skip("cannot be cut, see above")
+    out = coe.prune(row.path, row.mask, row.directory / "out.gguf", force=True)
+    with coe.Model(row.path, n_ctx=128, n_batch=128, n_threads=1, f32_kv=True) as model:
+        model.apply(row.mask)
+        masked = coe.compute_imatrix(model, row.documents)
+    with coe.Model(out, n_ctx=128, n_batch=128, n_threads=1, f32_kv=True) as model:
+        pruned = coe.compute_imatrix(model, row.documents)
+    assert set(masked.entries) == set(pruned.entries)
+    for name, entry in pruned.entries.items():
+        assert masked.entries[name].sums.shape == entry.sums.shape
+        moved = np.abs(masked.entries[name].counts - entry.counts).sum()
+        assert moved <= 0.01 * entry.counts.sum(), name  # near-ties
+        if moved == 0:
+            scale = entry.sums.max()
+            assert np.abs(masked.entries[name].sums - entry.sums).max() <= 1e-2 * scale, name
 
 
 def test_a_c_host_writes_the_profile_that_python_writes(row: Row) -> None:

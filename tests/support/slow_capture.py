@@ -117,6 +117,61 @@ class SlowCapture:
         return sums
 
 
+class SlowInputs:
+    """Squared inputs of one model's matrices, summed in double precision: [count, column] and counts by tensor."""
+
+    def __init__(self, path: Path, n_ctx: int) -> None:
+        self.sums: dict[str, NDArray[np.float64]] = {}
+        self.counts: dict[str, NDArray[np.int64]] = {}
+        self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._see)
+        self._host = BareHost(path, self._callback, n_ctx=n_ctx, n_ubatch=n_ctx)
+
+    def close(self) -> None:
+        self._host.close()
+
+    def run(self, documents: Sequence[Sequence[int]], n_ctx: int) -> None:
+        for document in documents:
+            for start in range(0, len(document), n_ctx):
+                self._host.run(document[start : start + n_ctx])
+
+    def _see(self, address: int, ask: bool, _: object) -> bool:
+        node = ctypes.cast(address, ctypes.POINTER(Tensor)).contents
+        if not node.src[0] or not node.src[1]:
+            return not ask
+        weights, inputs = node.src[0].contents, node.src[1].contents
+        name = weights.name.decode()
+        is_product = re.fullmatch(r"blk\.\d+\..*\.weight", name) and weights.ne[0] == inputs.ne[0]
+        if not is_product or node.ne[0] != weights.ne[1]:
+            return not ask
+        if not ask:
+            self._add(name, weights, inputs, node.src[2].contents if node.src[2] else None)
+        return True
+
+    def _add(self, name: str, weights: Tensor, inputs: Tensor, ids: Tensor | None) -> None:
+        squares = _whole(inputs, np.float32).astype(np.float64) ** 2
+        n_matrices = weights.ne[2] * weights.ne[3]
+        if ids is None:
+            assert n_matrices in (1, squares.shape[0] * squares.shape[1]), name
+            flat = squares.reshape(n_matrices, -1, squares.shape[-1])
+            self._sum(name, flat.sum(axis=1).reshape(1, -1), np.array([flat.shape[1]]))
+            return
+        sums, counts = np.zeros((n_matrices, squares.shape[-1])), np.zeros(n_matrices, np.int64)
+        chosen = _whole(ids, np.int32)[0, 0]  # [token, rank]
+        rows = np.broadcast_to(squares[0], (*chosen.shape, squares.shape[-1]))
+        np.add.at(sums, chosen, rows)
+        np.add.at(counts, chosen, 1)
+        self._sum(name, sums, counts)
+
+    def _sum(self, name: str, sums: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
+        self.sums[name] = self.sums.get(name, 0) + sums
+        self.counts[name] = self.counts.get(name, 0) + counts
+
+
+def _whole(tensor: Tensor, dtype: type) -> NDArray[np.generic]:
+    """A copy of a host tensor with all its dimensions, slowest first."""
+    return _strided(tensor, dtype).reshape(tuple(tensor.ne)[::-1])
+
+
 def _strided(tensor: Tensor, dtype: type) -> NDArray[np.generic]:
     """A copy of a host tensor as NumPy sees it: slowest dimension first, strides followed."""
     n_bytes = sum((n - 1) * stride for n, stride in zip(tensor.ne, tensor.nb, strict=True)) + 4

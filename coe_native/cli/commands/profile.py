@@ -16,10 +16,11 @@ from coe_native.cli.options import (
     force_option,
     json_option,
     method_option,
+    min_tokens_option,
     model_options,
     reading_options,
 )
-from coe_native.cli.output import print_json, print_table, say, say_skipped
+from coe_native.cli.output import print_json, print_table, say, say_few_tokens, say_skipped
 from coe_native.cli.progress import token_progress
 from coe_native.cli.types import FILE, MODEL
 from coe_native.errors import InputError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from coe_native.llama.options import ModelOptions
     from coe_native.masks.stability import Stability
     from coe_native.model.router_shape import RouterShape
+    from coe_native.profiling.imatrix import InputWatcher
     from coe_native.routing.profile import RoutingProfile
 
 
@@ -88,6 +90,8 @@ class _Shard(click.ParamType["Shard"]):
 )
 @click.option("--keep", type=int, help="Experts that the mask for --until-stable keeps; half if not given.")
 @method_option
+@click.option("--imatrix", type=FILE, help="Importance matrix to write too, from the same run (see imatrix).")
+@min_tokens_option
 @model_options()
 @force_option
 @json_option
@@ -104,6 +108,8 @@ def command(
     until_stable: float | None,
     keep: int | None,
     method: str | None,
+    imatrix: Path | None,
+    min_tokens: int,
     options: ModelOptions,
     force: bool,
     as_json: bool,
@@ -121,6 +127,7 @@ def command(
     inputs = (*moe.paths, *corpora)
     check_target(output, force=force, inputs=inputs)
     checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
+    summed = _input_watcher(imatrix, min_tokens, output, resume=resume, force=force, inputs=inputs)
     with_norms = parse_stats(stats) is Stats.CONTRIBUTION
     until = _until(
         until_stable, keep, method or (BEST_METHOD if with_norms else FALLBACK_METHOD), moe.router_shape
@@ -128,15 +135,10 @@ def command(
     check_options(shard or WHOLE, parse_stats(stats), until)
     read = reading.corpora(corpora, skip_bad=skip_bad)
     say_skipped(read)
-    bad: list[str] = []
-
-    def leave_out(reason: str) -> None:
-        bad.append(reason)
-        say(f"left out: {reason}")
-
+    left_out = _LeftOut()
     for corpus in read:
         for reason in corpus.bad:
-            leave_out(reason)
+            left_out.add(reason)
     last = Progress(0, 0, 0.0, is_exact=False)
     with (
         LoadedModel(model, options, n_sequences=DOCUMENTS_AT_ONCE) as loaded,
@@ -154,30 +156,66 @@ def command(
                 read,
                 shard=shard or WHOLE,
                 stats=stats,
-                checkpoint=checkpoint,
+                checkpoint=checkpoint if summed is None else None,
                 until=until,
-                skip_bad=leave_out if skip_bad else None,
+                skip_bad=left_out.add if skip_bad else None,
+                inputs=summed,
                 progress=follow,
             )
         except BaseException as error:
-            if checkpoint.path.exists() and not isinstance(error, InputError):
+            if summed is None and checkpoint.path.exists() and not isinstance(error, InputError):
                 say(f"{checkpoint.path}: has the counts so far; run the same command with --resume to continue")
             raise
         for reason in sorted(loaded.text.rendered_plainly):
             say(f"some conversations were rendered in a plainer way, because of the chat template ({reason})")
     profile.save(output, force=force)
+    if imatrix is not None and summed is not None:
+        summed.imatrix.save(imatrix, force=force)
+        say_few_tokens(summed, min_tokens)
     checkpoint.remove()
     rate = last.tokens / last.seconds if last.seconds else 0.0
     if until is not None:
         _say_stable(until)
     if as_json:
         facts = _facts(profile, output, stats, shard, until)
-        print_json({**facts, "left_out": len(bad), "tokens_per_second": round(rate, 1)})
+        print_json({**facts, "left_out": len(left_out.reasons), "tokens_per_second": round(rate, 1)})
     else:
-        part = "" if shard is None else f", shard {shard.index} of {shard.count}"
-        documents = counted(sum(corpus.documents for corpus in profile.corpora), "document")
-        layers = counted(len(profile.layers), "MoE layer")
-        say(f"{output}: {profile.n_tokens} tokens of {documents} through {layers}, {rate:,.0f} tokens/s{part}")
+        _say_profile(profile, output, rate, shard)
+
+
+class _LeftOut:
+    """Documents that were left out, which are printed at once."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def add(self, reason: str) -> None:
+        self.reasons.append(reason)
+        say(f"left out: {reason}")
+
+
+def _input_watcher(
+    imatrix: Path | None, min_tokens: int, output: Path, *, resume: bool, force: bool, inputs: tuple[Path, ...]
+) -> InputWatcher | None:
+    """Return what makes an importance matrix too, if one is asked for."""
+    from coe_native.files.atomic import check_target
+    from coe_native.profiling.imatrix import InputWatcher
+
+    if imatrix is None:
+        return None
+    if resume:
+        raise InputError("a run with --imatrix cannot be resumed: checkpoints have no sums of inputs")
+    if imatrix == output:
+        raise InputError(f"{output}: cannot be the profile and the importance matrix; choose another name")
+    check_target(imatrix, force=force, inputs=inputs)
+    return InputWatcher(min_tokens=min_tokens)
+
+
+def _say_profile(profile: RoutingProfile, output: Path, rate: float, shard: Shard | None) -> None:
+    part = "" if shard is None else f", shard {shard.index} of {shard.count}"
+    documents = counted(sum(corpus.documents for corpus in profile.corpora), "document")
+    layers = counted(len(profile.layers), "MoE layer")
+    say(f"{output}: {profile.n_tokens} tokens of {documents} through {layers}, {rate:,.0f} tokens/s{part}")
 
 
 def _facts(
