@@ -1,9 +1,12 @@
 """Train the demo model: a Gemma 4 mixture of experts small enough for a CPU.
 
+Another ``--config`` trains another model in the same way: ``qwen3moe.json`` is a Qwen3 mixture of experts.
+
 The router is kept alive by the load-balancing loss of Switch Transformers (arXiv:2101.03961, eq. 4) and
 by a small z-loss (ST-MoE, arXiv:2202.08906, eq. 5). Batches hold the kinds of text in equal parts.
 
     python train.py --corpora corpora --tokenizer tokenizer --out model
+    python train.py --config qwen3moe.json --corpora corpora --tokenizer tokenizer --out second --device cuda
 """
 
 from __future__ import annotations
@@ -12,18 +15,29 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
-from transformers import AutoTokenizer, Gemma4ForCausalLM, Gemma4TextConfig
+from torch.nn import Module, functional
+from transformers import (
+    AutoTokenizer,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 torch._dynamo.config.recompile_limit = 64
 KINDS = ("python", "prose", "cpp")
-SETTINGS = json.loads((Path(__file__).parent / "config.json").read_text(encoding="utf-8"))
+DEMO = Path(__file__).parent / "config.json"
 
 
 def token_stream(corpora: Path, tokenizer, kind: str, name: str) -> np.ndarray:
@@ -61,10 +75,50 @@ def keep_choice(router, _, output: tuple[Tensor, Tensor, Tensor]) -> None:
     router.seen = output[2]
 
 
-def router_losses(routers: list[Gemma4TextRouter]) -> tuple[Tensor, Tensor, Tensor]:
+def watch_gemma4(router: Gemma4TextRouter) -> None:
+    """Gemma's router returns probabilities; the logits are its projection's."""
+    router.proj.register_forward_hook(keep_logits)
+    router.register_forward_hook(keep_choice)
+
+
+def keep_logits_and_choice(router, _, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    router.seen = output[0], output[2]
+
+
+def watch_qwen3(router: Qwen3MoeTopKRouter) -> None:
+    router.register_forward_hook(keep_logits_and_choice)
+
+
+class Family(NamedTuple):
+    """What differs between the architectures that can be trained."""
+
+    config: type[PretrainedConfig]
+    model: type[PreTrainedModel]
+    router: type[Module]
+    watch: Callable[[Any], None]
+    """Makes a router keep what it saw last."""
+    seen: Callable[[Any], tuple[Tensor, Tensor]]
+    """Of a watched router: its logits [token, expert] and its choices [token, rank]."""
+
+
+FAMILIES = {
+    "gemma4": Family(
+        Gemma4TextConfig,
+        Gemma4ForCausalLM,
+        Gemma4TextRouter,
+        watch_gemma4,
+        lambda router: (router.proj.seen, router.seen),
+    ),
+    "qwen3_moe": Family(
+        Qwen3MoeConfig, Qwen3MoeForCausalLM, Qwen3MoeTopKRouter, watch_qwen3, lambda router: router.seen
+    ),
+}
+
+
+def router_losses(seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Balance loss, z-loss, and each expert's share of the last pass's choices [layer, expert]."""
-    logits = torch.stack([router.proj.seen for router in routers]).float()
-    chosen = torch.stack([router.seen for router in routers])
+    logits = torch.stack([each for each, _ in seen]).float()
+    chosen = torch.stack([each for _, each in seen])
     experts = logits.shape[-1]
     share = functional.one_hot(chosen, experts).float().mean((1, 2))
     balance = experts * (share * logits.softmax(-1).mean(1)).sum(-1).mean()
@@ -72,25 +126,27 @@ def router_losses(routers: list[Gemma4TextRouter]) -> tuple[Tensor, Tensor, Tens
 
 
 @torch.compile
-def cross_entropy(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float) -> Tensor:
+def cross_entropy(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     """The model's own head, fused with the loss: the logits are the largest array of the run."""
     logits = (hidden @ embedding.T).float()
-    return functional.cross_entropy(softcap * torch.tanh(logits / softcap), targets)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return functional.cross_entropy(logits, targets)
 
 
-def loss_of(model: Gemma4ForCausalLM, tokens: Tensor) -> Tensor:
+def loss_of(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
     return cross_entropy(
         hidden[:, :-1].flatten(0, 1),
         model.lm_head.weight,
         tokens[:, 1:].flatten(),
-        model.config.final_logit_softcapping,
+        getattr(model.config, "final_logit_softcapping", None),
     )
 
 
 @torch.no_grad()
-def perplexity(model: Gemma4ForCausalLM, stream: np.ndarray, length: int, windows: int) -> float:
-    rows = torch.from_numpy(stream[: windows * length].reshape(-1, length))
+def perplexity(model: PreTrainedModel, stream: np.ndarray, length: int, windows: int) -> float:
+    rows = torch.from_numpy(stream[: windows * length].reshape(-1, length)).to(model.device)
     return math.exp(torch.stack([loss_of(model, part) for part in rows.split(10)]).mean().item())
 
 
@@ -102,41 +158,41 @@ def load_streams(corpora: Path, tokenizer_directory: Path) -> dict[str, dict[str
         cache = tokenizer_directory / f"{kind}.npz"
         if not cache.exists():
             np.savez(cache, **{name: token_stream(corpora, tokenizer, kind, name) for name in ("train", "test")})
-        streams[kind] = dict(np.load(cache))
+        streams[kind] = {name: stream.astype(np.int64) for name, stream in np.load(cache).items()}
         print(kind, {name: len(stream) for name, stream in streams[kind].items()}, flush=True)
     return streams
 
 
-def build_model(tokenizer) -> tuple[Gemma4ForCausalLM, list[Gemma4TextRouter]]:
+def build_model(settings: dict[str, Any], tokenizer) -> tuple[PreTrainedModel, list[Module]]:
     """A model with fresh weights, its layers compiled, and its routers, which keep what they saw last."""
-    config = Gemma4TextConfig(
-        **SETTINGS["model"],
+    family = FAMILIES[settings["family"]]
+    config = family.config(
+        **settings["model"],
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    model = Gemma4ForCausalLM._from_config(config, experts_implementation=SETTINGS["experts_implementation"])
+    model = family.model._from_config(config, experts_implementation=settings["experts_implementation"])
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    routers = [module for module in model.modules() if isinstance(module, Gemma4TextRouter)]
+    routers = [module for module in model.modules() if isinstance(module, family.router)]
     for router in routers:
-        router.proj.register_forward_hook(keep_logits)
-        router.register_forward_hook(keep_choice)
+        family.watch(router)
     for layer in model.model.layers:
         layer.compile()
     return model, routers
 
 
 def build_optimizer(
-    model: Gemma4ForCausalLM, steps: int
+    settings: dict[str, Any], model: PreTrainedModel, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with weight decay on matrices only, a linear warm-up and a cosine down to 2 %."""
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": SETTINGS["weight_decay"]},
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": settings["weight_decay"]},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=SETTINGS["learning_rate"], betas=(0.9, 0.95), fused=True)
-    warmup = SETTINGS["warmup_steps"]
+    optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"], betas=(0.9, 0.95), fused=True)
+    warmup = settings["warmup_steps"]
 
     def rate(step: int) -> float:
         if step < warmup:
@@ -161,23 +217,39 @@ class Batches:
         )
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--config", type=Path, default=DEMO, help="the model and its training; default: config.json"
+    )
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=float, default=SETTINGS["tokens"], help="stop after so many")
+    parser.add_argument("--tokens", type=float, help="stop after so many; default: the config's number")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(SETTINGS["seed"])
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda; default: cpu")
+    return parser.parse_args()
 
-    length, batch = SETTINGS["length"], SETTINGS["batch"]
-    steps = int(arguments.tokens // (batch * length))
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    device = arguments.device
+    if device.type == "cuda":
+        # Not compiled: the whole run takes only minutes.
+        torch.compiler.set_stance("force_eager")
+        torch.set_float32_matmul_precision("high")
+    settings = json.loads(arguments.config.read_text(encoding="utf-8"))
+    torch.manual_seed(settings["seed"])
+
+    length, batch = settings["length"], settings["batch"]
+    steps = int((arguments.tokens or settings["tokens"]) // (batch * length))
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     streams = load_streams(arguments.corpora, arguments.tokenizer)
-    model, routers = build_model(tokenizer)
-    optimizer, schedule = build_optimizer(model, steps)
+    model, routers = build_model(settings, tokenizer)
+    model.to(device)
+    seen = FAMILIES[settings["family"]].seen
+    optimizer, schedule = build_optimizer(settings, model, steps)
     batches = Batches(streams, batch, length)
 
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -185,17 +257,17 @@ def main() -> None:
     started, recent = time.monotonic(), []
     with (arguments.out / "log.jsonl").open("w", encoding="utf-8") as log:
         for step in range(1, steps + 1):
-            with torch.autocast("cpu", torch.bfloat16, enabled=SETTINGS["bfloat16"]):
-                loss = loss_of(model, batches.take(step - 1))
-            balance, z, load = router_losses(routers)
-            (loss + SETTINGS["balance_loss"] * balance + SETTINGS["z_loss"] * z).backward()
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings["bfloat16"]):
+                loss = loss_of(model, batches.take(step - 1).to(device))
+            balance, z, load = router_losses([seen(router) for router in routers])
+            (loss + settings["balance_loss"] * balance + settings["z_loss"] * z).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             recent.append(loss.item())
-            evaluates = step % SETTINGS["evaluate_every"] == 0 or step == steps
-            if not evaluates and step % SETTINGS["log_every"]:
+            evaluates = step % settings["evaluate_every"] == 0 or step == steps
+            if not evaluates and step % settings["log_every"]:
                 continue
             record = {
                 "step": step,
