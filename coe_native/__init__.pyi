@@ -44,6 +44,7 @@ from .surgery.fit import largest_keep_that_fits as largest_keep_that_fits
 from .surgery.fit import memory_of as memory_of
 from .surgery.in_place import zero_in_place as zero_in_place
 from .surgery.quantize import plan_quantization as plan_quantization
+from .surgery.quantize import prune_and_quantize as prune_and_quantize
 from .surgery.quantize import quantize as quantize
 from .surgery.verify import Check as Check
 from .surgery.verify import verify as verify

@@ -156,6 +156,35 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise CoeError(f"{given}: cannot be written: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def working_directory(path: Path) -> Iterator[Path]:
+    """Make a directory beside an output for files on the way to it. It is removed when the block ends.
+
+    If the process is killed, the next one that writes the output removes it.
+
+    Yields:
+        The directory.
+
+    Raises:
+        CoeError: The system cannot make it.
+    """
+    try:
+        target = resolved(path)
+        clear_leftovers(target)
+        directory = target.with_name(f"{_prefix(target)}{secrets.token_hex(6)}{SUFFIX}")
+        directory.mkdir(mode=0o700)
+    except OSError as error:
+        raise CoeError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with contextlib.ExitStack() as leaving:
+        leaving.callback(shutil.rmtree, directory, ignore_errors=True)
+        if fcntl is not None:
+            descriptor = os.open(directory, os.O_RDONLY)
+            leaving.callback(os.close, descriptor)
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield directory
+
+
 def _set_mode(file: BinaryIO, path: Path) -> None:
     """Give a finished file the mode of the one that it replaces, or the usual mode of a new file.
 
@@ -205,10 +234,13 @@ def _for_us_only(path: str, flags: int) -> int:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove temporary files of `path` that killed processes left behind: those without a lock."""
+    """Remove temporary files and directories of `path` that killed processes left behind: those without a lock."""
     for beside in path.parent.iterdir():
         if beside.name.startswith(_prefix(path)) and beside.name.endswith(SUFFIX):
             with contextlib.suppress(OSError):
+                if beside.is_dir() and not beside.is_symlink():
+                    _remove_directory(beside)
+                    continue
                 if fcntl is None:
                     beside.unlink()  # Windows does not remove open files
                     continue
@@ -216,6 +248,19 @@ def clear_leftovers(path: Path) -> None:
                 with open(beside, "r+b", opener=_without_links) as leftover:
                     if stat.S_ISREG(os.fstat(leftover.fileno()).st_mode) and lock(leftover):
                         beside.unlink()
+
+
+def _remove_directory(directory: Path) -> None:
+    """Remove a directory that no process has locked."""
+    if fcntl is None:
+        shutil.rmtree(directory)
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory)
+    finally:
+        os.close(descriptor)
 
 
 def _without_links(path: str, flags: int) -> int:

@@ -72,11 +72,32 @@ class QuantizeOptions:
                 _ggml_type(name)
 
 
+@dataclass(frozen=True)
+class ImatrixFile:
+    """A file with an importance matrix.
+
+    Attributes:
+        path: The file.
+        name: What the quantised model records of it.
+    """
+
+    path: Path
+    name: str
+
+    def load(self) -> Imatrix:
+        """Read it.
+
+        Raises:
+            InputError: It is something else, or is damaged.
+        """
+        return Imatrix.load(self.path)
+
+
 def quantize_file(
     source: Path,
     target: Path,
     options: QuantizeOptions,
-    imatrix: Path | None,
+    imatrix: ImatrixFile | None,
     progress: Callable[[int, int], None],
     *,
     dry_run: bool = False,
@@ -100,7 +121,7 @@ def quantize_file(
     request = {
         "source": os.fspath(source),
         "target": os.fspath(target),
-        "imatrix": None if imatrix is None else os.fspath(imatrix),
+        "imatrix": None if imatrix is None else {"path": os.fspath(imatrix.path), "name": imatrix.name},
         "dry_run": dry_run,
         "options": asdict(options),
     }
@@ -224,13 +245,13 @@ class _Held:
             ]
             self.params.tt_overrides = _array(llama_cpp.llama_model_tensor_override, self._overrides)
         if request["imatrix"] is not None:
-            self._take(Imatrix.load(request["imatrix"]), request["imatrix"])
+            self._take(ImatrixFile(Path(request["imatrix"]["path"]), request["imatrix"]["name"]))
 
-    def _take(self, imatrix: Imatrix, path: str) -> None:
+    def _take(self, file: ImatrixFile) -> None:
         """Take an importance matrix, and the metadata about it that llama-quantize writes."""
         import llama_cpp
 
-        entries_by_name = imatrix.entries.items()
+        entries_by_name = file.load().entries.items()
         self._values = {name.encode(): np.ascontiguousarray(entry.weights) for name, entry in entries_by_name}
         pointer = ctypes.POINTER(ctypes.c_float)
         entries = [
@@ -238,13 +259,14 @@ class _Held:
             for name, values in self._values.items()
         ]
         self.params.imatrix = self._imatrix = _array(llama_cpp.llama_model_imatrix_data, entries)
-        facts = [_override(key, value) for key, value in imatrix_metadata(imatrix, path).items()]
+        facts = [_override(key, value) for key, value in imatrix_metadata(file).items()]
         self.params.kv_overrides = self._facts = _array(llama_cpp.llama_model_kv_override, facts)
 
 
-def imatrix_metadata(imatrix: Imatrix, path: str) -> dict[str, int | str]:
+def imatrix_metadata(file: ImatrixFile) -> dict[str, int | str]:
     """Return what llama-quantize records about an importance matrix. Texts have at most 127 bytes."""
-    facts: dict[str, int | str] = {"file": path}
+    imatrix = file.load()
+    facts: dict[str, int | str] = {"file": file.name}
     if imatrix.datasets:
         facts["dataset"] = imatrix.datasets[0]
     facts["entries_count"] = len(imatrix.entries)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from coe_native.errors import CoeError
 from coe_native.llama.loaded_model import LoadedModel
-from coe_native.masks.expert_mask import ExpertMask
-from coe_native.model.header import ModelHeader
 from coe_native.model.imatrix_file import Imatrix, ImatrixEntry
 from coe_native.routing.profile import RoutingProfile
 from coe_native.routing.stats import MIN_TOKENS
+from coe_native.surgery.quantize import imatrix_for
 
 
 class InputWatcher:
@@ -41,7 +40,7 @@ class InputWatcher:
             chunk_size=model.n_ctx,
         )
         if model.mask is not None:
-            made = made.of_kept(kept_by_tensor(model.moe, model.mask))
+            made = imatrix_for(made, model.moe, model.mask)
         self._imatrix, self._few = made.with_means(self._min_tokens)
 
     @property
@@ -60,13 +59,3 @@ class InputWatcher:
         """Return the number of experts, in all layers, that saw few tokens and got the mean of their layer."""
         layers = {name: name.split(".")[1] for name in self._few}
         return len({(layers[name], expert) for name, experts in self._few.items() for expert in experts})
-
-
-def kept_by_tensor(model: ModelHeader, mask: ExpertMask) -> dict[str, tuple[int, ...]]:
-    """Return the experts that a mask keeps, by the names of the tensors with experts."""
-    return {
-        tensor.name: mask.kept[layer.block]
-        for layer in model.layers
-        if layer.block in mask.kept
-        for tensor in layer.tensors
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -63,6 +63,8 @@ class PlannedTensor:
             has one for each byte, so that it can be copied in pieces of any size.
         runs: The slices that are written.
         touched: Whether the slices are experts'.
+        new_type: ggml's type of the output if the tensor is requantised, which these plans only describe; None:
+            the bytes do not change.
     """
 
     source: Tensor
@@ -70,6 +72,7 @@ class PlannedTensor:
     n_slices: int
     runs: tuple[SliceRange, ...]
     touched: bool = True
+    new_type: int | None = None
 
     @classmethod
     def whole(cls, tensor: Tensor) -> PlannedTensor:
@@ -90,7 +93,14 @@ class PlannedTensor:
     @property
     def n_bytes(self) -> int:
         """Return the size of the output tensor in bytes."""
+        if self.new_type is not None:
+            return core.tensor_bytes(core.type_name(self.new_type).lower(), self.shape)
         return self.slice_bytes * sum(run.count for run in self.runs)
+
+    @property
+    def type(self) -> int:
+        """Return ggml's type of the output."""
+        return self.source.type if self.new_type is None else self.new_type
 
     def pieces(self) -> Iterator[SliceRange]:
         """Yield the runs in pieces of whole slices, each of about CHUNK bytes."""
@@ -133,13 +143,23 @@ class Plan:
         """Return the number of bytes of which tensors start at a multiple."""
         return max(LEAST_ALIGNMENT, self.model.files[0].header.alignment)
 
+    def with_types(self, types: Mapping[str, int]) -> Plan:
+        """Return the plan of the same tensors with other types, by their names, as a quantiser writes them."""
+        tensors = [
+            replace(t, new_type=types[t.source.name])
+            if types.get(t.source.name, t.source.type) != t.source.type
+            else t
+            for t in self.tensors
+        ]
+        return replace(self, tensors=tuple(tensors))
+
     def layout(self) -> tuple[list[int], int]:
         """Return each tensor's offset from the start of the data, and the size of the data with padding."""
         return tensor_layout([tensor.n_bytes for tensor in self.tensors], self.alignment)
 
     def header(self) -> bytes:
         """Return all bytes before the data, with padding."""
-        tensors = [(t.source.name, t.shape, t.source.type, t.n_bytes) for t in self.tensors]
+        tensors = [(t.source.name, t.shape, t.type, t.n_bytes) for t in self.tensors]
         return encode_header(self.model.files[0].header.version, self.entries, tensors, self.alignment)
 
     @property
@@ -187,7 +207,7 @@ class Plan:
 
         counts, used = [0], empty(*self.entries, *own)
         for tensor in self.tensors:
-            info = encode_tensor(tensor.source.name, tensor.shape, tensor.source.type, 0)
+            info = encode_tensor(tensor.source.name, tensor.shape, tensor.type, 0)
             size = len(info) + tensor.n_bytes + alignment
             if counts[-1] and used + size > most:
                 counts.append(0)
@@ -245,6 +265,14 @@ def plan_prune(model: ModelHeader, mask: ExpertMask, *, drop_mtp: bool = False, 
         model, mask, "prune", changes, record, drop_vision=bool(model.other_parts) and not keep_vision
     )
     return Plan(model, entries, tuple(map(cut, tensors)))
+
+
+def plan_copy(model: ModelHeader) -> Plan:
+    """Plan a file with the same tensors as the model, without vision and audio parts."""
+    first, others = model.files[0], set(model.other_parts)
+    entries = [first.raw_entry(key) for key in first.keys if key not in SHARD_KEYS]
+    tensors = [PlannedTensor.whole(tensor) for tensor in model.tensors.values() if tensor not in others]
+    return Plan(model, tuple(entries), tuple(tensors))
 
 
 def plan_zero(model: ModelHeader, mask: ExpertMask) -> Plan:

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from coe_native._native import core
 from coe_native.errors import InputError
-from coe_native.files.atomic import check_space, check_target, replacing
-from coe_native.llama.quantizer import QuantizeOptions, imatrix_metadata, quantize_file
+from coe_native.files.atomic import check_space, check_target, replacing, working_directory
+from coe_native.llama.quantizer import ImatrixFile, QuantizeOptions, imatrix_metadata, quantize_file
 from coe_native.llama.text_only import loadable
+from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.gguf_file import encode_entry, encode_header, tensor_layout
 from coe_native.model.header import ModelHeader
 from coe_native.model.imatrix_file import Imatrix
 from coe_native.surgery.plan import SHARD_KEYS
+from coe_native.surgery.write import prune
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def plan_quantization(
         CoeError: llama.cpp cannot quantise the model in this way.
     """
     header = ModelHeader(model)
-    return _planned(header, options, None if imatrix is None else Path(imatrix))
+    return _planned(header, options, _given(imatrix))
 
 
 def quantize(
@@ -79,19 +81,92 @@ def quantize(
         InputError: The model, the importance matrix or the output cannot be used.
         CoeError: llama.cpp cannot quantise the model in this way, or the output cannot be written.
     """
-    header, out = ModelHeader(model), Path(out)
-    path = None if imatrix is None else Path(imatrix)
-    check_target(out, force=force, inputs=(*header.paths, *inputs, *(() if path is None else (path,))))
-    check_space(out, _planned(header, options, path).n_bytes)
-    with loadable(header) as source, replacing(out) as file:
-        quantize_file(source, Path(file.name), options, path, progress)
-    header.check_unchanged()
+    header, out, given = ModelHeader(model), Path(out), _given(imatrix)
+    check_target(out, force=force, inputs=(*header.paths, *inputs, *(() if given is None else (given.path,))))
+    _write(header, options, out, given, progress)
     return out
 
 
-def _planned(header: ModelHeader, options: QuantizeOptions, imatrix: Path | None) -> PlannedQuantization:
+def _given(imatrix: str | Path | None) -> ImatrixFile | None:
+    return None if imatrix is None else ImatrixFile(Path(imatrix), str(imatrix))
+
+
+def _write(
+    header: ModelHeader,
+    options: QuantizeOptions,
+    out: Path,
+    imatrix: ImatrixFile | None,
+    progress: Callable[[int, int], None],
+) -> None:
+    check_space(out, _planned(header, options, imatrix).n_bytes)
+    with loadable(header) as source, replacing(out) as file:
+        quantize_file(source, Path(file.name), options, imatrix, progress)
+    header.check_unchanged()
+
+
+def prune_and_quantize(
+    parent: str | Path,
+    mask: ExpertMask,
+    options: QuantizeOptions,
+    out: str | Path,
+    *,
+    imatrix: str | Path | None = None,
+    drop_mtp: bool = False,
+    force: bool = False,
+    inputs: tuple[Path, ...] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Write a specialist in another quantisation: what `prune` and `quantize` write one after the other.
+
+    The pruned file lies in a temporary directory beside the output until the work is done.
+
+    Args:
+        parent: The parent's file.
+        mask: The mask.
+        options: How the specialist is quantised.
+        out: The file to write.
+        imatrix: An importance matrix, of the parent or of the specialist; None: none.
+        drop_mtp: See `prune`.
+        force: Replace an existing file.
+        inputs: Files, in addition to the parent's, that must not be replaced, `force` or not.
+        progress: Called with the bytes that are pruned, then with tensors that are quantised, and those in all.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: The mask, the parent, the importance matrix or the output cannot be used.
+        CoeError: llama.cpp cannot quantise the model in this way, or the output cannot be written.
+    """
+    header, out, given = ModelHeader(parent), Path(out), _given(imatrix)
+    check_target(out, force=force, inputs=(*header.paths, *inputs, *(() if given is None else (given.path,))))
+    with working_directory(out) as directory:
+        if given is not None:
+            fitting = directory / "imatrix.gguf"
+            imatrix_for(given.load(), header, mask).save(fitting)
+            given = ImatrixFile(fitting, given.name)
+        pruned = prune(header.path, mask, directory / "pruned.gguf", drop_mtp=drop_mtp, progress=progress)
+        _write(ModelHeader(pruned), options, out, given, progress)
+    return out
+
+
+def imatrix_for(imatrix: Imatrix, parent: ModelHeader, mask: ExpertMask) -> Imatrix:
+    """Return an importance matrix for a specialist: the parent's is cut to the kept experts."""
+    kept = {
+        tensor.name: mask.kept[layer.block]
+        for layer in parent.layers
+        if layer.block in mask.kept
+        for tensor in layer.tensors
+    }
+    is_parents = any(
+        name in kept and len(entry.counts) == mask.n_experts > mask.keep for name, entry in imatrix.entries.items()
+    )
+    return imatrix.of_kept(kept) if is_parents else imatrix
+
+
+def _planned(header: ModelHeader, options: QuantizeOptions, imatrix: ImatrixFile | None) -> PlannedQuantization:
     if imatrix is not None:
-        _check_imatrix(Imatrix.load(imatrix), header, imatrix)
+        _check_imatrix(imatrix.load(), header, imatrix.path)
     with loadable(header, with_weights=False) as source:
         changed = quantize_file(source, source, options, imatrix, lambda *_: None, dry_run=True)
     others = set(header.other_parts)
@@ -108,10 +183,10 @@ def _planned(header: ModelHeader, options: QuantizeOptions, imatrix: Path | None
     return PlannedQuantization(len(head) + n_bytes, types)
 
 
-def _added_metadata(imatrix: Path | None) -> dict[str, int | str]:
+def _added_metadata(imatrix: ImatrixFile | None) -> dict[str, int | str]:
     """Return the metadata that the quantiser adds where it is missing."""
     added: dict[str, int | str] = {"general.quantization_version": 2, "general.file_type": 0}
-    return added if imatrix is None else added | imatrix_metadata(Imatrix.load(imatrix), str(imatrix))
+    return added if imatrix is None else added | imatrix_metadata(imatrix)
 
 
 def _check_imatrix(imatrix: Imatrix, header: ModelHeader, path: Path) -> None:

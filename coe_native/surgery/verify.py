@@ -28,17 +28,22 @@ from coe_native.surgery.plan import (
     Readers,
     SliceRange,
     check_finite,
+    plan_copy,
     plan_prune,
     plan_zero,
 )
+from coe_native.surgery.requantised import check_requantised
 from coe_native.surgery.write import Report
 
 # On the CPU and memory-mapped, because the parent may occupy the GPU, and may be larger than the memory.
 _CHECKED_AS = ModelOptions(n_ctx=8, n_batch=8, n_gpu_layers=0, repack=False, mtp=True)
 
 
-_WRITTEN_DIFFERENTLY = (b"coe.mask.parent_fingerprint", b"coe.mask.notice")
-"""Metadata whose wording or digest depends on the version of coe-native."""
+_WRITTEN_DIFFERENTLY = (
+    *(b"coe.mask.parent_fingerprint", b"coe.mask.notice"),
+    *(b"general.file_type", b"general.quantization_version", b"quantize.imatrix."),
+)
+"""Starts of metadata that depend on the version of coe-native, or that a quantiser writes."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +62,21 @@ class Check:
 
 
 def verify(
-    out: str | Path, parent: str | Path, mask: ExpertMask, *, progress: Report = lambda done, total: None
+    out: str | Path, parent: str | Path, mask: ExpertMask | None, *, progress: Report = lambda done, total: None
 ) -> list[Check]:
-    """Check a specialist or zeroed model against its parent and mask.
+    """Check a specialist, a zeroed or a requantised model against its parent and mask.
 
-    The checks are: metadata; layout (names, shapes and types of all tensors); bytes (kept slices and
-    untouched tensors equal the parent's, zeroed ones are zero); norms (all finite); loads (llama.cpp runs a
-    token); graph (llama.cpp runs operations of the same names and kinds as for the parent). A GGUF file whose
-    header cannot be read, such as a truncated one, has one failed check.
+    The checks are: metadata; layout (names and shapes of all tensors); bytes (kept slices and untouched tensors
+    equal the parent's, zeroed ones are zero); norms (all finite); loads (llama.cpp runs a token); graph (llama.cpp
+    runs operations of the same names and kinds as for the parent). If tensors have other types than the parent's,
+    there is also quantisation: each of them, expert by expert, differs from the parent's values by no more than
+    rounding to its type explains. A GGUF file whose header cannot be read, such as a truncated one, has one failed
+    check.
 
     Args:
         out: The written model.
         parent: Its parent.
-        mask: The mask.
+        mask: The mask; None: no experts were dropped.
         progress: Called with bytes done and bytes in all.
 
     Raises:
@@ -77,18 +84,22 @@ def verify(
         CoeError: A file changes while it is read.
     """
     parent_model = ModelHeader(parent)
-    check_mask(mask, parent_model)
+    if mask is not None:
+        check_mask(mask, parent_model)
     try:
         written = ModelHeader(out)
     except InputError as error:
         if not begins_like_gguf(Path(out)):
             raise
         return [Check("header", False, str(error))]
-    if written.surgery is not None and written.surgery.mode == "prune":
+    if mask is None:
+        plan = plan_copy(parent_model)
+    elif written.surgery is not None and written.surgery.mode == "prune":
         dropped = bool(parent_model.mtp_blocks) and not written.mtp_blocks
         plan = plan_prune(parent_model, mask, drop_mtp=dropped, keep_vision=bool(written.other_parts))
     else:
         plan = plan_zero(parent_model, mask)
+    plan = plan.with_types({tensor.name: tensor.type for tensor in written.tensors.values()})
     abandoned = threading.Event()
     with ThreadPoolExecutor(1) as beside, contextlib.ExitStack() as leaving:
         leaving.callback(abandoned.set)
@@ -98,6 +109,8 @@ def verify(
         checks.append(layout)
         if layout.passed:
             checks += _contents(written, plan, progress)
+            if any(planned.new_type is not None for planned in plan.tensors):
+                checks.append(_check("quantisation", lambda: check_requantised(written, plan)))
         checks += running.result()
     written.check_unchanged()
     parent_model.check_unchanged()
@@ -126,29 +139,33 @@ def _raw_metadata(model: ModelHeader) -> list[bytes]:
     return [first.raw_entry(key) for key in first.keys if key not in SHARD_KEYS]
 
 
-def _metadata(written: ModelHeader, plan: Plan, mask: ExpertMask) -> str:
+def _metadata(written: ModelHeader, plan: Plan, mask: ExpertMask | None) -> str:
     done = written.surgery
-    if done is None:
+    if mask is not None and done is None:
         raise CoeError("has no record of a mask")
-    if done.digest != mask.digest:
+    if mask is not None and done is not None and done.digest != mask.digest:
         raise CoeError(f"was made with another mask ({done.digest[:12]}..., not {mask.digest[:12]}...)")
-    expected = _raw_metadata(plan.model) if done.in_place else list(plan.entries)
+    in_place = done is not None and done.in_place
+    expected = _raw_metadata(plan.model) if in_place else list(plan.entries)
     if _comparable(_raw_metadata(written)) != _comparable(expected):
         raise CoeError("differs from the parent's in more than the number of experts and the record of the mask")
-    if not done.in_place and not plan.model.has_fingerprint(str(written.metadata("coe.mask.parent_fingerprint"))):
+    if mask is None:
+        return f"{len(expected)} entries"
+    if not in_place and not plan.model.has_fingerprint(str(written.metadata("coe.mask.parent_fingerprint"))):
         raise CoeError("was made from another parent")
     return f"{len(expected)} entries, mask {mask.digest[:12]}..."
 
 
 def _comparable(entries: list[bytes]) -> list[bytes]:
-    """Return the entries without those that other versions of coe-native write differently."""
-    starts = tuple(len(key).to_bytes(8, "little") + key for key in _WRITTEN_DIFFERENTLY)
-    return [entry for entry in entries if not entry.startswith(starts)]
+    """Return the entries without those that other versions of coe-native, or a quantiser, write differently."""
+    return [entry for entry in entries if not entry[8:].startswith(_WRITTEN_DIFFERENTLY)]
 
 
 def _layout(written: ModelHeader, plan: Plan) -> str:
-    found = [(tensor.name, tensor.shape, tensor.type) for tensor in written.tensors.values()]
-    expected = [(tensor.source.name, tensor.shape, tensor.source.type) for tensor in plan.tensors]
+    found = [(tensor.name, tensor.shape) for tensor in written.tensors.values()]
+    expected = [(tensor.source.name, tensor.shape) for tensor in plan.tensors]
+    if any(tensor.new_type is not None for tensor in plan.tensors):  # quantisers change the order
+        found, expected = sorted(found), sorted(expected)
     for ours, theirs in zip(expected, found, strict=False):
         if ours != theirs:
             raise CoeError(f"has tensor {theirs[0]} {list(theirs[1])} instead of {ours[0]} {list(ours[1])}")
@@ -190,6 +207,8 @@ class _Piece:
 
 def _pieces(written: ModelHeader, plan: Plan) -> Iterator[_Piece]:
     for planned in plan.tensors:
+        if planned.new_type is not None:
+            continue
         tensor = written.tensors[planned.source.name]
         offset = tensor.offset
         for run in planned.pieces():
@@ -215,7 +234,7 @@ class _Finding:
 
 def _contents(written: ModelHeader, plan: Plan, progress: Report) -> tuple[Check, Check]:
     """Check bytes and norms. Everything is read once, by several threads."""
-    total = sum(planned.n_bytes for planned in plan.tensors)
+    total = sum(planned.n_bytes for planned in plan.tensors if planned.new_type is None)
     done = n_finite = 0
     different = infinite = ""
     unchecked: set[str] = set()

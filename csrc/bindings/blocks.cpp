@@ -5,13 +5,19 @@ namespace py = pybind11;
 
 namespace coe::bindings {
 
+namespace {
+
+size_t bytes_of(const py::buffer_info& info) { return static_cast<size_t>(info.size * info.itemsize); }
+
+}  // namespace
+
 void register_blocks(py::module_& module) {
     module.def(
         "slice_norms",
         [](const py::buffer& buffer, uint32_t type, size_t n_slices) {
             const py::buffer_info info = buffer.request();
             const auto* data = static_cast<const uint8_t*>(info.ptr);
-            const auto n_bytes = static_cast<size_t>(info.size * info.itemsize);
+            const size_t n_bytes = bytes_of(info);
             std::vector<double> norms;
             {
                 const py::gil_scoped_release release;
@@ -20,6 +26,23 @@ void register_blocks(py::module_& module) {
             return py::array_t<double>(static_cast<py::ssize_t>(norms.size()), norms.data());
         },
         py::arg("buffer"), py::arg("type"), py::arg("n_slices"));
+    module.def(
+        "slice_differences",
+        [](const py::buffer& first, uint32_t first_type, const py::buffer& second, uint32_t second_type,
+           size_t n_slices) {
+            const py::buffer_info ours = first.request();
+            const py::buffer_info theirs = second.request();
+            std::vector<double> norms;
+            {
+                const py::gil_scoped_release release;
+                norms = slice_differences(static_cast<const uint8_t*>(ours.ptr), bytes_of(ours), first_type,
+                                          static_cast<const uint8_t*>(theirs.ptr), bytes_of(theirs),
+                                          second_type, n_slices);
+            }
+            return py::array_t<double>(static_cast<py::ssize_t>(norms.size()), norms.data());
+        },
+        py::arg("first"), py::arg("first_type"), py::arg("second"), py::arg("second_type"),
+        py::arg("n_slices"));
     module.def("has_norm", &has_norm, py::arg("type"));
 }
 

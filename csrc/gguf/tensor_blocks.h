@@ -1,4 +1,4 @@
-// Norms of runs of quantised blocks, through ggml's own dequantisation.
+// Norms and differences of runs of quantised blocks, through ggml's own dequantisation.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,12 @@ namespace coe {
 // double precision. A norm is not finite if a value of its slice is not. Throws std::invalid_argument if a
 // slice is not a whole number of blocks.
 std::vector<double> slice_norms(const uint8_t* data, size_t n_bytes, uint32_t type, size_t n_slices);
+
+// Returns the norms of the differences between slices of two tensors of equally many values.
+// Throws std::invalid_argument if a slice is not a whole number of blocks of both types.
+std::vector<double> slice_differences(const uint8_t* first, size_t first_bytes, uint32_t first_type,
+                                      const uint8_t* second, size_t second_bytes, uint32_t second_type,
+                                      size_t n_slices);
 
 // Returns whether ggml can dequantise a type, so that its norms can be checked.
 bool has_norm(uint32_t type);

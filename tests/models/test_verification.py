@@ -155,3 +155,93 @@ def test_a_changed_graph_is_found(
     found = failures(out, parent, mask)
     assert list(found) == ["graph"]
     assert found["graph"]
+
+
+TYPES = ("Q8_0", "Q6_K", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K", "IQ2_XS", "IQ1_M", "F16", "BF16")
+
+
+@pytest.fixture(scope="module")
+def importance(
+    tmp_path_factory: pytest.TempPathFactory, model_file: ModelFile, documents: list[list[int]]
+) -> Callable[[str], Path]:
+    """The importance matrix of a family's model, which the smallest types need."""
+    directory = tmp_path_factory.mktemp("imatrix")
+
+    def write(family: str) -> Path:
+        path = directory / f"{family}.gguf"
+        if not path.exists():
+            with coe.Model(model_file(family, "F32"), n_ctx=128, n_threads=1) as model:
+                coe.compute_imatrix(model, documents).save(path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("family", "file_type"),
+    [*(("gemma4", file_type) for file_type in TYPES), ("deepseek2", "Q4_K_M"), ("gpt-oss", "IQ4_XS")],
+)
+def test_a_requantised_specialist_passes(
+    tmp_path: Path,
+    model_file: ModelFile,
+    profile_of: ProfileOf,
+    importance: Callable[[str], Path],
+    family: str,
+    file_type: str,
+) -> None:
+    parent = model_file(family, "F32")
+    mask = unused_experts(profile_of(family), 8)
+    options = coe.QuantizeOptions(file_type)
+    imatrix = importance(family)
+    out = coe.prune_and_quantize(parent, mask, options, tmp_path / "out.gguf", imatrix=imatrix)
+    assert failures(out, parent, mask) == {}
+    details = {check.name: check.detail for check in coe.verify(out, parent, mask)}
+    assert "tensors requantised" in details["quantisation"]
+    whole = coe.quantize(parent, options, tmp_path / "whole.gguf", imatrix=imatrix)
+    assert all(check.passed for check in coe.verify(whole, parent, None))
+    # The order of the steps does not matter to the check, though it may to the types.
+    pruned = coe.prune(whole, mask, tmp_path / "pruned.gguf")
+    assert all(check.passed for check in coe.verify(pruned, parent, mask))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["out.gguf", "pruned.gguf", "whole.gguf"]
+
+
+def test_what_rounding_does_not_explain_is_found(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, importance: Callable[[str], Path]
+) -> None:
+    parent = model_file("gemma4", "F32")
+    mask = unused_experts(profile_of("gemma4"), 8)
+    for file_type in ("Q8_0", "Q4_0", "IQ1_M"):
+        out = tmp_path / f"{file_type}.gguf"
+        coe.prune_and_quantize(parent, mask, coe.QuantizeOptions(file_type), out, imatrix=importance("gemma4"))
+        tensor = coe.MoeModel(out).tensors["blk.1.ffn_down_exps.weight"]
+        size = tensor.n_bytes // 8
+        good = out.read_bytes()[tensor.offset :][: 2 * size]
+        damage(out, tensor.offset, good[size:] + good[:size])  # two experts have changed places
+        found = failures(out, parent, mask)
+        assert list(found) == ["quantisation"]
+        assert f"of {tensor.name} differs" in found["quantisation"]
+        assert (
+            f"expert {mask.kept[1][0]} " in found["quantisation"]
+            or f"expert {mask.kept[1][1]} " in found["quantisation"]
+        )
+        damage(out, tensor.offset, good)
+        assert not failures(out, parent, mask)
+        embedding = coe.MoeModel(out).tensors["token_embd.weight"]
+        damage(out, embedding.offset, bytes(embedding.n_bytes))
+        assert "token_embd.weight differs" in failures(out, parent, mask)["quantisation"]
+    other = tmp_path / "other.gguf"
+    write_random_model(other, "gemma4", seed=1)
+    requantised = coe.quantize(other, coe.QuantizeOptions("Q8_0"), tmp_path / "requantised.gguf")
+    assert "quantisation" in {check.name for check in coe.verify(requantised, parent, None) if not check.passed}
+
+
+def test_a_copy_needs_no_mask(tmp_path: Path, model_file: ModelFile) -> None:
+    parent = model_file("qwen3moe", "Q4_K_M")
+    out = tmp_path / "copy.gguf"
+    out.write_bytes(parent.read_bytes())
+    assert all(check.passed for check in coe.verify(out, parent, None))
+    tensor = coe.MoeModel(out).tensors["blk.1.attn_q.weight"]
+    damage(out, tensor.offset)
+    assert (
+        "blk.1.attn_q.weight" in {c.name: c.detail for c in coe.verify(out, parent, None) if not c.passed}["bytes"]
+    )

@@ -50,6 +50,7 @@ def test_public_names_are_those_of_the_interface() -> None:
         "profile",
         "profile_corpora",
         "prune",
+        "prune_and_quantize",
         "quantize",
         "read_corpus",
         "score",

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Keep vision and audio parts in the file, for Ollama; llama.cpp loads only files without them.",
 )
+@click.option("--type", "file_type", metavar="TYPE", help="Quantise the specialist too, as `quantize` does.")
+@click.option("--imatrix", type=FILE, help="Importance matrix for --type, of MODEL or of the specialist.")
 @split_option
 @force_option
 @json_option
@@ -48,20 +50,44 @@ def command(
     options: ModelOptions,
     drop_mtp: bool,
     keep_vision: bool,
+    file_type: str | None,
+    imatrix: Path | None,
     split_max_bytes: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Write MODEL with the kept experts only; everything else stays the same, byte for byte."""
+    from coe_native.llama.quantizer import QuantizeOptions
     from coe_native.model.header import ModelHeader
     from coe_native.surgery.notice import safety_notice
+    from coe_native.surgery.quantize import prune_and_quantize
     from coe_native.surgery.write import prune
 
+    if file_type is None and imatrix is not None:
+        raise InputError("--imatrix is for quantising: give --type too")
+    if file_type is not None and (keep_vision or split_max_bytes is not None):
+        raise InputError(
+            "--type writes one file with the language model: leave out --keep-vision and --split-max-size"
+        )
+    requantised = None if file_type is None else QuantizeOptions(file_type)
     parent = ModelHeader(model)
     mask = _mask(parent, mask_path, profile, choice, options)
+    inputs = tuple(path for path in (mask_path, profile, *choice.passes.inputs) if path is not None)
     with byte_progress("pruning") as progress:
-        written = ModelHeader(
-            prune(
+        if requantised is not None:
+            path = prune_and_quantize(
+                model,
+                mask,
+                requantised,
+                output,
+                imatrix=imatrix,
+                drop_mtp=drop_mtp,
+                force=force,
+                inputs=inputs,
+                progress=progress,
+            )
+        else:
+            path = prune(
                 model,
                 mask,
                 output,
@@ -69,10 +95,10 @@ def command(
                 keep_vision=keep_vision,
                 split_max_bytes=split_max_bytes,
                 force=force,
-                inputs=tuple(path for path in (mask_path, profile, *choice.passes.inputs) if path is not None),
+                inputs=inputs,
                 progress=progress,
             )
-        )
+    written = ModelHeader(path)
     notice = safety_notice(mask.provenance.get("method"))
     if as_json:
         facts = {"output": str(written.path), "files": list(map(str, written.paths)), "bytes": written.n_bytes}
