@@ -77,13 +77,13 @@ def evaluate(model: LoadedModel, text: Corpus, *, reference: LoadedModel | None 
     """
     if reference is not None and not _same_vocabulary(model, reference):
         raise InputError(f"{reference.moe.path}: has another vocabulary than {model.moe.path}")
-    tally = _Tally(model, text)
+    values = Values()
     for window, first in _scored_windows(model, text):
         if reference is None:
-            tally.add(log_probabilities(model, window, first))
+            values.add(log_probabilities(model, window, first))
         else:
-            tally.compare(compare(model, distributions(reference, window, first)))
-    return tally.result()
+            values.compare(compare(model, distributions(reference, window, first)))
+    return values.result(model, text)
 
 
 def evaluate_masks(
@@ -108,21 +108,66 @@ def evaluate_masks(
         InputError: The text is too short, the model cannot predict, or a mask does not fit it.
         CoeError: A perplexity or a divergence is not finite.
     """
-    parent = _Tally(model, text)
-    tallies = [_Tally(model, text) for _ in masks]
+    of_parent, *of_masks = judge_masks(model, text, [None, *masks], reference=model, progress=progress)
+    return of_parent, tuple(of_masks)
+
+
+def judge_masks(
+    model: LoadedModel,
+    text: Corpus,
+    masks: Sequence[ExpertMask | None],
+    *,
+    reference: LoadedModel | None,
+    progress: Callable[[int], None] = lambda n: None,
+    windows: Windows | None = None,
+) -> list[Evaluation]:
+    """Return the evaluation of a loaded model under each of several live masks, as `evaluate_masks` does.
+
+    Args:
+        model: The model.
+        text: The text.
+        masks: The masks; None: no mask.
+        reference: The unmasked model that divergences are taken from: the model itself, which has none without a
+            mask, or another one; None: there are no divergences.
+        progress: Called with the number of tokens after each run of a window.
+        windows: Where the results of each window are kept, for a run that may be interrupted; it may have those of
+            the first windows already.
+
+    Raises:
+        InputError: The text is too short, the model cannot predict, a mask does not fit it, or the reference has
+            another vocabulary.
+        CoeError: A perplexity or a divergence is not finite.
+    """
+    if reference is not None and reference is not model and not _same_vocabulary(model, reference):
+        raise InputError(f"{reference.moe.path}: has another vocabulary than {model.moe.path}")
+    windows = windows or Windows(len(masks))
     try:
-        for window, first in _scored_windows(model, text):
-            model.clear_mask()
-            reference = distributions(model, window, first)
-            parent.add(reference.log_probabilities)
-            progress(len(window))
-            for mask, tally in zip(masks, tallies, strict=True):
-                model.apply(mask)
-                tally.compare(compare(model, reference))
+        for number, (window, first) in enumerate(_scored_windows(model, text)):
+            if number < windows.n_done:
+                progress(len(window) * (len(masks) + (reference not in (None, model))))
+                continue
+            windows.begin()
+            if reference is model:
+                model.clear_mask()
+            expected = None if reference is None else distributions(reference, window, first)
+            if reference is not None and reference is not model:
                 progress(len(window))
+            for mask, values in zip(masks, windows.of_masks, strict=True):
+                if mask is None:
+                    model.clear_mask()
+                else:
+                    model.apply(mask)
+                if expected is None:
+                    values.add(log_probabilities(model, window, first))
+                elif mask is None and reference is model:
+                    values.add(expected.log_probabilities)
+                else:
+                    values.compare(compare(model, expected))
+                progress(len(window))
+            windows.end()
     finally:
         model.clear_mask()
-    return parent.result(), tuple(tally.result() for tally in tallies)
+    return [values.result(model, text) for values in windows.of_masks]
 
 
 def check_text(model: LoadedModel, text: Corpus) -> None:
@@ -139,45 +184,48 @@ def count_tokens(model: LoadedModel, text: Corpus) -> int:
     return sum(len(window) for window, _ in _scored_windows(model, text))
 
 
-class _Tally:
-    """The results at the scored positions of one text."""
+class Values:
+    """What one model under one mask predicted at the scored positions of a text."""
 
-    def __init__(self, model: LoadedModel, text: Corpus) -> None:
-        self._model = model
-        self._text = text
-        self._log_probabilities: list[NDArray[np.float64]] = []
-        self._divergences: list[NDArray[np.float64]] = []
-        self._agreements: list[NDArray[np.bool_]] = []
+    def __init__(self) -> None:
+        self.log_probabilities: list[NDArray[np.float64]] = []
+        self.divergences: list[NDArray[np.float64]] = []
+        self.agreements: list[NDArray[np.bool_]] = []
 
     def add(self, log_probabilities: NDArray[np.float64]) -> None:
         """Add the log-probabilities of a window's scored tokens, [position]."""
-        self._log_probabilities.append(log_probabilities)
+        self.log_probabilities.append(log_probabilities)
 
     def compare(self, found: Comparison) -> None:
         """Add a window with its comparison to the reference."""
         self.add(found.log_probabilities)
-        self._divergences.append(found.divergences)
-        self._agreements.append(found.same_top)
+        self.divergences.append(found.divergences)
+        self.agreements.append(found.same_top)
 
-    def result(self) -> Evaluation:
+    def cut(self, n_windows: int) -> None:
+        """Forget the windows from this number on."""
+        for values in (self.log_probabilities, self.divergences, self.agreements):
+            del values[n_windows:]
+
+    def result(self, model: LoadedModel, text: Corpus) -> Evaluation:
         """Return the evaluation of all windows."""
-        values = np.concatenate(self._log_probabilities)
+        values = np.concatenate(self.log_probabilities)
         if not np.isfinite(values).all() or -values.mean() > _LARGEST_EXPONENT:
-            raise CoeError(f"{self._model.moe.path}: has no finite perplexity on {self._text.name}; it is damaged")
+            raise CoeError(f"{model.moe.path}: has no finite perplexity on {text.name}; it is damaged")
         perplexity = math.exp(-values.mean())
         error = perplexity * _error_of_mean(values)
-        if not self._divergences:
-            return Evaluation(text=self._text.name, n_scored=len(values), perplexity=perplexity, error=error)
-        divergences = np.concatenate(self._divergences)
+        if not self.divergences:
+            return Evaluation(text=text.name, n_scored=len(values), perplexity=perplexity, error=error)
+        divergences = np.concatenate(self.divergences)
         if not np.isfinite(divergences).all():
             raise CoeError(
-                f"{self._model.moe.path}: gives probability 0 to tokens of {self._text.name} that the reference "
+                f"{model.moe.path}: gives probability 0 to tokens of {text.name} that the reference "
                 "expects, so there is no finite divergence"
             )
-        agreement = float(np.concatenate(self._agreements).mean())
+        agreement = float(np.concatenate(self.agreements).mean())
         kl, kl_error = float(divergences.mean()), _error_of_mean(divergences)
         return Evaluation(
-            text=self._text.name,
+            text=text.name,
             n_scored=len(values),
             perplexity=perplexity,
             error=error,
@@ -185,6 +233,36 @@ class _Tally:
             top1_agreement=agreement,
             kl_error=kl_error,
         )
+
+
+class Windows:
+    """The results of a text's windows, for each of several masks.
+
+    Attributes:
+        n_done: Number of windows that have been run under all masks.
+        of_masks: The values for each mask.
+    """
+
+    def __init__(self, n_masks: int, *, at_end: Callable[[], None] = lambda: None) -> None:
+        """Make it for a number of masks, without a window.
+
+        Args:
+            n_masks: Number of masks.
+            at_end: Called after each window.
+        """
+        self.n_done = 0
+        self.of_masks = [Values() for _ in range(n_masks)]
+        self._at_end = at_end
+
+    def begin(self) -> None:
+        """Begin the next window. What an interrupted one has left is forgotten."""
+        for values in self.of_masks:
+            values.cut(self.n_done)
+
+    def end(self) -> None:
+        """Take note that the window has been run under all masks."""
+        self.n_done += 1
+        self._at_end()
 
 
 def _error_of_mean(values: NDArray[np.float64]) -> float:

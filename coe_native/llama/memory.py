@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,17 @@ def simulated_memory(path: Path, options: ModelOptions) -> Memory:
     counted = [use for use in uses if use["on_gpu"] == on_gpu]
     parts = {part: sum(use[part] for use in counted) for part in ("weights", "context", "compute")}
     return Memory(**parts, on_gpu=on_gpu)
+
+
+def fit_side_by_side(headers: Sequence[ModelHeader], options: ModelOptions) -> bool:
+    """Return whether the first model and the largest of the others fit into the free memory together.
+
+    Memory that holds the system's copy of a file counts as free.
+    """
+    on_gpu = core.free_gpu_memory() if options.n_gpu_layers else 0
+    free = on_gpu or psutil.virtual_memory().available
+    sizes = [header.n_bytes + _upper_bound(header, options) for header in headers]
+    return sizes[0] + max(sizes[1:], default=0) <= free
 
 
 def check_context(header: ModelHeader, options: ModelOptions) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import coe_native as coe
 from coe_native.corpus.in_memory import corpus_of
 from coe_native.evaluation.perplexity import evaluate_masks
-from coe_native.evaluation.sweep import default_keeps, sweep
+from coe_native.evaluation.sweep import ALL_EXPERTS, default_keeps, frontier, sweep, sweep_files
+from coe_native.evaluation.sweep_checkpoint import SweepCheckpoint
 
 ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[..., coe.RoutingProfile]
@@ -74,6 +76,142 @@ def test_masks_judged_together_score_as_alone(
             for mask, evaluation in zip(masks, judged, strict=True):
                 model.apply(mask)
                 assert evaluation == coe.evaluate(model, text, reference=reference)
+
+
+def test_several_files_are_compared_with_the_reference(
+    model_file: ModelFile, profile_of: ProfileOf, documents: list[list[int]]
+) -> None:
+    """Each point is what `evaluate` says of the file under the mask, with the same reference."""
+    files = [model_file("qwen3moe", name) for name in ("Q4_K_M", "Q8_0")]
+    reference, profile = model_file("qwen3moe", "F32"), profile_of("qwen3moe", "F32")
+    texts = {"own": corpus_of(documents[:4]), "other": corpus_of(documents[4:])}
+    options = coe.ModelOptions(**OPTIONS)
+    told: list[tuple[int, int]] = []
+    for base in (reference, None):
+        found = sweep_files(
+            *(files, options, profile, texts),
+            keeps=[8, 12, 16],
+            reference=base,
+            progress=lambda progress: told.append((progress.tokens, progress.total)),
+        )
+        assert told[-1][0] == told[-1][1]
+        judged_by = reference if base is not None else files[1]
+        assert found.n_bytes == judged_by.stat().st_size
+        assert [(point.model, point.keep) for point in found.points] == [
+            (file.name, keep) for file in files for keep in (16, 8, 12)
+        ]
+        with coe.Model(judged_by, **OPTIONS) as unmasked:
+            assert [e.perplexity for e in found.parent] == [
+                coe.evaluate(unmasked, t).perplexity for t in texts.values()
+            ]
+            assert all(evaluation.kl_divergence is None for evaluation in found.parent)
+            for point in found.points:
+                with coe.Model(
+                    dict(zip(("Q4", "Q8"), files, strict=True))[_quantisation(point)], **OPTIONS
+                ) as model:
+                    if point.method != ALL_EXPERTS:
+                        model.apply(coe.build_mask(profile, point.keep))
+                    for evaluation, text in zip(point.evaluations, texts.values(), strict=True):
+                        expected = coe.evaluate(model, text, reference=unmasked)
+                        assert evaluation.perplexity == pytest.approx(expected.perplexity, rel=1e-9)
+                        if judged_by.name == point.model and point.method == ALL_EXPERTS:
+                            assert evaluation.kl_divergence is None
+                        else:
+                            assert evaluation.kl_divergence == pytest.approx(
+                                expected.kl_divergence, rel=1e-6, abs=1e-9
+                            )
+        sizes = [(point.n_bytes, found.losses(point)[0]) for point in found.points]
+        assert [point.frontier for point in found.points] == frontier(sizes)
+
+
+def test_without_memory_for_two_models_there_are_no_divergences(
+    monkeypatch: pytest.MonkeyPatch, model_file: ModelFile, profile_of: ProfileOf, documents: list[list[int]]
+) -> None:
+    monkeypatch.setattr("coe_native.evaluation.sweep.fit_side_by_side", lambda *_: False)
+    files = [model_file("qwen3moe", name) for name in ("Q4_K_M", "Q8_0")]
+    texts = {"own": corpus_of(documents)}
+    found = sweep_files(files, coe.ModelOptions(**OPTIONS), profile_of("qwen3moe"), texts, keeps=[8])
+    divergences = [point.evaluations[0].kl_divergence for point in found.points]
+    assert divergences[:3] == [None, None, None]
+    assert divergences[3] is not None
+    with coe.Model(files[0], **OPTIONS) as model:
+        expected = coe.evaluate(model, texts["own"]).perplexity
+    assert found.points[0].evaluations[0].perplexity == pytest.approx(expected, rel=1e-9)
+
+
+def test_files_of_other_models_and_the_same_name_are_refused(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, documents: list[list[int]]
+) -> None:
+    texts, options = {"own": corpus_of(documents)}, coe.ModelOptions(**OPTIONS)
+    own, other = model_file("qwen3moe", "Q8_0"), model_file("olmoe", "Q8_0")
+    with pytest.raises(coe.InputError, match="olmoe"):
+        sweep_files([own, other], options, profile_of("qwen3moe"), texts, keeps=[8])
+    link = tmp_path / own.name
+    link.symlink_to(own)
+    with pytest.raises(coe.InputError, match="two of the files"):
+        sweep_files([own, link], options, profile_of("qwen3moe"), texts, keeps=[8])
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 6, 9])
+def test_an_interrupted_sweep_ends_as_it_would_have(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, documents: list[list[int]], stop_after: int
+) -> None:
+    files = [model_file("qwen3moe", name) for name in ("Q4_K_M", "Q8_0")]
+    profile, options = profile_of("qwen3moe"), coe.ModelOptions(**OPTIONS)
+    texts = {"own": corpus_of(documents[:4]), "other": corpus_of(documents[4:])}
+    whole = sweep_files(files, options, profile, texts, keeps=[8])
+    output = tmp_path / "s.json"
+
+    def run(checkpoint: SweepCheckpoint, keeps: list[int]) -> coe.Sweep:
+        return sweep_files(files, options, profile, texts, keeps=keeps, checkpoint=checkpoint)
+
+    class Stopping(SweepCheckpoint):
+        def _offer(self) -> None:
+            if self.n_windows == stop_after:
+                self.save()
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopping(output), [8])
+    with pytest.raises(coe.InputError, match="interrupted sweep"):
+        SweepCheckpoint(output)
+    with pytest.raises(coe.InputError, match="other masks"):
+        run(SweepCheckpoint(output, resume=True), [9])
+    resumed = SweepCheckpoint(output, resume=True)
+    assert run(resumed, [8]) == whole
+    resumed.remove()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "lengths", "missing"])
+def test_damaged_checkpoints_are_refused(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, documents: list[list[int]], damage: str
+) -> None:
+    output = tmp_path / "s.json"
+    texts = {"own": corpus_of(documents)}
+    with coe.Model(model_file("olmoe", "F32"), **OPTIONS) as model:
+        checkpoint = SweepCheckpoint(output)
+        sweep(model, profile_of("olmoe"), texts, keeps=[8], checkpoint=checkpoint)
+        checkpoint.save()
+        path = checkpoint.path
+        arrays = dict(np.load(path))
+        data = path.read_bytes()
+        if damage == "lengths":
+            arrays["0.0/lengths"] = arrays["0.0/lengths"] + 1
+        if damage == "missing":
+            del arrays["0.0/1/log_probabilities"]
+        changed = {"empty": b"", "text": b"words", "cut": data[: len(data) // 2]}.get(damage)
+        if changed is None:
+            with path.open("wb") as file:
+                np.savez(file, **arrays)
+        else:
+            path.write_bytes(changed)
+        with pytest.raises(coe.InputError, match=r"s\.json\.checkpoint: .*damaged"):
+            sweep(
+                *(model, profile_of("olmoe"), texts),
+                keeps=[8],
+                checkpoint=SweepCheckpoint(output, resume=True),
+            )
 
 
 def test_default_keeps_can_be_cut(model_file: ModelFile) -> None:

@@ -1,0 +1,148 @@
+"""Checkpoints of sweeps: what each token's prediction was, of all windows that have been run."""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe_native.errors import InputError
+from coe_native.evaluation.perplexity import Values, Windows
+from coe_native.files.atomic import check_target, clear_leftovers, replacing
+from coe_native.files.regular import open_regular
+
+_START_OVER = "start over with --force and without --resume"
+_ARRAYS = ("log_probabilities", "divergences", "agreements")
+
+
+class SweepCheckpoint:
+    """The checkpoint of a sweep, in a file beside its output.
+
+    Args:
+        output: The file that the sweep will write.
+        every: Seconds between checkpoints.
+        resume: Continue from the checkpoint if it exists.
+        force: Start over if it exists, unless `resume` is set.
+        inputs: Files that it must not replace, `force` or not.
+
+    Attributes:
+        path: The checkpoint's file.
+
+    Raises:
+        InputError: The checkpoint exists, and neither `resume` nor `force` is set; or it cannot be written.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        *,
+        every: float = 60.0,
+        resume: bool = False,
+        force: bool = False,
+        inputs: Iterable[Path] = (),
+    ) -> None:
+        self.path = output.with_name(f"{output.name}.checkpoint")
+        self._every = every
+        self._resume = resume
+        self._run: Mapping[str, Any] = {}
+        self._parts: dict[str, Windows] = {}
+        self._found: dict[str, NDArray[Any]] = {}
+        self._saved = time.monotonic()
+        check_target(self.path, force=True, inputs=tuple(path for path in inputs if path.is_file()))
+        if self.path.exists() and not resume and not force:
+            raise InputError(
+                f"{self.path}: belongs to an interrupted sweep; continue it with --resume, or {_START_OVER}"
+            )
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Read what an interrupted sweep has left.
+
+        Args:
+            run: What must be the same for the sweep to continue, by the names that messages use.
+
+        Raises:
+            InputError: The checkpoint belongs to another sweep (says what differs), or is damaged.
+        """
+        self._run = run
+        if not self._resume or not self.path.exists():
+            return
+        try:
+            with open_regular(self.path) as opened, np.load(opened, allow_pickle=False) as file:
+                self._found = {name: file[name] for name in file.files}
+            found = json.loads(bytes(self._found.pop("run")))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{self.path}: is not a checkpoint of a sweep, or is damaged; {_START_OVER}"
+            ) from error
+        for name, value in run.items():
+            if not isinstance(found, dict) or found.get(name) != value:
+                raise InputError(
+                    f"{self.path}: belongs to a sweep with other {name}; use the same, or {_START_OVER}"
+                )
+
+    def windows(self, part: str, n_masks: int) -> Windows:
+        """Return the windows of one part of the sweep, with those that have been run.
+
+        Args:
+            part: The part: a model on a text.
+            n_masks: Number of its masks.
+
+        Raises:
+            InputError: The checkpoint is damaged.
+        """
+        windows = Windows(n_masks, at_end=self._offer)
+        lengths = self._found.get(f"{part}/lengths")
+        if lengths is not None:
+            try:
+                windows.n_done = len(lengths)
+                for number, values in enumerate(windows.of_masks):
+                    self._restore(values, f"{part}/{number}", lengths)
+            except (KeyError, ValueError, TypeError) as error:
+                raise InputError(f"{self.path}: is damaged; {_START_OVER}") from error
+        self._parts[part] = windows
+        return windows
+
+    def _restore(self, values: Values, prefix: str, lengths: NDArray[Any]) -> None:
+        for name in _ARRAYS:
+            array = self._found[f"{prefix}/{name}"]
+            if name == "log_probabilities" or len(array):
+                if array.ndim != 1 or len(array) != lengths.sum():
+                    raise ValueError("another number of tokens")
+                getattr(values, name).extend(np.split(array, np.cumsum(lengths)[:-1]))
+
+    def _offer(self) -> None:
+        if time.monotonic() - self._saved >= self._every:
+            self.save()
+
+    def save(self) -> None:
+        """Save a checkpoint. It replaces the last one, whole or not at all."""
+        arrays: dict[str, NDArray[Any]] = {"run": np.frombuffer(json.dumps(self._run).encode(), np.uint8)}
+        for part, windows in self._parts.items():
+            done = windows.n_done
+            if not done:
+                continue
+            first = windows.of_masks[0].log_probabilities
+            arrays[f"{part}/lengths"] = np.array([len(values) for values in first[:done]])
+            for number, of_mask in enumerate(windows.of_masks):
+                for name in _ARRAYS:
+                    of_windows = getattr(of_mask, name)[:done]
+                    arrays[f"{part}/{number}/{name}"] = np.concatenate(of_windows) if of_windows else np.empty(0)
+        with replacing(self.path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        self._saved = time.monotonic()
+
+    @property
+    def n_windows(self) -> int:
+        """Return the number of windows that have been run."""
+        return sum(windows.n_done for windows in self._parts.values())
+
+    def remove(self) -> None:
+        """Remove the checkpoint, after the sweep has ended without an error."""
+        self.path.unlink(missing_ok=True)
+        clear_leftovers(self.path)
