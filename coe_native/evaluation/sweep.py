@@ -84,6 +84,7 @@ class Sweep:
         parent: Its evaluation on each text, without a mask.
         points: What was tried, by model, method and ascending `keep`. Models that keep all experts are among them
             if there are several.
+        parent_memory: Bytes that the reference takes in use, if that was asked for.
     """
 
     model: str
@@ -92,6 +93,7 @@ class Sweep:
     n_bytes: int
     parent: tuple[Evaluation, ...]
     points: tuple[SweepPoint, ...]
+    parent_memory: int | None = None
 
     @property
     def models(self) -> list[str]:
@@ -102,7 +104,12 @@ class Sweep:
     def unmasked(self) -> SweepPoint:
         """Return the parent as if it were a mask that keeps all experts."""
         return SweepPoint(
-            method="parent", keep=self.n_experts, mask="", n_bytes=self.n_bytes, evaluations=self.parent
+            method="parent",
+            keep=self.n_experts,
+            mask="",
+            n_bytes=self.n_bytes,
+            evaluations=self.parent,
+            memory=self.parent_memory,
         )
 
     @property
@@ -484,6 +491,7 @@ class _Run:
             n_bytes=self._base.n_bytes,
             parent=tuple(without_divergence(evaluation) for evaluation in of_parent),
             points=tuple(sorted(points, key=lambda point: order[point.model])),
+            parent_memory=None if self._memory is None else self._memory(self._base, self._base.n_experts),
         )
         return found.with_frontier()
 

@@ -106,9 +106,8 @@ def test_several_files_are_compared_with_the_reference(
             ]
             assert all(evaluation.kl_divergence is None for evaluation in found.parent)
             for point in found.points:
-                with coe.Model(
-                    dict(zip(("Q4", "Q8"), files, strict=True))[_quantisation(point)], **OPTIONS
-                ) as model:
+                (path,) = (file for file in files if file.name == point.model)
+                with coe.Model(path, **OPTIONS) as model:
                     if point.method != ALL_EXPERTS:
                         model.apply(coe.build_mask(profile, point.keep))
                     for evaluation, text in zip(point.evaluations, texts.values(), strict=True):

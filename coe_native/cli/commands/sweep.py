@@ -265,7 +265,8 @@ def _facts(found: Sweep, max_loss: float) -> dict[str, Any]:
     if not found.has_several:
         best = {method: found.smallest(method, max_loss) for method in found.methods}
         facts["smallest"] = {method: None if point is None else point.keep for method, point in best.items()}
-        facts["memory"] = {point.keep: point.memory for point in found.points if point.memory is not None}
+        points = (found.unmasked, *found.points)
+        facts["memory"] = {point.keep: point.memory for point in points if point.memory is not None}
     return facts
 
 
