@@ -61,3 +61,18 @@ class Size(click.ParamType[int]):
         if size < 10**6:
             self.fail(f"{value!r} is not a size of at least 1M; write it like 300M, 2G or 12GiB", param, ctx)
         return size
+
+
+class Share(click.ParamType[float]):
+    """A share, written ``1.5%`` or ``0.015``."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the share as a number."""
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)(%?)", str(value), re.ASCII)
+        if match is None:
+            self.fail(f"{value!r} is not a share; write it like 5%", param, ctx)
+        if not match[2] and float(match[1]) > 1:
+            self.fail(f"{value!r} means {value} times as much; write {value}% for per cent", param, ctx)
+        return float(match[1]) / (100 if match[2] else 1)

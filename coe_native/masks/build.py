@@ -21,6 +21,7 @@ def build_mask(
     *,
     method: str | None = None,
     combine: str = "sum",
+    weights: Sequence[float] = (),
     structural: bool | None = None,
     structural_rank: float = 2.0,
     structural_min: int = 10,
@@ -45,6 +46,7 @@ def build_mask(
         method: How experts are scored: one of METHODS; None: ``contribution`` where all profiles have activation
             norms, otherwise ``utility``.
         combine: How the scores of several domains become one: ``sum`` or ``max``.
+        weights: What each domain's shares are multiplied with before; empty: 1 for all.
         structural: Whether the second pass runs; None: with methods that score by choices alone.
         structural_rank: Structural experts have a mean rank below this; 0 is always the first choice.
         structural_min: Structural experts were chosen at least this often.
@@ -59,6 +61,7 @@ def build_mask(
         keep=keep,
         method=method,
         combine=combine,
+        weights=tuple(weights),
         structural=structural,
         structural_rank=structural_rank,
         structural_min=structural_min,
@@ -75,6 +78,8 @@ def build(profile: RoutingProfile | Sequence[RoutingProfile], options: MaskOptio
         raise InputError("a mask needs one profile or more")
     first = profiles[0]
     first.router_shape.check_keep(options.keep)
+    if options.weights and len(options.weights) != len(profiles):
+        raise InputError(f"there are {len(options.weights)} weights for {len(profiles)} profiles")
     _check_one_model(profiles if options.reasoning is None else [*profiles, options.reasoning])
     options = options.for_profiles(profiles)
     evidence = _find_evidence(profiles, options)
@@ -126,6 +131,7 @@ def _provenance(profiles: Sequence[RoutingProfile], options: MaskOptions) -> dic
         "tokens": sum(domain.n_tokens for domain in profiles),
         "corpora": [corpus.as_json() for domain in profiles for corpus in domain.corpora],
         **({"domains": len(profiles), "combine": options.combine} if len(profiles) > 1 else {}),
+        **({"weights": list(options.weights)} if options.weights else {}),
         "recipe": "published" if options.is_published else "own",
         "method": options.method,
         "structural": options.structural,
@@ -159,7 +165,8 @@ def _find_evidence(profiles: Sequence[RoutingProfile], options: MaskOptions) -> 
     if len(profiles) == 1:
         return _Evidence(scores[0], ranks[0], structural)
     # Shares, so that a domain with more text does not count more.
-    of_domains = np.array([shares(of_domain) for of_domain in scores])
+    weights = options.weights or (1.0,) * len(profiles)
+    of_domains = np.array([weight * shares(of_domain) for weight, of_domain in zip(weights, scores, strict=True)])
     combined = of_domains.sum(axis=0) if options.combine == "sum" else of_domains.max(axis=0)
     return _Evidence(combined, ranks.min(axis=0), structural)
 

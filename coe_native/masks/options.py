@@ -18,6 +18,7 @@ class PassOptions:
 
     Attributes:
         combine: How the scores of several domains become one: ``sum`` or ``max`` of their shares.
+        weights: What each domain's shares are multiplied with before; empty: 1 for all.
         structural: Keep structural experts (the second pass); None: with methods that score by choices alone,
             which it improves (benchmarks/quality.py has the figures).
         structural_rank: Structural experts have a mean rank below this; 0 is always the first choice.
@@ -30,6 +31,7 @@ class PassOptions:
     """
 
     combine: str = "sum"
+    weights: tuple[float, ...] = ()
     structural: bool | None = None
     structural_rank: float = 2.0
     structural_min: int = 10
@@ -39,6 +41,10 @@ class PassOptions:
     def __post_init__(self) -> None:
         if self.combine not in COMBINATIONS:
             raise InputError(f"domains are combined by {' or '.join(COMBINATIONS)}, not by {self.combine!r}")
+        if not all(0 <= weight < float("inf") for weight in self.weights) or (
+            self.weights and not any(self.weights)
+        ):
+            raise InputError("the weights of domains must be 0 or more, and not all 0")
         if not 0 <= self.structural_rank < float("inf"):
             raise InputError(f"the structural rank must be 0 or more, not {self.structural_rank}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from coe_native.llama.memory import MOST_CONTEXT, Memory, simulated_memory
 from coe_native.llama.options import ModelOptions
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.header import ModelHeader
-from coe_native.surgery.plan import plan_prune
+from coe_native.surgery.plan import Plan, plan_copy, plan_prune
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Fit:
     memory: Memory
 
 
-def memory_of(moe: ModelHeader, keep: int, options: ModelOptions) -> Memory:
+def memory_of(
+    moe: ModelHeader, keep: int, options: ModelOptions, *, types: Mapping[str, int] | None = None
+) -> Memory:
     """Return the memory that a specialist with `keep` experts in each layer takes while it is used.
 
     llama.cpp loads a header with the specialist's tensors but no data, allocates nothing, and reports what it
@@ -41,6 +43,7 @@ def memory_of(moe: ModelHeader, keep: int, options: ModelOptions) -> Memory:
         moe: The parent.
         keep: Experts in each layer; all of them: the parent itself.
         options: How the model will be loaded.
+        types: ggml's types of tensors in another quantisation, by their names; None: the parent's.
 
     Raises:
         InputError: The model cannot be cut to this number, or llama.cpp cannot load it.
@@ -51,20 +54,23 @@ def memory_of(moe: ModelHeader, keep: int, options: ModelOptions) -> Memory:
             f"{moe.path}: llama.cpp cannot simulate a context of {options.n_ctx} tokens in little memory; use "
             f"{MOST_CONTEXT} at most"
         )
-    with _header_only(moe, keep) as path:
+    with _header_only(moe, keep, types or {}) as path:
         try:
             return simulated_memory(path, options)
         except InputError as error:
             raise InputError(str(error).replace(str(path), str(moe.path))) from error
 
 
-def largest_keep_that_fits(moe: ModelHeader, n_bytes: int, options: ModelOptions) -> Fit:
+def largest_keep_that_fits(
+    moe: ModelHeader, n_bytes: int, options: ModelOptions, *, types: Mapping[str, int] | None = None
+) -> Fit:
     """Find the largest number of experts in each layer with which a specialist fits into memory.
 
     Args:
         moe: The parent.
         n_bytes: Bytes of memory (`memory_of`).
         options: How the model will be loaded.
+        types: See `memory_of`.
 
     Raises:
         InputError: None fits (says what the smallest specialist takes), or the parent cannot be cut or
@@ -75,7 +81,7 @@ def largest_keep_that_fits(moe: ModelHeader, n_bytes: int, options: ModelOptions
         moe.check_cut(moe.n_experts - 1)  # raises an error with the reason why it cannot be cut
 
     def tried(index: int) -> Fit | None:
-        memory = memory_of(moe, keeps[index], options)
+        memory = memory_of(moe, keeps[index], options, types=types)
         return Fit(keeps[index], memory) if memory.total <= n_bytes else None
 
     found = tried(len(keeps) - 1)
@@ -85,7 +91,7 @@ def largest_keep_that_fits(moe: ModelHeader, n_bytes: int, options: ModelOptions
         fits = tried(middle)
         found, low, high = (fits, middle + 1, high) if fits else (found, low, middle)
     if found is None:
-        least = memory_of(moe, keeps[0], options)
+        least = memory_of(moe, keeps[0], options, types=types)
         raise InputError(
             f"{moe.path}: does not fit into {n_bytes >> 20} MiB: with {keeps[0]} experts a layer, the fewest "
             f"possible, and a context of {options.n_ctx} tokens it takes {-(-least.total >> 20)} MiB; "
@@ -98,9 +104,15 @@ fit = largest_keep_that_fits
 """The name of `largest_keep_that_fits` in version 0.1. It will be removed after the next version."""
 
 
-@contextlib.contextmanager
-def _header_only(moe: ModelHeader, keep: int) -> Iterator[Path]:
-    """Yield a sparse file that has the header and the size of a specialist."""
+def size_of_specialist(moe: ModelHeader, keep: int, *, types: Mapping[str, int] | None = None) -> int:
+    """Return the size in bytes of a specialist's file, in the parent's types or in others."""
+    return _plan(moe, keep, types or {}).n_bytes
+
+
+def _plan(moe: ModelHeader, keep: int, types: Mapping[str, int]) -> Plan:
+    """Return the plan of a specialist with any experts of the parent."""
+    if keep == moe.n_experts:
+        return plan_copy(moe).with_types(types)
     any_experts = tuple(moe.router_shape.best(np.zeros(moe.n_experts), keep))
     kept = dict.fromkeys(moe.blocks, any_experts)
     mask = ExpertMask(
@@ -110,7 +122,13 @@ def _header_only(moe: ModelHeader, keep: int) -> Iterator[Path]:
         keep=keep,
         kept=kept,
     )
-    plan = plan_prune(moe, mask)
+    return plan_prune(moe, mask).with_types(types)
+
+
+@contextlib.contextmanager
+def _header_only(moe: ModelHeader, keep: int, types: Mapping[str, int]) -> Iterator[Path]:
+    """Yield a sparse file that has the header and the size of a specialist."""
+    plan = _plan(moe, keep, types)
     with tempfile.TemporaryDirectory(prefix="coe-native-") as directory:
         path = Path(directory) / "specialist.gguf"
         with path.open("wb") as file:

@@ -32,6 +32,11 @@ class PlannedQuantization:
     n_bytes: int
     types: dict[str, str]
 
+    @property
+    def type_numbers(self) -> dict[str, int]:
+        """Return ggml's numbers of the types."""
+        return {name: core.type_number(type_name.lower()) for name, type_name in self.types.items()}
+
 
 def plan_quantization(
     model: str | Path, options: QuantizeOptions, *, imatrix: str | Path | None = None
@@ -83,7 +88,7 @@ def quantize(
     """
     header, out, given = ModelHeader(model), Path(out), _given(imatrix)
     check_target(out, force=force, inputs=(*header.paths, *inputs, *(() if given is None else (given.path,))))
-    _write(header, options, out, given, progress)
+    write_quantized(header, options, out, given, progress)
     return out
 
 
@@ -91,13 +96,14 @@ def _given(imatrix: str | Path | None) -> ImatrixFile | None:
     return None if imatrix is None else ImatrixFile(Path(imatrix), str(imatrix))
 
 
-def _write(
+def write_quantized(
     header: ModelHeader,
     options: QuantizeOptions,
     out: Path,
     imatrix: ImatrixFile | None,
     progress: Callable[[int, int], None],
 ) -> None:
+    """Write a model in another quantisation, without a check of what is replaced: see `quantize`."""
     check_space(out, _planned(header, options, imatrix).n_bytes)
     with loadable(header) as source, replacing(out) as file:
         quantize_file(source, Path(file.name), options, imatrix, progress)
@@ -146,7 +152,7 @@ def prune_and_quantize(
             imatrix_for(given.load(), header, mask).save(fitting)
             given = ImatrixFile(fitting, given.name)
         pruned = prune(header.path, mask, directory / "pruned.gguf", drop_mtp=drop_mtp, progress=progress)
-        _write(ModelHeader(pruned), options, out, given, progress)
+        write_quantized(ModelHeader(pruned), options, out, given, progress)
     return out
 
 

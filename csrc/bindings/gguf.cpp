@@ -19,22 +19,26 @@ std::string lower_case(std::string text) {
     return text;
 }
 
-// The size of a tensor in bytes. `type_name` is ggml's, in lower case; the first dimension is a row. Throws
-// std::invalid_argument for an unknown type.
-uint64_t tensor_bytes(const std::string& type_name, const std::vector<int64_t>& shape) {
+// Returns ggml's type of a name in lower case. Throws std::invalid_argument for an unknown one.
+ggml_type find_type(const std::string& type_name) {
     for (int type = 0; type < GGML_TYPE_COUNT; ++type) {
         const auto known = static_cast<ggml_type>(type);
         const char* name = ggml_type_name(known);
-        if (name == nullptr || lower_case(name) != type_name || ggml_blck_size(known) == 0) {
-            continue;
+        if (name != nullptr && lower_case(name) == type_name && ggml_blck_size(known) != 0) {
+            return known;
         }
-        uint64_t bytes = ggml_row_size(known, shape.empty() ? 1 : shape[0]);
-        for (size_t dimension = 1; dimension < shape.size(); ++dimension) {
-            bytes *= static_cast<uint64_t>(shape[dimension]);
-        }
-        return bytes;
     }
     throw std::invalid_argument("ggml has no type " + type_name);
+}
+
+// Returns the size of a tensor in bytes; the first dimension is a row. Throws std::invalid_argument for an
+// unknown type.
+uint64_t tensor_bytes(const std::string& type_name, const std::vector<int64_t>& shape) {
+    uint64_t bytes = ggml_row_size(find_type(type_name), shape.empty() ? 1 : shape[0]);
+    for (size_t dimension = 1; dimension < shape.size(); ++dimension) {
+        bytes *= static_cast<uint64_t>(shape[dimension]);
+    }
+    return bytes;
 }
 
 }  // namespace
@@ -99,6 +103,9 @@ void register_gguf(py::module_& module) {
     module.def("type_name", [](uint32_t type) -> std::string {
         return type < GGML_TYPE_COUNT ? ggml_type_name(static_cast<ggml_type>(type)) : "?";
     });
+    module.def(
+        "type_number", [](const std::string& name) { return static_cast<uint32_t>(find_type(name)); },
+        py::arg("type_name"));
     module.def("tensor_bytes", &tensor_bytes, py::arg("type_name"), py::arg("shape"));
 }
 

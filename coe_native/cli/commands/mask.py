@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,12 +22,29 @@ if TYPE_CHECKING:
     from coe_native.llama.options import ModelOptions
 
 
+class _Weights(click.ParamType["tuple[float, ...]"]):
+    """Numbers, written ``1,0.5``."""
+
+    name = "weights"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?(,\d{1,9}(\.\d{1,9})?)*", str(value), re.ASCII):
+            self.fail(f"{value!r} is not a list of numbers; write it like 1,0.5", param, ctx)
+        return tuple(map(float, str(value).split(",")))
+
+
 @click.command(name="mask", cls=Command)
 @click.argument("profiles", type=FILE, nargs=-1, required=True)
 @click.option(
     "--combine",
     type=click.Choice(COMBINATIONS),
     help="For several PROFILES, one for each domain: add their normalised scores, or take the largest.",
+)
+@click.option(
+    "--weights",
+    type=_Weights(),
+    metavar="W,W,…",
+    help="What the scores of each of PROFILES are multiplied with, in their order; 1 if not given.",
 )
 @mask_options
 @click.option(
@@ -38,6 +57,7 @@ if TYPE_CHECKING:
 def command(
     profiles: tuple[Path, ...],
     combine: str | None,
+    weights: tuple[float, ...],
     model: Path | None,
     output: Path,
     choice: MaskChoice,
@@ -58,7 +78,7 @@ def command(
     if (len(profiles) > 1) != (combine is not None):
         raise InputError("give --combine sum or --combine max with several profiles, and no --combine with one")
     loaded = [load_profile(profile) for profile in profiles]
-    mask = build(loaded, choice.load(moe, options, combine))
+    mask = build(loaded, replace(choice.load(moe, options, combine), weights=weights or ()))
     say_fallback(choice, mask)
     if moe is not None:
         check_cut(mask, moe)

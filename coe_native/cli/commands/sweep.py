@@ -24,7 +24,7 @@ from coe_native.cli.options import (
 )
 from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.progress import token_progress
-from coe_native.cli.types import COUNT, FILE, MODEL, Size
+from coe_native.cli.types import COUNT, FILE, MODEL, Share, Size
 from coe_native.errors import InputError
 from coe_native.routing.scores import METHODS, check_method
 from coe_native.units import gibibytes, gigabytes
@@ -63,20 +63,6 @@ class _Keeps(click.ParamType[tuple[int, ...]]):
         return tuple(map(int, str(value).split(",")))
 
 
-class _Share(click.ParamType[float]):
-    """A share, written ``1.5%`` or ``0.015``."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)(%?)", str(value), re.ASCII)
-        if match is None:
-            self.fail(f"{value!r} is not a share; write it like 5%", param, ctx)
-        if not match[2] and float(match[1]) > 1:
-            self.fail(f"{value!r} means {value} times as much; write {value}% for per cent", param, ctx)
-        return float(match[1]) / (100 if match[2] else 1)
-
-
 @click.command(name="sweep", cls=Command)
 @click.argument("models", metavar="MODEL…", type=MODEL, nargs=-1, required=True)
 @click.option("--profile", type=FILE, required=True, help="Profile to build the masks from.")
@@ -105,7 +91,7 @@ class _Share(click.ParamType[float]):
 )
 @click.option(
     "--max-loss",
-    type=_Share(),
+    type=Share(),
     default="5%",
     show_default=True,
     help="Show the smallest keep whose perplexity on the first text rises by at most this.",
