@@ -34,6 +34,7 @@ from coe_native.corpus.batching import batches
 from coe_native.corpus.corpora import Corpus
 from coe_native.corpus.in_memory import corpus_of
 from coe_native.llama.memory import simulated_memory
+from coe_native.profiling.imatrix import InputWatcher
 from coe_native.profiling.run import DOCUMENTS_AT_ONCE, Progress
 
 DEMO = Path(coe.__file__).parent / "demo_data" / "demo-Q8_0.gguf"
@@ -116,7 +117,7 @@ def loaded(path: Path, options: coe.ModelOptions) -> Iterator[tuple[coe.Model, C
         yield model, lambda: used_memory() - before
 
 
-def profiling_speed(model: coe.Model, corpus: Corpus, stats: str) -> Measure:
+def profiling_speed(model: coe.Model, corpus: Corpus, stats: str, *, with_imatrix: bool = False) -> Measure:
     """Tokens a second, as ``coe-native profile`` prints them."""
 
     def measure() -> float:
@@ -126,7 +127,8 @@ def profiling_speed(model: coe.Model, corpus: Corpus, stats: str) -> Measure:
             nonlocal last
             last = progress
 
-        coe.profile_corpora(model, [corpus], stats=stats, progress=follow)
+        inputs = InputWatcher() if with_imatrix else None
+        coe.profile_corpora(model, [corpus], stats=stats, inputs=inputs, progress=follow)
         return last.tokens / last.seconds
 
     return measure
@@ -203,6 +205,7 @@ def profile_rows(
                     "routing": profiling_speed(model, corpus, "routing"),
                     "unwatched": decoding_speed(model, documents),
                     "contribution": profiling_speed(model, corpus, "contribution"),
+                    "imatrix": profiling_speed(model, corpus, "routing", with_imatrix=True),
                 },
                 n_runs,
             )
@@ -218,6 +221,7 @@ def profile_rows(
             report.add(speeds(what, ours, f"profile --batch {sizes[0]}", smallest))
         norms = f"{what} --stats contribution"
         report.add(speeds(norms, taken["contribution"], "--stats routing", ours, LEAST_WITH_NORMS))
+        report.add(speeds(f"imatrix --batch {n_batch}", taken["imatrix"], what, ours))
         report.add_memory(what, predicted, allocated)
         smallest = smallest or ours
 

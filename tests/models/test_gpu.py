@@ -121,3 +121,27 @@ def test_a_live_mask_works_on_the_gpu(model_file: ModelFile, tmp_path: Path, fam
         pruned_options={},
         near_ties=0.05,
     )
+
+
+@pytest.mark.parametrize("row", ["deepseek2", "gemma4", "gpt-oss", "granitehybrid", "qwen3moe"])
+def test_importance_matrices_are_those_of_the_cpu(row: str, tmp_path: Path, documents: list[list[int]]) -> None:
+    path = tmp_path / "model.gguf"
+    write_random_model(path, row)
+    program = """
+import json, sys
+import coe_native as coe
+with coe.Model(sys.argv[1], n_ctx=128, n_batch=128, n_gpu_layers=0) as model:
+    coe.compute_imatrix(model, json.load(sys.stdin), min_tokens=0).save(sys.argv[2])
+"""
+    hidden = {f"{runtime}_VISIBLE_DEVICES": "" for runtime in RUNTIMES}
+    command = [sys.executable, "-c", program, str(path), str(tmp_path / "cpu.gguf")]
+    subprocess.run(command, input=json.dumps(documents), text=True, check=True, env={**os.environ, **hidden})
+    here = coe.Imatrix.load(tmp_path / "cpu.gguf")
+    with coe.Model(path, n_ctx=128, n_batch=128) as model:
+        there = coe.compute_imatrix(model, documents, min_tokens=0)
+    assert set(there.entries) == set(here.entries)
+    for name, entry in there.entries.items():
+        ours, theirs = entry.counts, here.entries[name].counts
+        assert ours.sum() == theirs.sum(), name
+        assert np.abs(ours - theirs).sum() <= 0.05 * theirs.sum(), name
+        np.testing.assert_allclose(entry.sums.sum(), here.entries[name].sums.sum(), rtol=2e-2, err_msg=name)
