@@ -3,9 +3,9 @@
     python -m benchmarks.frontier OUT [--model Q8_0.gguf] [--tokens 8192]
 
 Takes the demo's model or another 8-bit one, and the demo's kinds of text. For each kind: a profile and an
-importance matrix of its profile text, the model in each type with that matrix, and for each size the largest number
-of experts that fits into it. The first half of the test text chooses between types, as `specialise --fit` does with
-its text; the second half, and the other kinds' test text, say what was chosen. Each size compares
+importance matrix of its profile text, the model in each type with that matrix, and for each size as many experts
+as fit into it. The first half of the test text chooses between types, as `specialise --fit` does with its text.
+The second half, and the other kinds' test text, say what was chosen. Each size compares
 
 * (a) the 8-bit file with as many experts as fit,
 * (b) all experts, in the type that loses least of those that fit,
