@@ -18,12 +18,14 @@ from coe_native.masks.check import check_cut
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.header import ModelHeader
 from coe_native.routing.corpus_record import CorpusRecord
+from coe_native.routing.output_norms import OutputNorms
 from coe_native.routing.profile import RoutingProfile, merge
+from coe_native.routing.stats import Stats, parse_stats
 
 _NAMES = ("prompts, live", "generated, live", "under a mask, live")
 
 
-def attach(llama: Llama) -> Capture:
+def attach(llama: Llama, *, stats: str = Stats.ROUTING.value) -> Capture:
     """Start counting which experts the routers of a ``llama_cpp.Llama`` choose.
 
     Everything that the Llama runs from now on is counted: completions, conversations, embeddings, or ``eval``
@@ -38,15 +40,17 @@ def attach(llama: Llama) -> Capture:
 
     Args:
         llama: The Llama to watch.
+        stats: What to count: one of STATS. ``contribution`` counts activation norms too, by which masks are best;
+            it costs more (docs/benchmarks/speed.md).
 
     Returns:
         The counts so far, which also sets live masks and detaches.
 
     Raises:
-        InputError: The model has no experts, or the Llama is attached already.
+        InputError: The model has no experts, the Llama is attached already, or there are no such statistics.
         CoeError: The model's routers are not what its header says.
     """
-    return Capture(llama)
+    return Capture(llama, stats=stats)
 
 
 class Capture:
@@ -73,7 +77,7 @@ class Capture:
         mask: The live mask in force, or None.
     """
 
-    def __init__(self, llama: Llama) -> None:
+    def __init__(self, llama: Llama, *, stats: str = Stats.ROUTING.value) -> None:
         self.moe = ModelHeader(llama.model_path)
         self.mask: ExpertMask | None = None
         if isinstance(llama, WatchedLlama):
@@ -81,6 +85,8 @@ class Capture:
         self.moe.check_countable()
         layers = self.moe.routed_layers
         self._live = core.LiveProfiler(self.moe.blocks, self.moe.n_experts, [layer.top_k for layer in layers], 3)
+        if parse_stats(stats) is Stats.CONTRIBUTION:
+            self._live.watch_outputs(max(1, llama.n_threads_batch))
         self._attachment = Attachment(llama, self._live, self._check_routers)
 
     def __enter__(self) -> Capture:
@@ -217,6 +223,7 @@ class Capture:
         weight_sum: NDArray[np.float64],
         rest: NDArray[np.float64],
         tokens: list[int],
+        norms: tuple[NDArray[np.float64], ...] | None,
     ) -> RoutingProfile:
         n_tokens = max(tokens)
         moe = self.moe
@@ -233,6 +240,7 @@ class Capture:
             n_groups_used=moe.router_shape.n_groups_used,
             weight_sum_rest=rest,
             layer_tokens=tuple(tokens),
+            outputs=None if norms is None else OutputNorms(norms[0], norms[2], norms[1], norms[3]),
         )
 
     def _check_routers(self) -> None:

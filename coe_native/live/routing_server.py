@@ -29,6 +29,7 @@ from coe_native.live.routing_state import LiveRouting
 from coe_native.llama.options import ModelOptions
 from coe_native.masks.expert_mask import MOST_BYTES, ExpertMask
 from coe_native.masks.stability import Stability
+from coe_native.routing.stats import Stats
 
 HEALTH = "/health"
 """The path that tells whether the server is ready, as llama-server has it."""
@@ -155,6 +156,7 @@ def serve(
     address: Address,
     options: ModelOptions,
     stability: Stability,
+    stats: str = Stats.ROUTING.value,
     mask: ExpertMask | None = None,
     logits_all: bool = False,
     save_every: float = 300.0,
@@ -169,6 +171,7 @@ def serve(
         address: Where to listen, and the API key.
         options: How to load the model.
         stability: Checks whether the mask is stable.
+        stats: What to count: one of STATS.
         mask: The live mask to start with.
         logits_all: Compute logits of every prompt token.
         save_every: Seconds between two saves. Profiles are also saved at the end, and when llama.cpp crashes.
@@ -187,7 +190,7 @@ def serve(
         address.listen() as (listener, place),
         llama_app(model, options, logits_all=logits_all) as (app, llama),
     ):
-        capture = attach(llama)
+        capture = attach(llama, stats=stats)
         llama.model_path = capture.moe.path.stem  # the model's name in answers
         routing = LiveRouting(capture, output, stability, resume=resume, say=say)
         if mask is not None:

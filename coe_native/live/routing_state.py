@@ -90,6 +90,9 @@ class LiveRouting:
             raise InputError(
                 f"{output}: is not the sum of {prompts.place} and {generated.place}: choose another name"
             )
+        if (whole.outputs is None) != (self.capture.profile.outputs is None):
+            given = "routing" if whole.outputs is None else "contribution"
+            raise InputError(f"{output}: was counted with --stats {given}; continue it with the same")
         return prompts, generated
 
     def profiles(self) -> tuple[RoutingProfile, RoutingProfile]:

@@ -26,6 +26,18 @@ inline pybind11::array_t<double> to_table(const std::vector<double>& values, con
     return pybind11::array_t<double>({stats.n_layers(), stats.n_experts()}, values.data());
 }
 
+// Returns sums of activation norms, before and after the router's weights, each with its rests from rounding;
+// None without them.
+inline pybind11::object output_norms(const RoutingStats& stats) {
+    if (!stats.has_outputs()) {
+        return pybind11::none();
+    }
+    return pybind11::make_tuple(to_table(stats.norm_sum().sums(), stats),
+                                to_table(stats.norm_sum().rests(), stats),
+                                to_table(stats.weighted_norm_sum().sums(), stats),
+                                to_table(stats.weighted_norm_sum().rests(), stats));
+}
+
 // Returns all numbers of an array, in C order.
 template <typename Value>
 std::vector<Value> to_vector(

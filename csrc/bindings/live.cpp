@@ -8,7 +8,8 @@ namespace coe::bindings {
 
 namespace {
 
-// Returns for each part: histograms, weight sums, their rests from rounding, and tokens of each layer.
+// Returns for each part: histograms, weight sums, their rests from rounding, tokens of each layer, and sums
+// of activation norms as `output_norms` returns them.
 std::vector<py::tuple> counts(LiveProfiler& profiler) {
     const std::vector<LiveCounts> found = [&] {
         const py::gil_scoped_release release;
@@ -16,9 +17,9 @@ std::vector<py::tuple> counts(LiveProfiler& profiler) {
     }();
     std::vector<py::tuple> parts;
     for (const LiveCounts& part : found) {
-        parts.push_back(py::make_tuple(to_cube(part.stats.histograms(), part.stats),
-                                       to_cube(part.stats.weight_sum().sums(), part.stats),
-                                       to_cube(part.stats.weight_sum().rests(), part.stats), part.tokens));
+        parts.push_back(py::make_tuple(
+            to_cube(part.stats.histograms(), part.stats), to_cube(part.stats.weight_sum().sums(), part.stats),
+            to_cube(part.stats.weight_sum().rests(), part.stats), part.tokens, output_norms(part.stats)));
     }
     return parts;
 }
@@ -30,6 +31,7 @@ void register_live(py::module_& module) {
     py::class_<LiveProfiler>(module, "LiveProfiler")
         .def(py::init<const std::vector<int>&, size_t, const std::vector<size_t>&, size_t>(),
              py::arg("blocks"), py::arg("n_experts"), py::arg("top_k"), py::arg("n_parts"))
+        .def("watch_outputs", &LiveProfiler::watch_outputs, py::arg("n_threads"))
         .def_property_readonly(
             "callback",
             [](const LiveProfiler&) { return reinterpret_cast<uintptr_t>(&LiveProfiler::callback); })

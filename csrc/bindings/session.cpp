@@ -21,18 +21,6 @@ const RoutingStats& stats_of(const Session& session) {
     return session.tap()->stats();
 }
 
-// Returns sums of activation norms, before and after the router's weights, each with its rests from rounding;
-// None if outputs are not watched.
-py::object output_norms(const Session& session) {
-    const RoutingStats& stats = stats_of(session);
-    if (stats.norm_sum().sums().empty()) {
-        return py::none();
-    }
-    return py::make_tuple(to_table(stats.norm_sum().sums(), stats), to_table(stats.norm_sum().rests(), stats),
-                          to_table(stats.weighted_norm_sum().sums(), stats),
-                          to_table(stats.weighted_norm_sum().rests(), stats));
-}
-
 // Returns the squared inputs of each tensor by its name: sums [counts, columns] and counts. None if inputs
 // are not watched.
 py::object input_sums(const Session& session) {
@@ -255,7 +243,7 @@ void register_session(py::module_& module) {
         .def_property_readonly(
             "weight_sum_rest",
             [](const Session& s) { return to_cube(stats_of(s).weight_sum().rests(), stats_of(s)); })
-        .def_property_readonly("output_norms", &output_norms)
+        .def_property_readonly("output_norms", [](const Session& s) { return output_norms(stats_of(s)); })
         .def_property_readonly("input_sums", &input_sums)
         .def("mask", &Session::mask, py::arg("blocks"), py::arg("kept"), py::arg("n_experts"))
         .def("unmask", &Session::unmask)

@@ -137,6 +137,14 @@ int32_t coe_profiler_chain(coe_profiler* profiler, coe_eval_callback callback, v
     });
 }
 
+int32_t coe_profiler_watch_norms(coe_profiler* profiler, int32_t n_threads) {
+    return guarded([&] {
+        require(profiler != nullptr, "profiler must not be NULL");
+        require(n_threads > 0, "n_threads must be at least 1");
+        profiler->live.watch_outputs(n_threads);
+    });
+}
+
 coe_profile* coe_profiler_snapshot(coe_profiler* profiler) {
     return made([&] {
         require(profiler != nullptr, "profiler must not be NULL");
@@ -234,6 +242,17 @@ const int64_t* coe_profile_histograms(const coe_profile* profile) {
 
 const double* coe_profile_weight_sum(const coe_profile* profile) {
     return profile == nullptr ? nullptr : profile->value.weight_sum.sums().data();
+}
+
+const double* coe_profile_norm_sum(const coe_profile* profile) {
+    return profile == nullptr || !profile->value.outputs ? nullptr
+                                                         : profile->value.outputs->norm_sum.sums().data();
+}
+
+const double* coe_profile_weighted_norm_sum(const coe_profile* profile) {
+    return profile == nullptr || !profile->value.outputs
+               ? nullptr
+               : profile->value.outputs->weighted_norm_sum.sums().data();
 }
 
 coe_profile* coe_profile_load(const char* path) {

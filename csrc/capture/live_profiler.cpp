@@ -14,7 +14,14 @@ LiveProfiler::LiveProfiler(const std::vector<int>& blocks, size_t n_experts, con
 
 LiveCounts LiveProfiler::nothing() const {
     const size_t n_layers = tap_.blocks().size();
-    return {RoutingStats(n_layers, n_experts(), top_k()), std::vector<uint64_t>(n_layers)};
+    return {RoutingStats(n_layers, n_experts(), top_k(), tap_.stats().has_outputs()),
+            std::vector<uint64_t>(n_layers)};
+}
+
+void LiveProfiler::watch_outputs(int32_t n_threads) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    tap_.watch_outputs(n_threads);
+    parts_.assign(parts_.size(), nothing());
 }
 
 bool LiveProfiler::callback(ggml_tensor* node, bool ask, void* user_data) {

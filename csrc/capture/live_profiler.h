@@ -29,6 +29,9 @@ class LiveProfiler {
     LiveProfiler(const std::vector<int>& blocks, size_t n_experts, const std::vector<size_t>& top_k,
                  size_t n_parts = 1);
 
+    // Sums activation norms too, with `n_threads` threads. Call before the first graph.
+    void watch_outputs(int32_t n_threads);
+
     // A ggml_backend_sched_eval_callback; `user_data` is the LiveProfiler.
     static bool callback(ggml_tensor* node, bool ask, void* user_data);
     // Sets the host's own callback, which still sees the nodes that it asks for. Do not call while a graph

@@ -298,18 +298,16 @@ void RouterTap::count(size_t index) {
             throw std::runtime_error("the router's choices were not seen");
         }
         if (norm_reader_) {
-            add_outputs(index);
+            check_outputs(layer);
         }
         if (holds_) {
-            layer.held_experts.insert(layer.held_experts.end(), layer.experts.values.begin(),
-                                      layer.experts.values.begin() + static_cast<ptrdiff_t>(n_tokens * k));
-            layer.held_weights.insert(layer.held_weights.end(), layer.weights.values.begin(),
-                                      layer.weights.values.begin() + static_cast<ptrdiff_t>(n_tokens * k));
+            hold_tokens(layer);
             layer.forget_graph(Stage::idle);
             return;
         }
         for (size_t token = 0; token < n_tokens; ++token) {
-            stats_.add_token(index, &layer.experts.values[token * k], &layer.weights.values[token * k], k);
+            add_token(index, &layer.experts.values[token * k], &layer.weights.values[token * k],
+                      norm_reader_ ? &layer.norms.values[token * k] : nullptr);
         }
         layer.tokens += n_tokens;
     } catch (const std::runtime_error& error) {
@@ -319,23 +317,38 @@ void RouterTap::count(size_t index) {
     layer.forget_graph(Stage::idle);
 }
 
-// Called before the choices are sorted by weight.
-void RouterTap::add_outputs(size_t index) {
-    Layer& layer = layers_[index];
-    const size_t n_tokens = layer.weights.n_tokens;
-    if (layer.norms.n_tokens != n_tokens) {
+void RouterTap::check_outputs(Layer& layer) {
+    if (layer.norms.n_tokens != layer.weights.n_tokens) {
         throw std::runtime_error("the experts' outputs were not seen");
     }
     if (layer.norms.was_read) {
         layer.outputs_chain.learn();
     }
     // If the experts' input was weighted, the outputs contain the weights already.
-    for (size_t i = 0; i < n_tokens * layer.top_k; ++i) {
-        const auto norm = static_cast<double>(layer.norms.values[i]);
-        const double weighted =
-            layer.weights_in_input ? norm : static_cast<double>(layer.weights.values[i]) * norm;
-        stats_.add_output(index, layer.experts.values[i], layer.norms.values[i], weighted);
+    layer.outputs_are_weighted = layer.weights_in_input;
+}
+
+void RouterTap::hold_tokens(Layer& layer) {
+    const auto n_values = static_cast<ptrdiff_t>(layer.weights.n_tokens * layer.top_k);
+    const auto append = [n_values](auto& held, const auto& read) {
+        held.insert(held.end(), read.values.begin(), read.values.begin() + n_values);
+    };
+    append(layer.held_experts, layer.experts);
+    append(layer.held_weights, layer.weights);
+    if (norm_reader_) {
+        append(layer.held_norms, layer.norms);
     }
+}
+
+// Adds the choices of one token, which are reordered. `norms`: of their outputs, or null.
+void RouterTap::add_token(size_t index, int32_t* experts, float* weights, const float* norms) {
+    const Layer& layer = layers_[index];
+    for (size_t i = 0; norms != nullptr && i < layer.top_k; ++i) {
+        const auto norm = static_cast<double>(norms[i]);
+        const double weighted = layer.outputs_are_weighted ? norm : static_cast<double>(weights[i]) * norm;
+        stats_.add_output(index, experts[i], norms[i], weighted);
+    }
+    stats_.add_token(index, experts, weights, layer.top_k);
 }
 
 void RouterTap::collect() {
@@ -373,13 +386,11 @@ void RouterTap::end_batch(size_t n_tokens) {
 }
 
 void RouterTap::hold(bool on) {
-    if (on && norm_reader_) {
-        throw std::logic_error("tokens cannot be held while outputs are watched");
-    }
     holds_ = on;
     for (Layer& layer : layers_) {
         layer.held_experts.clear();
         layer.held_weights.clear();
+        layer.held_norms.clear();
         layer.n_held_counted = 0;
     }
 }
@@ -389,8 +400,8 @@ void RouterTap::count_held(size_t n) {
         Layer& layer = layers_[i];
         const size_t end = std::min(n, layer.held_weights.size() / layer.top_k);
         for (size_t& at = layer.n_held_counted; at < end; ++at) {
-            stats_.add_token(i, &layer.held_experts[at * layer.top_k], &layer.held_weights[at * layer.top_k],
-                             layer.top_k);
+            add_token(i, &layer.held_experts[at * layer.top_k], &layer.held_weights[at * layer.top_k],
+                      norm_reader_ ? &layer.held_norms[at * layer.top_k] : nullptr);
             layer.tokens += 1;
         }
     }

@@ -126,10 +126,12 @@ class RouterTap {
         // Choices of tokens that are held, [token, k], and how many of these tokens are counted.
         std::vector<int32_t> held_experts;
         std::vector<float> held_weights;
+        std::vector<float> held_norms;  // if outputs are watched
         size_t n_held_counted = 0;
 
-        bool has_second_bank = false;  // in any graph
-        uint64_t tokens = 0;           // tokens counted
+        bool has_second_bank = false;       // in any graph
+        bool outputs_are_weighted = false;  // in any graph: norms of outputs contain the weights
+        uint64_t tokens = 0;                // tokens counted
         uint64_t tokens_before_batch = 0;
 
         void forget_graph(Stage next);
@@ -151,7 +153,9 @@ class RouterTap {
     void read_outputs(const ggml_tensor* node, RouterNodeName name, Layer& layer);
     bool is_whole(const Layer& layer) const;
     void count(size_t index);
-    void add_outputs(size_t index);
+    void check_outputs(Layer& layer);
+    void hold_tokens(Layer& layer);
+    void add_token(size_t index, int32_t* experts, float* weights, const float* norms);
 
     std::vector<int> blocks_;
     std::vector<size_t> layer_index_;  // by block; or no_layer

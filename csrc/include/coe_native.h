@@ -50,7 +50,7 @@
 
 /* The version of this header; coe_native_abi_version returns that of the library. It increases by one
  * whenever a function or a type of this header changes. */
-#define COE_NATIVE_ABI_VERSION 4
+#define COE_NATIVE_ABI_VERSION 5
 
 #ifdef __cplusplus
 extern "C" {
@@ -104,6 +104,10 @@ COE_API bool coe_profiler_callback(struct ggml_tensor* tensor, bool ask, void* u
  * graphs. NULL removes it. Do not call this while a graph runs. */
 COE_API int32_t coe_profiler_chain(coe_profiler* profiler, coe_eval_callback callback, void* user_data);
 
+/* Sums the activation norms of the experts' outputs too, by which masks are best. n_threads: threads for
+ * experts in host memory, such as llama_context_params' n_threads. Call this before the first graph runs. */
+COE_API int32_t coe_profiler_watch_norms(coe_profiler* profiler, int32_t n_threads);
+
 /* Returns the counts so far; free them with coe_profile_free. */
 COE_API coe_profile* coe_profiler_snapshot(coe_profiler* profiler);
 
@@ -152,11 +156,18 @@ COE_API const uint64_t* coe_profile_tokens(const coe_profile* profile);
 COE_API const int64_t* coe_profile_histograms(const coe_profile* profile);
 COE_API const double* coe_profile_weight_sum(const coe_profile* profile);
 
+/* Return sums of the norms of each expert's outputs over the tokens that chose it, before and after they are
+ * multiplied with the router's weights [n_blocks, n_experts]. Valid as above; NULL for a profile without
+ * norms. */
+COE_API const double* coe_profile_norm_sum(const coe_profile* profile);
+COE_API const double* coe_profile_weighted_norm_sum(const coe_profile* profile);
+
 /* Reads a profile's file; free it with coe_profile_free. A profile imported from another tool's counts has no
  * weights (all weight_sum are 0), or no ranks (top_k is 1: all choices are counted at rank 0). */
 COE_API coe_profile* coe_profile_load(const char* path);
 
-/* Adds the counts of another profile of the same model, for example of another context. */
+/* Adds the counts of another profile of the same model, for example of another context. Both must have norms,
+ * or neither. */
 COE_API int32_t coe_profile_merge(coe_profile* profile, const coe_profile* other);
 
 /* Writes the profile's file, whole or not at all; an existing file is replaced. source: a few words on what

@@ -81,7 +81,7 @@ def test_counts_of_prompts_and_of_answers(tmp_path: Path, documents: list[list[i
     plain = load(path, flash_attn=True)  # as in a Model
     answer = tokens_of(plain, prompt, 20, temp=0.0)
     llama = load(path, flash_attn=True)
-    capture = coe.attach(llama)
+    capture = coe.attach(llama, stats="contribution")
     assert tokens_of(llama, prompt, 20, temp=0.0) == answer
     prompts, generated = capture.prompts, capture.generated
     assert prompts.n_tokens == 60
@@ -90,6 +90,10 @@ def test_counts_of_prompts_and_of_answers(tmp_path: Path, documents: list[list[i
     with coe.Model(path, n_ctx=128, n_batch=128, n_threads=2) as model:
         of_prompt = coe.profile(model, [prompt])
         of_both = coe.profile(model, [prompt + answer[:-1]])
+    assert prompts.outputs is not None
+    assert of_prompt.outputs is not None
+    assert capture.profile.outputs is not None
+    assert of_both.outputs is not None
     for index, seen in enumerate(prompts.layer_tokens):
         if seen == 60:
             np.testing.assert_array_equal(prompts.histograms[index], of_prompt.histograms[index])
@@ -97,6 +101,11 @@ def test_counts_of_prompts_and_of_answers(tmp_path: Path, documents: list[list[i
             # One at a time and all at once differ in the last bits, which decide between near-ties.
             moved = np.abs(capture.profile.histograms[index] - of_both.histograms[index]).sum() / 2
             assert moved <= 0.01 * of_both.histograms[index].sum()
+            for name in ("norm_sum", "weighted_norm_sum"):
+                found, expected = (getattr(p.outputs, name)[index] for p in (prompts, of_prompt))
+                np.testing.assert_allclose(found, expected, rtol=1e-5)
+                found, expected = (getattr(p.outputs, name)[index] for p in (capture.profile, of_both))
+                assert np.abs(found - expected).sum() <= 0.02 * expected.sum()
 
 
 def test_prompts_and_generated_tokens_are_counted_apart(model_file: ModelFile) -> None:
@@ -152,7 +161,7 @@ def test_drafted_tokens_count_as_if_they_had_been_generated(
     path = model_file(family, "F32")
 
     def counted(llama: Llama) -> tuple[list[int], list[coe.RoutingProfile]]:
-        capture = coe.attach(llama)
+        capture = coe.attach(llama, stats="contribution")
         if masked:
             capture.apply(unused_experts(profile_of(family, "F32"), 12))
         answer = tokens_of(llama, prompt, 12, temp=0.0)
@@ -166,6 +175,10 @@ def test_drafted_tokens_count_as_if_they_had_been_generated(
         assert profile.layer_tokens == like.layer_tokens
         differences = np.abs(profile.histograms - like.histograms).sum()
         assert differences <= 0.01 * like.histograms.sum(), "batches of other sizes may break near ties"
+        assert profile.outputs is not None
+        assert like.outputs is not None
+        norms = np.abs(profile.outputs.norm_sum - like.outputs.norm_sum).sum()
+        assert norms <= 0.02 * like.outputs.norm_sum.sum()
     assert sum(profile.n_tokens for profile in found) == len(prompt) + 11
 
 
@@ -565,7 +578,8 @@ def test_bare_callbacks_see_what_attached_ones_see(model_file: ModelFile, docume
     host.run(documents[3])
     host.close()
     for part, document in enumerate((documents[0], documents[3])):
-        histograms, _, _, tokens = live.counts()[part]
+        histograms, _, _, tokens, norms = live.counts()[part]
+        assert norms is None
         expected = coe.profile(path, [document], n_ctx=128, n_batch=128, n_threads=1)
         np.testing.assert_array_equal(histograms, expected.histograms)
         assert tokens == [len(document)] * 3

@@ -270,9 +270,29 @@ def test_the_stability_of_the_mask_is_shown(tmp_path: Path) -> None:
         server.end()
 
 
+def test_activation_norms_are_counted_on_request(tmp_path: Path) -> None:
+    server = Server(tmp_path, "--stats", "contribution", "--keep", "16")
+    try:
+        answer = server.complete("def area(", 8)
+        assert answer
+    finally:
+        server.end()
+    for name in ("live.gguf", "live.prompts.gguf", "live.generated.gguf"):
+        profile = coe.RoutingProfile.load(tmp_path / name)
+        assert profile.outputs is not None
+        assert ((profile.outputs.norm_sum > 0) == (profile.counts > 0)).all()
+    assert coe.build_mask(coe.RoutingProfile.load(tmp_path / "live.generated.gguf"), 16).provenance["method"] == (
+        "contribution"
+    )
+    status, why = refused_with(tmp_path, "--resume")
+    assert status == 2
+    assert "--stats contribution" in why
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--method", "contribution"], "--stats contribution"),
         (["--host", "0.0.0.0"], "key"),
         (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
         (["--keep", "2"], "4"),

@@ -120,8 +120,8 @@ def test_the_masked_parents_importance_matrix_is_that_of_the_specialist(row: Row
 
 
 def test_a_c_host_writes_the_profile_that_python_writes(row: Row) -> None:
-    """By the byte, but for the corpus's name: counts, sums, fingerprint, sizes, groups, names."""
-    profiler = CProfiler(row.path)
+    """By the byte, but for the corpus's name: counts, sums, norms, fingerprint, sizes, groups, names."""
+    profiler = CProfiler(row.path, norms=True)
     host = BareHost(row.path, profiler.callback, profiler.pointer)
     for document in row.documents:
         for start in range(0, len(document), 128):
@@ -135,7 +135,10 @@ def test_a_c_host_writes_the_profile_that_python_writes(row: Row) -> None:
     np.testing.assert_allclose(profile.weight_sum, row.profile.weight_sum, rtol=1e-6)
     for name in ("architecture", "model_name", "fingerprint", "layers", "n_tokens", "router_shape"):
         assert getattr(profile, name) == getattr(row.profile, name), name
-    assert profile.outputs is None
+    assert profile.outputs is not None
+    assert row.profile.outputs is not None
+    for name in ("norm_sum", "weighted_norm_sum"):
+        np.testing.assert_allclose(getattr(profile.outputs, name), getattr(row.profile.outputs, name), rtol=1e-6)
     profile.save(row.directory / "python.profile.gguf")
     assert (row.directory / "python.profile.gguf").read_bytes() == written.read_bytes()
 

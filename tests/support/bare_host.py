@@ -73,6 +73,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "coe_profiler_new": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _SIZE),
     "coe_profiler_free": (None, _POINTER),
     "coe_profiler_chain": (ctypes.c_int32, _POINTER, _POINTER, _POINTER),
+    "coe_profiler_watch_norms": (ctypes.c_int32, _POINTER, ctypes.c_int32),
     "coe_profiler_snapshot": (_POINTER, _POINTER),
     "coe_profiler_reset": (ctypes.c_int32, _POINTER),
     "coe_profiler_load_mask": (ctypes.c_int32, _POINTER, _TEXT),
@@ -99,10 +100,12 @@ def load_c_library() -> ctypes.CDLL:
 class CProfiler:
     """A profiler of the C library, for a model's file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, norms: bool = False) -> None:
         self.library = load_c_library()
         self.pointer = self.library.coe_profiler_open(str(path).encode())
         assert self.pointer, self.error
+        if norms:
+            assert self.library.coe_profiler_watch_norms(self.pointer, 1) == 0, self.error
 
     @property
     def callback(self) -> Any:

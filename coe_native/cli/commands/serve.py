@@ -12,7 +12,8 @@ from coe_native.cli.options import force_option, json_option, model_options, nee
 from coe_native.cli.output import print_json, say
 from coe_native.cli.types import FILE, MODEL
 from coe_native.errors import InputError
-from coe_native.routing.scores import FALLBACK_METHOD, METHODS, needs_outputs
+from coe_native.routing.scores import BEST_METHOD, FALLBACK_METHOD, METHODS, needs_outputs
+from coe_native.routing.stats import STATS, Stats, parse_stats
 
 if TYPE_CHECKING:
     from coe_native.llama.options import ModelOptions
@@ -59,10 +60,15 @@ if TYPE_CHECKING:
 @click.option("--keep", type=int, help="Experts of the mask whose stability is shown; half if not given.")
 @click.option(
     "--method",
-    type=click.Choice([method for method in METHODS if not needs_outputs(method)]),
-    default=FALLBACK_METHOD,
+    type=click.Choice(METHODS),
+    help="How experts are scored for that mask; by utility if not given, or by contribution with its --stats.",
+)
+@click.option(
+    "--stats",
+    type=click.Choice(STATS),
+    default=Stats.ROUTING.value,
     show_default=True,
-    help="How experts are scored for that mask. Activation norms are not counted here.",
+    help="What to count: the routers' choices, or activation norms too (contribution), which slows answers down.",
 )
 @click.option(
     "--stable",
@@ -92,7 +98,8 @@ def command(
     resume: bool,
     mask_path: Path | None,
     keep: int | None,
-    method: str,
+    method: str | None,
+    stats: str,
     stable: float,
     logits_all: bool,
     options: ModelOptions,
@@ -123,6 +130,10 @@ def command(
     if api_key == "auto":
         api_key = new_key()
         say(f"API key: {api_key}")
+    with_norms = parse_stats(stats) is Stats.CONTRIBUTION
+    method = method or (BEST_METHOD if with_norms else FALLBACK_METHOD)
+    if needs_outputs(method) and not with_norms:
+        raise InputError(f"{method} scores by activation norms: count them too (--stats contribution)")
     keep = moe.router_shape.half if keep is None else keep
     moe.router_shape.check_keep(keep)
     saved = serve(
@@ -131,6 +142,7 @@ def command(
         address=Address(host, port, api_key, uds),
         options=options,
         stability=Stability(stable, MaskOptions(keep=keep, method=method)),
+        stats=stats,
         mask=None if mask_path is None else ExpertMask.load(mask_path),
         logits_all=logits_all,
         save_every=save_every,
