@@ -16,6 +16,7 @@ from benchmarks.profiling import WINDOW, bare_contexts, output_of, repacking
 from benchmarks.side_by_side import Comparison, Measure, Target
 from coe_native.live.llama_cpp_python.app import placed
 from coe_native.llama.options import Placement
+from coe_native.routing.stats import STATS
 
 N_TOKENS = 128
 """Generated in each run."""
@@ -43,16 +44,17 @@ def comparisons(parent: Path, tools: Path | None, threads: int) -> Iterator[Comp
             lambda: one_by_one(plain),
             TARGET,
         )
-    with llamas(parent, threads) as (unwatched, watched):
-        for what, measure in (("read", reading), ("write", writing)):
-            yield Comparison(
-                f"an attached Llama: {what}",
-                "tokens/s",
-                measure(watched),
-                "a Llama as it is",
-                measure(unwatched),
-                TARGET,
-            )
+    for stats in STATS:
+        with llamas(parent, threads, stats) as (unwatched, watched):
+            for what, measure in (("read", reading), ("write", writing)):
+                yield Comparison(
+                    f"an attached Llama, {stats}: {what}",
+                    "tokens/s",
+                    measure(watched),
+                    "a Llama as it is",
+                    measure(unwatched),
+                    TARGET,
+                )
 
 
 def llama_bench(tools: Path, model: Path, threads: int) -> Measure:
@@ -77,7 +79,7 @@ def one_by_one(context: int) -> float:
 
 
 @contextlib.contextmanager
-def llamas(parent: Path, threads: int) -> Iterator[tuple[llama_cpp.Llama, llama_cpp.Llama]]:
+def llamas(parent: Path, threads: int, stats: str) -> Iterator[tuple[llama_cpp.Llama, llama_cpp.Llama]]:
     """One as it is, and one attached."""
     options = {
         "n_ctx": 2 * WINDOW,
@@ -88,7 +90,7 @@ def llamas(parent: Path, threads: int) -> Iterator[tuple[llama_cpp.Llama, llama_
     }
     with placed(Placement()):
         pair = [llama_cpp.Llama(str(parent), **options) for _ in range(2)]
-    with coe.attach(pair[1]):
+    with coe.attach(pair[1], stats=stats):
         yield pair[0], pair[1]
     for llama in pair:
         llama.close()

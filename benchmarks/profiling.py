@@ -46,13 +46,22 @@ def comparisons(
             llama_bench(tools, parent, windows, threads),
             Target(1.0, True),
         )
+        theirs = llama_imatrix(tools, parent, text, windows, threads, directory)
         yield Comparison(
             "profile, the same tokens",
             "tokens/s",
             ours,
             "llama-imatrix --no-ppl",
-            llama_imatrix(tools, parent, text, windows, threads, directory),
+            theirs,
             Target(1.25, True),
+        )
+        yield Comparison(
+            "profile with an importance matrix, the same tokens",
+            "tokens/s",
+            from_command_line(parent, tokens, threads, "--imatrix", directory / "our-imatrix.gguf"),
+            "llama-imatrix --no-ppl",
+            theirs,
+            Target(1.0, True),
         )
     yield from batches(parent, np.load(tokens), threads)
     with bare_contexts(parent, threads) as (plain, tapped):
@@ -82,11 +91,11 @@ def output_of(line: list[str]) -> str:
     return subprocess.run(line, check=True, capture_output=True, text=True).stdout
 
 
-def from_command_line(model: Path, tokens: Path, threads: int) -> Measure:
+def from_command_line(model: Path, tokens: Path, threads: int, *more: object) -> Measure:
     out = tokens.with_suffix(".profile.gguf")
     line = command(
         *("profile", model, "-c", tokens, "-o", out, "--stats", "routing"),
-        *("--threads", threads, "--force", "--json"),
+        *("--threads", threads, "--force", "--json", *more),
     )
     return lambda: float(json.loads(output_of(line))["tokens_per_second"])
 
@@ -189,7 +198,7 @@ def bare_contexts(parent: Path, threads: int) -> Iterator[tuple[int, int]]:
             params.cb_eval_user_data = profiler.user_data
         contexts.append(llama_cpp.llama_init_from_model(model, params))
         decode(contexts[-1], np.zeros((1, WINDOW), np.int32))
-    *_, seen = profiler.counts()[0]
+    _, _, _, seen, _ = profiler.counts()[0]
     if seen[0] != WINDOW:
         raise SystemExit(f"the tap has counted {seen} of {WINDOW} tokens")
     yield contexts[0], contexts[1]
