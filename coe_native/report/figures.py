@@ -222,6 +222,11 @@ def overlap_lines(masks: Mapping[str, ExpertMask]) -> Picture:
 
 
 def sweep_lines(sweep: Sweep) -> list[Picture]:
+    """Return the charts of a sweep."""
+    return _lines_by_size(sweep) if sweep.has_several else _lines_by_experts(sweep)
+
+
+def _lines_by_experts(sweep: Sweep) -> list[Picture]:
     """Return charts of perplexity and KL divergence by experts kept, for each text and method."""
     loss, divergence = (_figure("experts kept in each layer", unit) for unit in ("rise", "nats"))
     for method in sweep.methods:
@@ -242,3 +247,32 @@ def sweep_lines(sweep: Sweep) -> list[Picture]:
         Picture("Rise of perplexity over the parent's", loss),
         Picture("KL divergence to the parent", divergence),
     ]
+
+
+def _lines_by_size(sweep: Sweep) -> list[Picture]:
+    """Return a chart of perplexity by size for each text: a line for each model, and the frontier of all."""
+    pictures = []
+    for index, parent in enumerate(sweep.parent):
+        figure = _figure("size in MB", "rise")
+        for model in sweep.models:
+            points = sorted((p for p in sweep.points if p.model == model), key=lambda p: p.n_bytes)
+            figure.add_scatter(
+                x=[point.n_bytes / 1e6 for point in points],
+                y=[sweep.losses(point)[index] for point in points],
+                text=[f"{point.keep} experts" for point in points],
+                mode="lines+markers",
+                name=html.escape(model),
+            )
+        if index == 0:
+            best = sorted((point for point in sweep.points if point.frontier), key=lambda p: p.n_bytes)
+            figure.add_scatter(
+                x=[point.n_bytes / 1e6 for point in best],
+                y=[sweep.losses(point)[0] for point in best],
+                mode="lines",
+                name="frontier",
+                line={"dash": "dash", "color": "rgba(128,128,128,0.9)"},
+            )
+        figure.update_yaxes(tickformat="+.0%", rangemode="tozero")
+        figure.update_layout(showlegend=True)
+        pictures.append(Picture(f"Rise of perplexity by size, on {parent.text}", figure))
+    return pictures

@@ -195,6 +195,7 @@ def _of_sweep(sweep: Sweep) -> Section:
             rows.append(
                 [
                     found.text,
+                    *([point.model] if sweep.has_several else []),
                     point.method,
                     str(point.keep),
                     gigabytes(point.n_bytes),
@@ -204,13 +205,15 @@ def _of_sweep(sweep: Sweep) -> Section:
                     "" if found.top1_agreement is None else f"{found.top1_agreement:.1%}",
                 ]
             )
-    columns = ["text", "method", "keep", "size", "perplexity", "rise", "KL", "same top token"]
+    models = ["model"] if sweep.has_several else []
+    columns = ["text", *models, "method", "keep", "size", "perplexity", "rise", "KL", "same top token"]
+    parent = f"{len(sweep.models)} files of the parent" if sweep.has_several else "The parent"
     return Section(
         "How small a specialist can be",
-        f"The parent ({sweep.n_experts} experts, {gigabytes(sweep.n_bytes)}) under live masks, on held-out "
+        f"{parent} ({sweep.n_experts} experts, {gigabytes(sweep.n_bytes)}) under live masks, on held-out "
         "text: how specialists of these sizes would perform, before any is written.",
         figures.sweep_lines(sweep),
-        [Table(columns, rows, left=2)],
+        [Table(columns, rows, left=2 + len(models))],
     )
 
 

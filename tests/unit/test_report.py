@@ -15,6 +15,8 @@ from support.profiles import make_profile
 from support.sweeps import make_sweep
 
 import coe_native as coe
+from coe_native.evaluation.sweep import ALL_EXPERTS
+from coe_native.report.figures import sweep_lines
 from coe_native.report.page import report, sweep_page
 from coe_native.routing.concentration import concentration, coverage, routed_shares
 
@@ -43,6 +45,22 @@ def test_a_profile_without_weights_or_ranks_has_a_page(tmp_path: Path) -> None:
     assert "Mean rank" not in text
     with pytest.raises(coe.InputError, match="weights"):
         report(tmp_path / "page.html", {"bare": bare}, keep=bare.router_shape.half)
+
+
+def test_a_sweep_of_several_files_is_drawn_by_size(tmp_path: Path) -> None:
+    one = make_sweep({4: 0.5, 8: 0.1})
+    points = [
+        replace(point, model=model, n_bytes=point.keep * bits)
+        for model, bits in (("a-Q8_0.gguf", 8), ("a-Q4_0.gguf", 4))
+        for point in (*one.points, replace(one.unmasked, method=ALL_EXPERTS))
+    ]
+    found = replace(one, points=tuple(points)).with_frontier()
+    (picture,) = sweep_lines(found)
+    lines = {line.name: list(line.y) for line in picture.figure.data}
+    assert set(lines) == {"a-Q8_0.gguf", "a-Q4_0.gguf", "frontier"}
+    assert lines["a-Q8_0.gguf"] == pytest.approx([0.5, 0.1, 0.0])
+    sweep_page(tmp_path / "page.html", found)
+    assert "a-Q4_0.gguf" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_a_sweep_alone_has_a_page(tmp_path: Path) -> None:
