@@ -118,6 +118,15 @@ class Sweep:
         return any(point.method == ALL_EXPERTS for point in self.points)
 
     @property
+    def has_reference(self) -> bool:
+        """Return whether the unmasked reference is among the points."""
+        perplexities = [evaluation.perplexity for evaluation in self.parent]
+        return any(
+            point.method == ALL_EXPERTS and [e.perplexity for e in point.evaluations] == perplexities
+            for point in self.points
+        )
+
+    @property
     def methods(self) -> list[str]:
         """Return the methods of all masks."""
         return list(dict.fromkeys(point.method for point in self.points if point.method != ALL_EXPERTS))

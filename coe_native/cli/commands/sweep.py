@@ -332,10 +332,11 @@ def _print(found: Sweep) -> None:
     ]
     rows = []
     unmasked = found.unmasked
-    for point in found.points if found.has_several else (unmasked, *found.points):
+    for point in found.points if found.has_reference else (unmasked, *found.points):
         head = [point.method]
         if found.has_several:
-            head = [f"{'*' if point.frontier else ' '} {point.model}", *(head if several_methods else [])]
+            name = "reference" if point is unmasked else point.model
+            head = [f"{'*' if point.frontier else ' '} {name}", *(head if several_methods else [])]
         head += [str(point.keep), gigabytes(point.n_bytes)]
         if with_memory:
             head.append("" if point.memory is None else gibibytes(point.memory))
