@@ -224,6 +224,10 @@ def specialise_to_goal(
     for header in files:
         if header.surgery is not None and header.surgery.mode == "zero":
             raise InputError(f"{header.path}: has zeroed experts; specialise the original model")
+    parent = max(files, key=lambda header: header.n_bytes)
+    for header in files:
+        if header.fingerprint != parent.fingerprint:
+            raise InputError(f"{header.path}: is another model than {parent.path}; give files of one model")
     watchers.step("planning")
     candidates = find_candidates(
         files, types, only_types=only_types, keep=goal.keep, fit_bytes=goal.fit_bytes, use=goal.use
@@ -232,7 +236,6 @@ def specialise_to_goal(
     if not tried:
         reasons = "; ".join(f"{candidate.name}: {candidate.skipped}" for candidate in candidates)
         raise InputError(f"nothing fits: {reasons}")
-    parent = max(files, key=lambda header: header.n_bytes)
     with working_directory(out) as directory:
         _announce(tried, directory, out, note)
         search = _Search(parent, options, texts, goal, method, passes or PassOptions(), watchers)
@@ -461,8 +464,13 @@ class _Search:
         return checks
 
     def save_beside(self, best: Trial, beside: dict[str, Path], *, force: bool) -> None:
-        """Write the profile, the mask and the importance matrix that the specialist was made with."""
+        """Write the profile, the mask and the importance matrix that the specialist was made with.
+
+        Those of a specialist that was replaced are removed.
+        """
         self.profiles[0].save(beside["profile.gguf"], force=force)
+        beside["mask.json"].unlink(missing_ok=True)
+        beside["imatrix.gguf"].unlink(missing_ok=True)
         if best.mask is not None:
             best.mask.save(beside["mask.json"], force=force)
         if best.candidate.file_type is not None and self.inputs is not None:
