@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from coe_native.corpus.corpora import Corpus
-from coe_native.errors import InputError
+from coe_native.errors import InputError, printable
 from coe_native.evaluation.perplexity import Evaluation, Windows, count_tokens, judge_masks
 from coe_native.evaluation.sweep_checkpoint import SweepCheckpoint
 from coe_native.files import typed_json
@@ -389,7 +389,9 @@ def sweep_files(
 def _check_names(headers: Sequence[ModelHeader]) -> None:
     """Check that files can be told apart by their names."""
     names = [header.path.name for header in headers]
-    for name in names:
+    for name, header in zip(names, headers, strict=True):
+        if sum(other.path.samefile(header.path) for other in headers) > 1:
+            raise InputError(f"{header.path}: is given twice; give each file once")
         if names.count(name) > 1:
             raise InputError(f"{name}: two of the files have this name; give each its own, by a link for example")
 
@@ -429,8 +431,8 @@ class _Run:
         if self._checkpoint is not None:
             self._checkpoint.begin(
                 {
-                    "models": [header.header_digest for header, _ in self._plan],
-                    "reference": self._base.header_digest,
+                    "models": [_identity(header) for header, _ in self._plan],
+                    "reference": _identity(self._base),
                     "masks": [[cut.digest for cut in tried] for _, tried in self._plan],
                     "texts": [[name, text.sha256] for name, text in self._texts.items()],
                     "options": [base.n_ctx, base.n_batch, base.text.printed_date],
@@ -466,7 +468,7 @@ class _Run:
                 mask=cut.digest,
                 n_bytes=header.specialist_bytes(cut.keep),
                 evaluations=of_masks[0] if cut.mask is None else next(after),
-                model=header.path.name,
+                model=printable(header.path.name),
                 memory=None if self._memory is None else self._memory(header, cut.keep),
             )
             for cut in tried
@@ -484,7 +486,7 @@ class _Run:
                 else self._checkpoint.windows(f"{part}.{number}", len(masks))
             )
             judged = judge_masks(model, text, masks, reference=reference, progress=self._count, windows=windows)
-            yield [replace(found, text=name) for found in judged]
+            yield [replace(found, text=printable(name)) for found in judged]
 
     def _count(self, n_tokens: int) -> None:
         self._done += n_tokens
@@ -492,7 +494,7 @@ class _Run:
 
     def result(self, of_parent: tuple[Evaluation, ...], points: Sequence[SweepPoint]) -> Sweep:
         """Return the sweep, with points in the order of the plan."""
-        order = {header.path.name: place for place, (header, _) in enumerate(self._plan)}
+        order = {printable(header.path.name): place for place, (header, _) in enumerate(self._plan)}
         found = Sweep(
             model=self._base.name,
             fingerprint=self._base.fingerprint,
@@ -503,6 +505,12 @@ class _Run:
             parent_memory=None if self._memory is None else self._memory(self._base, self._base.n_experts),
         )
         return found.with_frontier()
+
+
+def _identity(model: ModelHeader) -> list[Any]:
+    """Return what tells a model's files from changed ones, without reading their data."""
+    stats = [path.stat() for path in model.paths]
+    return [model.header_digest, *([status.st_size, status.st_mtime_ns] for status in stats)]
 
 
 def without_divergence(evaluation: Evaluation) -> Evaluation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ from coe_native.errors import InputError
 from coe_native.evaluation.perplexity import Values, Windows
 from coe_native.files.atomic import check_target, clear_leftovers, replacing
 from coe_native.files.regular import open_regular
+
+_DAMAGE = (
+    *(OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What NumPy and zipfile raise for files that are something else, or are damaged."""
 
 _START_OVER = "start over with --force and without --resume"
 _ARRAYS = ("log_probabilities", "divergences", "agreements")
@@ -76,7 +83,7 @@ class SweepCheckpoint:
             with open_regular(self.path) as opened, np.load(opened, allow_pickle=False) as file:
                 self._found = {name: file[name] for name in file.files}
             found = json.loads(bytes(self._found.pop("run")))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise InputError(
                 f"{self.path}: is not a checkpoint of a sweep, or is damaged; {_START_OVER}"
             ) from error
@@ -100,6 +107,8 @@ class SweepCheckpoint:
         lengths = self._found.get(f"{part}/lengths")
         if lengths is not None:
             try:
+                if lengths.ndim != 1 or lengths.dtype != np.int64 or (lengths < 1).any():
+                    raise ValueError("no lengths")
                 windows.n_done = len(lengths)
                 for number, values in enumerate(windows.of_masks):
                     self._restore(values, f"{part}/{number}", lengths)
@@ -111,9 +120,10 @@ class SweepCheckpoint:
     def _restore(self, values: Values, prefix: str, lengths: NDArray[Any]) -> None:
         for name in _ARRAYS:
             array = self._found[f"{prefix}/{name}"]
-            if name == "log_probabilities" or len(array):
-                if array.ndim != 1 or len(array) != lengths.sum():
-                    raise ValueError("another number of tokens")
+            expected = np.dtype(bool if name == "agreements" else np.float64)
+            if name == "log_probabilities" or array.size:
+                if array.dtype != expected or array.shape != (lengths.sum(),) or not np.isfinite(array).all():
+                    raise ValueError("other numbers")
                 getattr(values, name).extend(np.split(array, np.cumsum(lengths)[:-1]))
 
     def _offer(self) -> None:
@@ -128,11 +138,12 @@ class SweepCheckpoint:
             if not done:
                 continue
             first = windows.of_masks[0].log_probabilities
-            arrays[f"{part}/lengths"] = np.array([len(values) for values in first[:done]])
+            arrays[f"{part}/lengths"] = np.array([len(values) for values in first[:done]], np.int64)
             for number, of_mask in enumerate(windows.of_masks):
                 for name in _ARRAYS:
                     of_windows = getattr(of_mask, name)[:done]
-                    arrays[f"{part}/{number}/{name}"] = np.concatenate(of_windows) if of_windows else np.empty(0)
+                    whole = np.concatenate(of_windows) if of_windows else np.empty(0)
+                    arrays[f"{part}/{number}/{name}"] = whole
         with replacing(self.path) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         self._saved = time.monotonic()

@@ -269,7 +269,7 @@ def _without_links(path: str, flags: int) -> int:
 
 def _prefix(path: Path) -> str:
     """Return how the names of temporary files for `path` begin. File names have at most 255 bytes."""
-    return f".{path.name.encode()[:200].decode(errors='ignore')}."
+    return f".{os.fsencode(path.name)[:200].decode(errors='ignore')}."
 
 
 def lock(file: BinaryIO | FileIO) -> bool:

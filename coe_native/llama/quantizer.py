@@ -8,6 +8,8 @@ import json
 import os
 import re
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +29,9 @@ TYPES = {
     **{"TQ1_0": 36, "TQ2_0": 37, "MXFP4_MOE": 38, "Q1_0": 40, "Q2_0": 41},
 }
 """llama.cpp's file types (llama_ftype) by the names of llama-quantize."""
+
+_NOT_FOR_WEIGHTS = ("F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K")
+"""ggml's types that its quantiser cannot write."""
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
@@ -135,8 +140,10 @@ def quantize_file(
         for line in process.stdout:
             said = json.loads(line)
             if "error" in said:
-                hint = "; give one with --imatrix" if said["error"].endswith("requires an imatrix!") else ""
-                raise CoeError(f"{source}: llama.cpp cannot quantise it: {printable(said['error'])}{hint}")
+                reason = printable(said["error"])
+                if reason.endswith("requires an imatrix!"):
+                    reason = f"{reason.removesuffix('!')}; give one with --imatrix"
+                raise CoeError(f"{source}: llama.cpp cannot quantise it: {reason}")
             if said.get("done"):
                 return types
             progress(said["number"], said["of"])
@@ -171,6 +178,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     request = json.loads(input())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def say(**fields: Any) -> None:
         print(json.dumps(fields), file=answers, flush=True)
@@ -185,6 +193,12 @@ def serve() -> None:
     else:
         reader.end()
         say(done=True)
+
+
+def _end_with_parent() -> None:
+    """End this process once the one that asked has ended, even if it was killed."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 class _LogReader:
@@ -240,7 +254,7 @@ class _Held:
         self._overrides: list[Any] = []
         if options["tensor_types"]:
             self._overrides = [
-                llama_cpp.llama_model_tensor_override(pattern.encode(), _ggml_type(name))
+                llama_cpp.llama_model_tensor_override(os.fsencode(pattern), _ggml_type(name))
                 for pattern, name in options["tensor_types"]
             ]
             self.params.tt_overrides = _array(llama_cpp.llama_model_tensor_override, self._overrides)
@@ -303,6 +317,8 @@ def _ggml_type(name: str) -> int:
     """
     from gguf import GGMLQuantizationType
 
+    if name.upper() in _NOT_FOR_WEIGHTS:
+        raise InputError(f"{name!r} is not a type for weights; write one like q4_K or f16")
     try:
         return int(GGMLQuantizationType[name.upper()])
     except KeyError as error:

@@ -20,6 +20,7 @@ from coe_native.model.gguf_file import GgufFile, Tensor, encode_entry, encode_he
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MOST_DATASETS = 1 << 12
+_MASK = "coe.mask.digest"
 _VERSION, _ALIGNMENT, _F32 = 3, 32, 0  # of GGUF; the number of ggml's type
 
 
@@ -59,12 +60,14 @@ class Imatrix:
         datasets: Names of the text.
         n_chunks: Chunks of the text.
         chunk_size: Tokens of a chunk.
+        mask: The digest of the mask under which it was taken; empty without one.
     """
 
     entries: Mapping[str, ImatrixEntry]
     datasets: tuple[str, ...]
     n_chunks: int
     chunk_size: int
+    mask: str = ""
 
     @classmethod
     def load(cls, path: str | Path) -> Imatrix:
@@ -89,11 +92,14 @@ class Imatrix:
             entries[name.removesuffix(_SUMS)] = ImatrixEntry(sums, of_matrices)
         if not entries:
             raise InputError(f"{path}: is an importance matrix without entries")
+        for name, entry in entries.items():
+            if not np.isfinite(entry.weights).all() or (entry.counts.any() and not entry.sums.any()):
+                raise InputError(f"{path}: has no usable values for {name}; it is damaged")
         datasets = file.get("imatrix.datasets", [], most=_MOST_DATASETS)
         n_chunks, size = (file.get(f"imatrix.chunk_{what}", 0) for what in ("count", "size"))
         if not isinstance(datasets, list) or not isinstance(n_chunks, int) or not isinstance(size, int):
             raise InputError(f"{path}: has metadata of another kind than llama-imatrix writes; it is damaged")
-        return cls(entries, tuple(map(str, datasets)), n_chunks, size)
+        return cls(entries, tuple(map(str, datasets)), n_chunks, size, str(file.get(_MASK, "")))
 
     def save(self, path: str | Path, *, force: bool = True) -> None:
         """Write the file, whole or not at all, as llama-imatrix does.
@@ -117,6 +123,7 @@ class Imatrix:
             encode_entry("imatrix.datasets", self.datasets),
             encode_entry("imatrix.chunk_count", self.n_chunks),
             encode_entry("imatrix.chunk_size", self.chunk_size),
+            *([encode_entry(_MASK, self.mask)] if self.mask else []),
         ]
         infos = [(name, array.shape[::-1], _F32, array.nbytes) for name, array in arrays.items()]
         with replacing(path) as file:
@@ -125,11 +132,12 @@ class Imatrix:
                 data = array.astype("<f4").tobytes()
                 file.write(data + bytes(-len(data) % _ALIGNMENT))
 
-    def of_kept(self, kept: Mapping[str, Sequence[int]]) -> Imatrix:
+    def of_kept(self, kept: Mapping[str, Sequence[int]], mask: str) -> Imatrix:
         """Return the part for the kept experts, in their order in a specialist.
 
         Args:
             kept: The kept experts of each tensor with experts, by its name.
+            mask: The mask's digest.
         """
         entries = {
             name: ImatrixEntry(entry.sums[list(kept[name])], entry.counts[list(kept[name])])
@@ -137,7 +145,7 @@ class Imatrix:
             else entry
             for name, entry in self.entries.items()
         }
-        return replace(self, entries=entries)
+        return replace(self, entries=entries, mask=mask)
 
     def with_means(self, min_tokens: int) -> tuple[Imatrix, dict[str, tuple[int, ...]]]:
         """Return it with the mean of a layer's experts for those that have seen few tokens.

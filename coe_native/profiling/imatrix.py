@@ -40,7 +40,7 @@ class InputWatcher:
             chunk_size=model.n_ctx,
         )
         if model.mask is not None:
-            made = imatrix_for(made, model.moe, model.mask)
+            made = imatrix_for(made, model.moe, model.mask, model.moe.path)
         self._imatrix, self._few = made.with_means(self._min_tokens)
 
     @property

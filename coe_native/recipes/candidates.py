@@ -100,9 +100,9 @@ def _quantised(best: ModelHeader, files: Sequence[ModelHeader], types: Iterable[
         # Which types tensors get depends on whether there is an importance matrix, and not on its values.
         imatrix = Path(directory) / "imatrix.gguf"
         _blank_imatrix(best).save(imatrix)
-        for file_type in dict.fromkeys(types):
+        for file_type in dict.fromkeys(QuantizeOptions(name).file_type for name in types):
             options = QuantizeOptions(file_type)
-            number = TYPES[options.file_type]
+            number = TYPES[file_type]
             if number in given:
                 found.append(_type_of(best, file_type, {}, 0, f"{given[number]} has this type"))
                 continue

@@ -18,7 +18,6 @@ from coe_native.errors import CoeError, InputError
 from coe_native.evaluation.perplexity import Evaluation, check_text, evaluate
 from coe_native.evaluation.sweep import default_keeps, frontier
 from coe_native.files.atomic import check_space, check_target, replacing, working_directory
-from coe_native.files.copying import copy_range
 from coe_native.llama.loaded_model import LoadedModel
 from coe_native.llama.options import ModelOptions
 from coe_native.llama.quantizer import ImatrixFile, QuantizeOptions
@@ -35,7 +34,7 @@ from coe_native.surgery.fit import size_of_specialist
 from coe_native.surgery.notice import safety_notice
 from coe_native.surgery.quantize import write_quantized
 from coe_native.surgery.verify import Check, verify
-from coe_native.surgery.write import prune
+from coe_native.surgery.write import copy, prune
 
 _ROUNDS = 5
 """Masks that are tried with other weights of domains, for one file and number of experts."""
@@ -148,7 +147,7 @@ class Found:
             },
             "points": [_trial_as_json(trial, trial is self.chosen) for trial in self.trials],
             "skipped": [{"model": c.name, "keep": c.keep, "reason": c.skipped} for c in self.skipped],
-            "notice": safety_notice(None if mask is None else mask.provenance.get("method")),
+            "notice": "" if mask is None else safety_notice(mask.provenance.get("method")),
         }
 
 
@@ -226,6 +225,8 @@ def specialise_to_goal(
             raise InputError(f"{header.path}: has zeroed experts; specialise the original model")
     parent = max(files, key=lambda header: header.n_bytes)
     for header in files:
+        if sum(other.path.samefile(header.path) for other in files) > 1:
+            raise InputError(f"{header.path}: is given twice; give each file once")
         if header.fingerprint != parent.fingerprint:
             raise InputError(f"{header.path}: is another model than {parent.path}; give files of one model")
     watchers.step("planning")
@@ -443,7 +444,7 @@ class _Search:
         """Write the best trial, and verify it against the file that was judged and against the parent."""
         self.watchers.step("writing")
         if best.mask is None:
-            _copy(ModelHeader(source), out)
+            copy(source, out, force=force, progress=self.watchers.n_bytes)
         else:
             prune(source, best.mask, out, force=force, progress=self.watchers.n_bytes)
         self.watchers.step("verifying")
@@ -475,14 +476,6 @@ class _Search:
             best.mask.save(beside["mask.json"], force=force)
         if best.candidate.file_type is not None and self.inputs is not None:
             self.inputs.imatrix.save(beside["imatrix.gguf"], force=force)
-
-
-def _copy(source: ModelHeader, out: Path) -> None:
-    """Copy a model of one file."""
-    if len(source.files) > 1:
-        raise InputError(f"{source.path}: is split, and nothing is to be removed from it; use it as it is")
-    with replacing(out) as file, source.files[0].open() as opened:
-        copy_range(opened, 0, source.files[0].size, file)
 
 
 def _halves(model: LoadedModel, protected: Protected) -> tuple[Corpus, Corpus]:

@@ -271,7 +271,15 @@ def plan_copy(model: ModelHeader) -> Plan:
     """Plan a file with the same tensors as the model, without vision and audio parts."""
     first, others = model.files[0], set(model.other_parts)
     entries = [first.raw_entry(key) for key in first.keys if key not in SHARD_KEYS]
-    tensors = [PlannedTensor.whole(tensor) for tensor in model.tensors.values() if tensor not in others]
+    of_experts = {tensor.name for layer in model.layers for tensor in layer.tensors}
+
+    def whole(tensor: Tensor) -> PlannedTensor:
+        if tensor.name not in of_experts:
+            return PlannedTensor.whole(tensor)
+        every = (SliceRange(0, model.n_experts),)
+        return PlannedTensor(source=tensor, shape=tensor.shape, n_slices=model.n_experts, runs=every)
+
+    tensors = [whole(tensor) for tensor in model.tensors.values() if tensor not in others]
     return Plan(model, tuple(entries), tuple(tensors))
 
 

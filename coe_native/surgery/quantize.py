@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coe_native._native import core
-from coe_native.errors import InputError
+from coe_native.errors import CoeError, InputError
 from coe_native.files.atomic import check_space, check_target, replacing, working_directory
 from coe_native.llama.quantizer import ImatrixFile, QuantizeOptions, imatrix_metadata, quantize_file
 from coe_native.llama.text_only import loadable
@@ -149,15 +149,35 @@ def prune_and_quantize(
     with working_directory(out) as directory:
         if given is not None:
             fitting = directory / "imatrix.gguf"
-            imatrix_for(given.load(), header, mask).save(fitting)
+            imatrix_for(given.load(), header, mask, given.path).save(fitting)
             given = ImatrixFile(fitting, given.name)
         pruned = prune(header.path, mask, directory / "pruned.gguf", drop_mtp=drop_mtp, progress=progress)
-        write_quantized(ModelHeader(pruned), options, out, given, progress)
+        try:
+            write_quantized(ModelHeader(pruned), options, out, given, progress)
+        except CoeError as error:  # the temporary files are gone by the time that it is read
+            said = str(error).replace(str(pruned), str(header.path))
+            if given is not None:
+                said = said.replace(str(given.path), given.name)
+            raise type(error)(said) from error
     return out
 
 
-def imatrix_for(imatrix: Imatrix, parent: ModelHeader, mask: ExpertMask) -> Imatrix:
-    """Return an importance matrix for a specialist: the parent's is cut to the kept experts."""
+def imatrix_for(imatrix: Imatrix, parent: ModelHeader, mask: ExpertMask, path: Path) -> Imatrix:
+    """Return an importance matrix for a specialist: the parent's is cut to the kept experts.
+
+    Args:
+        imatrix: That of the parent or of the specialist.
+        parent: The parent.
+        mask: The specialist's mask.
+        path: The file that it is from, for messages.
+
+    Raises:
+        InputError: It is of another model or mask.
+    """
+    if imatrix.mask:
+        if imatrix.mask != mask.digest:
+            raise InputError(f"{path}: is of another mask ({imatrix.mask[:12]}..., not {mask.digest[:12]}...)")
+        return imatrix
     kept = {
         tensor.name: mask.kept[layer.block]
         for layer in parent.layers
@@ -167,7 +187,10 @@ def imatrix_for(imatrix: Imatrix, parent: ModelHeader, mask: ExpertMask) -> Imat
     is_parents = any(
         name in kept and len(entry.counts) == mask.n_experts > mask.keep for name, entry in imatrix.entries.items()
     )
-    return imatrix.of_kept(kept) if is_parents else imatrix
+    if not is_parents:
+        return imatrix
+    _check_imatrix(imatrix, parent, path)
+    return imatrix.of_kept(kept, mask.digest)
 
 
 def _planned(header: ModelHeader, options: QuantizeOptions, imatrix: ImatrixFile | None) -> PlannedQuantization:
@@ -201,12 +224,14 @@ def _check_imatrix(imatrix: Imatrix, header: ModelHeader, path: Path) -> None:
         tensor = header.tensors.get(name)
         if tensor is None:
             continue
-        n_matrices = math.prod(tensor.shape[2:])
-        fits = entry.sums.size == n_matrices * tensor.shape[0]
-        if not fits or (entry.of_experts and len(entry.counts) != n_matrices):
+        n_columns, n_matrices = tensor.shape[0], math.prod(tensor.shape[2:])
+        if entry.sums.shape not in ((n_matrices, n_columns), (1, n_matrices * n_columns)):
             raise InputError(
                 f"{path}: has {entry.sums.shape[0]} x {entry.sums.shape[1]} values for {name}, and {header.path} "
-                f"{n_matrices} x {tensor.shape[0]}; it is of another model or mask"
+                f"{n_matrices} x {n_columns}; it is of another model or mask"
             )
+    done = header.surgery
+    if imatrix.mask and done is not None and imatrix.mask != done.digest:
+        raise InputError(f"{path}: is of another mask than {header.path}")
     if not set(imatrix.entries) & set(header.tensors):
         raise InputError(f"{path}: has no tensor of {header.path}; it is of another model")

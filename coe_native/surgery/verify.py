@@ -108,7 +108,7 @@ def verify(
         layout = _check("layout", lambda: _layout(written, plan))
         checks.append(layout)
         if layout.passed:
-            checks += _contents(written, plan, progress)
+            checks += _contents(written, plan, "in the parent" if mask is None else "the mask says", progress)
             if any(planned.new_type is not None for planned in plan.tensors):
                 checks.append(_check("quantisation", lambda: check_requantised(written, plan)))
         checks += running.result()
@@ -232,7 +232,7 @@ class _Finding:
     n_finite: int = 0
 
 
-def _contents(written: ModelHeader, plan: Plan, progress: Report) -> tuple[Check, Check]:
+def _contents(written: ModelHeader, plan: Plan, expected_by: str, progress: Report) -> tuple[Check, Check]:
     """Check bytes and norms. Everything is read once, by several threads."""
     total = sum(planned.n_bytes for planned in plan.tensors if planned.new_type is None)
     done = n_finite = 0
@@ -255,7 +255,7 @@ def _contents(written: ModelHeader, plan: Plan, progress: Report) -> tuple[Check
     if unchecked:
         norms += f"; not checked because ggml cannot: {', '.join(sorted(unchecked))}"
     return (
-        Check("bytes", not different, different or f"{done} bytes as the mask says"),
+        Check("bytes", not different, different or f"{done} bytes as {expected_by}"),
         Check("norms", not infinite, infinite or norms),
     )
 

@@ -24,6 +24,7 @@ from coe_native.surgery.plan import (
     Readers,
     SliceRange,
     check_finite,
+    plan_copy,
     plan_prune,
     plan_zero,
 )
@@ -74,6 +75,22 @@ def prune(
     """
     plan = plan_prune(ModelHeader(parent), mask, drop_mtp=drop_mtp, keep_vision=keep_vision)
     return _write(plan, Path(out), split_max_bytes, force, inputs, progress)
+
+
+def copy(model: str | Path, out: str | Path, *, force: bool = False, progress: Report = _quiet) -> Path:
+    """Write a model as one file, without vision and audio parts. No tensor changes.
+
+    Args:
+        model: The model; of a split one, the first file.
+        out: The file to write.
+        force: Replace an existing file.
+        progress: Called with bytes done and bytes in all.
+
+    Raises:
+        InputError: `out` cannot be used.
+        CoeError: An expert has a value that is not finite, or the output cannot be written.
+    """
+    return _write(plan_copy(ModelHeader(model)), Path(out), None, force, (), progress)
 
 
 def zero(

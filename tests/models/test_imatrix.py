@@ -160,6 +160,35 @@ def test_the_command_writes_it_and_says_what_lacks_tokens(tmp_path: Path) -> Non
     assert coe.Imatrix.load(tmp_path / "m.gguf").entries["blk.0.ffn_down_exps.weight"].counts.shape == (16,)
 
 
+def test_one_of_another_mask_or_shape_is_refused(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, documents: list[list[int]]
+) -> None:
+    parent = model_file("qwen3moe", "F32")
+    profile = profile_of("qwen3moe")
+    masks = [unused_experts(profile, 8), coe.build_mask(profile, 8)]
+    with coe.Model(parent, n_ctx=128, n_threads=1) as model:
+        whole = coe.compute_imatrix(model, documents)
+        model.apply(masks[0])
+        of_first = coe.compute_imatrix(model, documents)
+    assert (whole.mask, of_first.mask) == ("", masks[0].digest)
+    of_first.save(tmp_path / "first.gguf")
+    assert coe.Imatrix.load(tmp_path / "first.gguf").mask == masks[0].digest
+    options, out = coe.QuantizeOptions("Q4_0"), tmp_path / "out.gguf"
+    with pytest.raises(coe.InputError, match="another mask"):
+        coe.prune_and_quantize(parent, masks[1], options, out, imatrix=tmp_path / "first.gguf")
+    other = coe.prune(parent, masks[1], tmp_path / "other.gguf")
+    with pytest.raises(coe.InputError, match="another mask"):
+        coe.quantize(other, options, out, imatrix=tmp_path / "first.gguf")
+    name = "blk.1.ffn_down_exps.weight"
+    entry = whole.entries[name]
+    turned = coe.ImatrixEntry(entry.sums.T.copy(), np.ones(entry.sums.shape[1], np.float32))
+    for wrong in (coe.ImatrixEntry(entry.sums[:12], entry.counts[:12]), turned):
+        coe.Imatrix({**whole.entries, name: wrong}, (), 1, 1).save(tmp_path / "damaged.gguf")
+        with pytest.raises(coe.InputError, match=r"damaged\.gguf: has .* values for blk\.1\.ffn_down_exps"):
+            coe.prune_and_quantize(parent, masks[0], options, out, imatrix=tmp_path / "damaged.gguf")
+    assert not out.exists()
+
+
 def test_the_command_refuses_what_it_cannot_use(tmp_path: Path) -> None:
     text, out = tmp_path / "text.txt", tmp_path / "im.gguf"
     text.write_text("words " * 50, encoding="utf-8")
@@ -169,5 +198,6 @@ def test_the_command_refuses_what_it_cannot_use(tmp_path: Path) -> None:
     assert "input of this command" in refuse(tmp_path, *command, "-o", text, "--force").err
     profile = ("profile", demo.MODEL, "-c", text, "-o", tmp_path / "p.gguf", "--imatrix")
     assert "cannot be resumed" in refuse(tmp_path, *profile, tmp_path / "i.gguf", "--resume").err
-    assert "choose another name" in refuse(tmp_path, *profile, tmp_path / "p.gguf").err
+    for same in ("p.gguf", "sub/../p.gguf", "p.gguf.checkpoint"):
+        assert "another name" in refuse(tmp_path, *profile, tmp_path / same).err
     assert out.read_bytes() == b"mine"

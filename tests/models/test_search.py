@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -204,6 +204,30 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, calibration: coe.Corpus,
             watchers=Watchers(step=stop),
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_other_models_are_refused(
+    tmp_path: Path, calibration: coe.Corpus, held_out: coe.Corpus, model_file: Callable[[str, str], Path]
+) -> None:
+    other, parent = ModelHeader(model_file("gemma4", "Q8_0")), ModelHeader(demo.MODEL)
+    goal = Goal(fit_bytes=64 * MIB, use=USE)
+    for files, said in (([parent, other], "another model"), ([parent, parent], "given twice")):
+        with pytest.raises(coe.InputError, match=said):
+            find(tmp_path / "out.gguf", calibration, held_out, goal, (), files=files)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_of_a_replaced_specialist_stays(
+    tmp_path: Path, calibration: coe.Corpus, held_out: coe.Corpus
+) -> None:
+    out = tmp_path / "out.gguf"
+    find(out, calibration, held_out, Goal(keep=12), ["Q4_0"], only_types=True)
+    assert (tmp_path / "out.mask.json").exists()
+    whole = find(out, calibration, held_out, Goal(fit_bytes=64 * MIB, use=USE), (), force=True)
+    assert whole.chosen.mask is None
+    assert {path.name for path in tmp_path.iterdir()} == {"out.gguf", "out.profile.gguf", "out.report.json"}
+    assert json.loads((tmp_path / "out.report.json").read_text())["notice"] == ""
+    assert all(check.passed for check in coe.verify(out, demo.MODEL, None))
 
 
 @pytest.mark.parametrize(

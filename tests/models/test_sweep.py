@@ -145,10 +145,12 @@ def test_files_of_other_models_and_the_same_name_are_refused(
     own, other = model_file("qwen3moe", "Q8_0"), model_file("olmoe", "Q8_0")
     with pytest.raises(coe.InputError, match="olmoe"):
         sweep_files([own, other], options, profile_of("qwen3moe"), texts, keeps=[8])
-    link = tmp_path / own.name
+    copied, link = tmp_path / own.name, tmp_path / "link.gguf"
+    copied.write_bytes(own.read_bytes())
     link.symlink_to(own)
-    with pytest.raises(coe.InputError, match="two of the files"):
-        sweep_files([own, link], options, profile_of("qwen3moe"), texts, keeps=[8])
+    for second, said in ((copied, "two of the files"), (link, "given twice")):
+        with pytest.raises(coe.InputError, match=said):
+            sweep_files([own, second], options, profile_of("qwen3moe"), texts, keeps=[8])
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 6, 9])
@@ -182,7 +184,7 @@ def test_an_interrupted_sweep_ends_as_it_would_have(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "lengths", "missing"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "lengths", "missing", "one array", "complex", "texts"])
 def test_damaged_checkpoints_are_refused(
     tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, documents: list[list[int]], damage: str
 ) -> None:
@@ -197,12 +199,18 @@ def test_damaged_checkpoints_are_refused(
         data = path.read_bytes()
         if damage == "lengths":
             arrays["0.0/lengths"] = arrays["0.0/lengths"] + 1
+        if damage in ("complex", "texts"):
+            kind = np.complex128 if damage == "complex" else np.str_
+            arrays["0.0/1/divergences"] = arrays["0.0/1/divergences"].astype(kind)
         if damage == "missing":
             del arrays["0.0/1/log_probabilities"]
         changed = {"empty": b"", "text": b"words", "cut": data[: len(data) // 2]}.get(damage)
         if changed is None:
             with path.open("wb") as file:
-                np.savez(file, **arrays)
+                if damage == "one array":
+                    np.save(file, arrays["run"])
+                else:
+                    np.savez(file, **arrays)
         else:
             path.write_bytes(changed)
         with pytest.raises(coe.InputError, match=r"s\.json\.checkpoint: .*damaged"):

@@ -235,6 +235,48 @@ def test_what_rounding_does_not_explain_is_found(
     assert "quantisation" in {check.name for check in coe.verify(requantised, parent, None) if not check.passed}
 
 
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_single_experts_are_looked_at_in_all_types(
+    tmp_path: Path,
+    model_file: ModelFile,
+    profile_of: ProfileOf,
+    importance: Callable[[str], Path],
+    with_mask: bool,
+) -> None:
+    """NaN in any expert, two that have changed places, and a third of one that is gone."""
+    parent = model_file("gemma4", "F32")
+    mask = unused_experts(profile_of("gemma4"), 8) if with_mask else None
+    for file_type in ("Q4_0", "Q2_K", "IQ2_XXS"):
+        out, imatrix = tmp_path / "out.gguf", importance("gemma4")
+        options = coe.QuantizeOptions(file_type)
+        if mask is not None:
+            coe.prune_and_quantize(parent, mask, options, out, imatrix=imatrix, force=True)
+        else:
+            coe.quantize(parent, options, out, imatrix=imatrix, force=True)
+        tensor = coe.MoeModel(out).tensors["blk.1.ffn_gate_up_exps.weight"]
+        size = tensor.n_bytes // tensor.shape[-1]
+        at = tensor.offset + 5 * size
+        good = out.read_bytes()[at : at + 2 * size]
+        harms = {
+            "changed places": good[size:] + good[:size],
+            "gone": bytes(size // 3) + good[size // 3 :],
+            "not numbers": _with_nan(file_type, good),
+        }
+        for harm, data in harms.items():
+            damage(out, at, data)
+            found = {check.name: check.detail for check in coe.verify(out, parent, mask) if not check.passed}
+            assert tensor.name in found.get("quantisation", ""), (file_type, harm)
+        damage(out, at, good)
+        assert all(check.passed for check in coe.verify(out, parent, mask))
+
+
+def _with_nan(file_type: str, data: bytes) -> bytes:
+    """Set the scale of the first block to NaN, which ggml has at its beginning, or for Q2_K at its end."""
+    nan = b"\xff\x7f"
+    at = 80 if file_type == "Q2_K" else 0
+    return data[:at] + nan + data[at + 2 :]
+
+
 def test_a_copy_needs_no_mask(tmp_path: Path, model_file: ModelFile) -> None:
     parent = model_file("qwen3moe", "Q4_K_M")
     out = tmp_path / "copy.gguf"

@@ -127,7 +127,8 @@ def command(
     inputs = (*moe.paths, *corpora)
     check_target(output, force=force, inputs=inputs)
     checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
-    summed = _input_watcher(imatrix, min_tokens, output, resume=resume, force=force, inputs=inputs)
+    taken = (output, checkpoint.path)
+    summed = _input_watcher(imatrix, min_tokens, taken, resume=resume, force=force, inputs=inputs)
     with_norms = parse_stats(stats) is Stats.CONTRIBUTION
     until = _until(
         until_stable, keep, method or (BEST_METHOD if with_norms else FALLBACK_METHOD), moe.router_shape
@@ -195,9 +196,15 @@ class _LeftOut:
 
 
 def _input_watcher(
-    imatrix: Path | None, min_tokens: int, output: Path, *, resume: bool, force: bool, inputs: tuple[Path, ...]
+    imatrix: Path | None,
+    min_tokens: int,
+    taken: tuple[Path, ...],
+    *,
+    resume: bool,
+    force: bool,
+    inputs: tuple[Path, ...],
 ) -> InputWatcher | None:
-    """Return what makes an importance matrix too, if one is asked for."""
+    """Return what makes an importance matrix too, if one is asked for. `taken`: other outputs."""
     from coe_native.files.atomic import check_target
     from coe_native.profiling.imatrix import InputWatcher
 
@@ -205,8 +212,8 @@ def _input_watcher(
         return None
     if resume:
         raise InputError("a run with --imatrix cannot be resumed: checkpoints have no sums of inputs")
-    if imatrix == output:
-        raise InputError(f"{output}: cannot be the profile and the importance matrix; choose another name")
+    if imatrix.resolve() in [path.resolve() for path in taken]:
+        raise InputError(f"{imatrix}: is the profile or its checkpoint; give the importance matrix another name")
     check_target(imatrix, force=force, inputs=inputs)
     return InputWatcher(min_tokens=min_tokens)
 

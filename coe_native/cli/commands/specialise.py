@@ -224,6 +224,9 @@ def _to_goal(
         raise InputError("say how large the specialist may be: --keep NUMBER, --fit SIZE, or --max-loss SHARE")
     if wanted.file_type is not None and wanted.types is not None:
         raise InputError("give --type for one quantisation, or --types for several to choose from")
+    names = [*map(str, texts), *(name for name, _, _ in wanted.protected)]
+    if len(set(names)) < len(names):
+        raise InputError("two texts have the same name; give each of --text and --protect its own")
     types = wanted.types
     if types is None:
         types = (wanted.file_type,) if wanted.file_type else (() if choice.keep is not None else DEFAULT_TYPES)

@@ -146,19 +146,12 @@ def command(
     lose less. Each is loaded once and masked live; no model is written. Each mask's perplexity is measured, and
     its KL divergence and top-1 agreement with the unmasked model, or with the reference.
     """
-    from coe_native.evaluation.sweep_checkpoint import SweepCheckpoint
-    from coe_native.files.atomic import check_target
     from coe_native.model.header import ModelHeader
 
     _check(texts, output, plot, as_csv=as_csv, as_json=as_json, resume=resume)
     headers = [ModelHeader(model) for model in (*models, *(() if reference is None else (reference,)))]
     inputs = (*(path for moe in headers for path in moe.paths), profile, *(path for _, path in texts))
-    for path in (output, plot):
-        if path is not None:
-            check_target(path, force=force, inputs=inputs)
-    checkpoint = None
-    if output is not None:
-        checkpoint = SweepCheckpoint(output, resume=resume, force=force, inputs=inputs)
+    checkpoint = _checkpoint(output, plot, resume=resume, force=force, inputs=inputs)
     if plot is not None:
         with needs_extra("report"):
             from coe_native.report.page import sweep_page
@@ -186,6 +179,24 @@ def command(
         _print(found)
         for line in _verdicts(found, max_loss, fit_bytes, fit_ctx):
             say(line)
+
+
+def _checkpoint(
+    output: Path | None, plot: Path | None, *, resume: bool, force: bool, inputs: tuple[Path, ...]
+) -> SweepCheckpoint | None:
+    """Check that the outputs can be written, and return the checkpoint of the sweep if it has an output."""
+    from coe_native.evaluation.sweep_checkpoint import SweepCheckpoint
+    from coe_native.files.atomic import check_target
+
+    for path in (output, plot):
+        if path is not None:
+            check_target(path, force=force, inputs=inputs)
+    if output is None:
+        return None
+    checkpoint = SweepCheckpoint(output, resume=resume, force=force, inputs=inputs)
+    if plot is not None and plot.resolve() == checkpoint.path.resolve():
+        raise InputError(f"{plot}: is the sweep's checkpoint; give --plot another name")
+    return checkpoint
 
 
 def _run(
