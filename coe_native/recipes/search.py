@@ -238,7 +238,7 @@ def specialise_to_goal(
         reasons = "; ".join(f"{candidate.name}: {candidate.skipped}" for candidate in candidates)
         raise InputError(f"nothing fits: {reasons}")
     with working_directory(out) as directory:
-        _announce(tried, directory, out, note)
+        _announce(tried, out, note)
         search = _Search(parent, options, texts, goal, method, passes or PassOptions(), watchers)
         search.prepare(corpora, with_imatrix=any(candidate.file_type for candidate in tried))
         workshop = _Workshop(directory, beside["imatrix.gguf"], search, watchers)
@@ -282,13 +282,15 @@ def _with_frontier(trials: Sequence[Trial]) -> list[Trial]:
     return [replace(trial, is_on_frontier=is_on) for trial, is_on in zip(trials, on_frontier, strict=True)]
 
 
-def _announce(tried: Sequence[Candidate], directory: Path, out: Path, note: Callable[[str], None]) -> None:
+def _announce(tried: Sequence[Candidate], out: Path, note: Callable[[str], None]) -> None:
     """Say how much room temporary files take, and check that there is so much."""
     sizes = sorted((candidate.whole_bytes for candidate in tried if candidate.file_type), reverse=True)
     temporary = sum(sizes[:2])
     check_space(out, temporary + max(candidate.n_bytes for candidate in tried))
     if temporary:
-        note(f"quantised files of up to {temporary / 1e9:.2f} GB in {directory.parent}, removed at the end")
+        note(
+            f"quantised files of up to {temporary / 1e9:.2f} GB lie beside {out} for now, and are removed at the end"
+        )
 
 
 class _Workshop:
