@@ -288,9 +288,8 @@ def _announce(tried: Sequence[Candidate], out: Path, note: Callable[[str], None]
     temporary = sum(sizes[:2])
     check_space(out, temporary + max(candidate.n_bytes for candidate in tried))
     if temporary:
-        note(
-            f"quantised files of up to {temporary / 1e9:.2f} GB lie beside {out} for now, and are removed at the end"
-        )
+        size = f"{temporary / 1e9:.2f} GB"
+        note(f"quantised files of up to {size} lie beside {out} for now, and are removed at the end")
 
 
 class _Workshop:
