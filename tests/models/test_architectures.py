@@ -103,7 +103,7 @@ def test_importance_matrices_equal_an_independent_capture(row: Row) -> None:
 def test_the_masked_parents_importance_matrix_is_that_of_the_specialist(row: Row) -> None:
     if not row.cuttable:
         pytest.skip("cannot be cut, see above")
-    out = coe.prune(row.path, row.mask, row.directory / "out.gguf", force=True)
+    out = coe.prune(row.path, row.mask, row.directory / "of-mask.gguf")
     with coe.Model(row.path, n_ctx=128, n_batch=128, n_threads=1, f32_kv=True) as model:
         model.apply(row.mask)
         masked = coe.compute_imatrix(model, row.documents)
