@@ -312,7 +312,7 @@ def sweep(
         assert cut.mask is not None
         check_cut(cut.mask, parent.moe)  # so that an unusable mask is an error at the start
     run = _Run([(parent.moe, tried)], parent.moe, texts, checkpoint, memory, progress)
-    run.begin(parent)
+    run.begin(parent, True)
     of_parent, points = run.judge(0, parent, parent)
     return run.result(of_parent, points)
 
@@ -368,15 +368,18 @@ def sweep_files(
     )
     points: list[SweepPoint] = []
     with ExitStack() as leaving:
+        others = [header for header in headers if not _same_file(header, base)]
+        # Known before anything is loaded, and kept by a sweep that is resumed.
+        compares = fit_side_by_side([base, *others], options)
         loaded_base: LoadedModel | None = leaving.enter_context(LoadedModel(base.path, options))
         assert loaded_base is not None
-        run.begin(loaded_base)
-        in_order = sorted(range(len(headers)), key=lambda index: headers[index].path != base.path)
-        if headers[in_order[0]].path == base.path:
+        compares = run.begin(loaded_base, compares)
+        in_order = sorted(range(len(headers)), key=lambda index: not _same_file(headers[index], base))
+        if _same_file(headers[in_order[0]], base):
             of_parent, points = run.judge(in_order.pop(0), loaded_base, loaded_base)
         else:
             of_parent = run.judge_reference(loaded_base)
-        if in_order and not fit_side_by_side([base, *(headers[index] for index in in_order)], options):
+        if in_order and not compares:
             leaving.close()
             loaded_base = None
         for index in in_order:
@@ -414,30 +417,45 @@ class _Run:
         self._checkpoint = checkpoint
         self._memory = memory
         self._progress = progress
+        self._planned: dict[tuple[Path, int], int] = {}
         self._done = self._total = 0
         self._started = time.monotonic()
 
-    def begin(self, base: LoadedModel) -> None:
-        """Count the tokens of the whole sweep, and read the checkpoint."""
+    def begin(self, base: LoadedModel, compares: bool) -> bool:
+        """Count the tokens of the whole sweep, plan the memory of each point, and read the checkpoint.
+
+        Args:
+            base: The reference, loaded.
+            compares: Whether divergences from it can be had.
+
+        Returns:
+            `compares`, or what it was in the interrupted sweep that is resumed.
+        """
         of_texts = sum(count_tokens(base, text) for text in self._texts.values())
         runs = 0
         is_among = False
         for header, tried in self._plan:
-            is_base = header.path == self._base.path
+            is_base = _same_file(header, self._base)
             is_among = is_among or is_base
             n_masks = sum(cut.mask is not None for cut in tried)
-            runs += 1 + n_masks if is_base else len(tried) + 1
+            runs += 1 + n_masks if is_base else len(tried) + compares
         self._total = of_texts * (runs + (not is_among))
-        if self._checkpoint is not None:
-            self._checkpoint.begin(
-                {
-                    "models": [_identity(header) for header, _ in self._plan],
-                    "reference": _identity(self._base),
-                    "masks": [[cut.digest for cut in tried] for _, tried in self._plan],
-                    "texts": [[name, text.sha256] for name, text in self._texts.items()],
-                    "options": [base.n_ctx, base.n_batch, base.text.printed_date],
-                }
-            )
+        if self._memory is not None:
+            for header, tried in [*self._plan, (self._base, [Cut(ALL_EXPERTS, self._base.n_experts, None)])]:
+                for cut in tried:
+                    self._planned[header.path, cut.keep] = self._memory(header, cut.keep)
+        if self._checkpoint is None:
+            return compares
+        return self._checkpoint.begin(
+            {
+                "models": [_identity(header) for header, _ in self._plan],
+                "reference": _identity(self._base),
+                "masks": [[cut.digest for cut in tried] for _, tried in self._plan],
+                "texts": [[name, text.sha256] for name, text in self._texts.items()],
+                "options": [base.n_ctx, base.n_batch, base.text.printed_date],
+            },
+            compares,
+        )
 
     def judge_reference(self, base: LoadedModel) -> tuple[Evaluation, ...]:
         """Judge the reference without a mask."""
@@ -469,7 +487,7 @@ class _Run:
                 n_bytes=header.specialist_bytes(cut.keep),
                 evaluations=of_masks[0] if cut.mask is None else next(after),
                 model=printable(header.path.name),
-                memory=None if self._memory is None else self._memory(header, cut.keep),
+                memory=self._planned.get((header.path, cut.keep)),
             )
             for cut in tried
         ]
@@ -502,9 +520,13 @@ class _Run:
             n_bytes=self._base.n_bytes,
             parent=tuple(without_divergence(evaluation) for evaluation in of_parent),
             points=tuple(sorted(points, key=lambda point: order[point.model])),
-            parent_memory=None if self._memory is None else self._memory(self._base, self._base.n_experts),
+            parent_memory=self._planned.get((self._base.path, self._base.n_experts)),
         )
         return found.with_frontier()
+
+
+def _same_file(one: ModelHeader, other: ModelHeader) -> bool:
+    return one.path.samefile(other.path)
 
 
 def _identity(model: ModelHeader) -> list[Any]:

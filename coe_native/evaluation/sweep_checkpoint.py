@@ -67,18 +67,22 @@ class SweepCheckpoint:
                 f"{self.path}: belongs to an interrupted sweep; continue it with --resume, or {_START_OVER}"
             )
 
-    def begin(self, run: Mapping[str, Any]) -> None:
+    def begin(self, run: Mapping[str, Any], compares: bool) -> bool:
         """Read what an interrupted sweep has left.
 
         Args:
             run: What must be the same for the sweep to continue, by the names that messages use.
+            compares: Whether files are compared with a loaded reference.
+
+        Returns:
+            `compares`, or what it was in the interrupted sweep.
 
         Raises:
             InputError: The checkpoint belongs to another sweep (says what differs), or is damaged.
         """
-        self._run = run
+        self._run = {**run, "compares": compares}
         if not self._resume or not self.path.exists():
-            return
+            return compares
         try:
             with open_regular(self.path) as opened, np.load(opened, allow_pickle=False) as file:
                 self._found = {name: file[name] for name in file.files}
@@ -92,6 +96,8 @@ class SweepCheckpoint:
                 raise InputError(
                     f"{self.path}: belongs to a sweep with other {name}; use the same, or {_START_OVER}"
                 )
+        self._run = {**run, "compares": bool(found.get("compares", compares))}
+        return bool(self._run["compares"])
 
     def windows(self, part: str, n_masks: int) -> Windows:
         """Return the windows of one part of the sweep, with those that have been run.
@@ -133,6 +139,9 @@ class SweepCheckpoint:
     def save(self) -> None:
         """Save a checkpoint. It replaces the last one, whole or not at all."""
         arrays: dict[str, NDArray[Any]] = {"run": np.frombuffer(json.dumps(self._run).encode(), np.uint8)}
+        # What an interrupted run has left of parts that this one has not reached.
+        reached = tuple(f"{part}/" for part in self._parts)
+        arrays |= {name: array for name, array in self._found.items() if not name.startswith(reached)}
         for part, windows in self._parts.items():
             done = windows.n_done
             if not done:

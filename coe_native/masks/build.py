@@ -79,7 +79,9 @@ def build(profile: RoutingProfile | Sequence[RoutingProfile], options: MaskOptio
     first = profiles[0]
     first.router_shape.check_keep(options.keep)
     if options.weights and len(options.weights) != len(profiles):
-        raise InputError(f"--weights has {len(options.weights)} of {len(profiles)} numbers, one for each profile")
+        raise InputError(
+            f"there must be a weight for each of {len(profiles)} profiles, not {len(options.weights)}"
+        )
     _check_one_model(profiles if options.reasoning is None else [*profiles, options.reasoning])
     options = options.for_profiles(profiles)
     evidence = _find_evidence(profiles, options)

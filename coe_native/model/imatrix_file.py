@@ -78,7 +78,7 @@ class Imatrix:
         """
         file = GgufFile(Path(path))
         if file.get("general.type") != "imatrix":
-            raise InputError(f"{path}: is not an importance matrix; make one with llama-imatrix")
+            raise InputError(f"{path}: is not an importance matrix; make one with `coe-native imatrix`")
         tensors = {tensor.name: tensor for tensor in file.tensors}
         entries = {}
         for name, tensor in tensors.items():

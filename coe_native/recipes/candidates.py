@@ -59,8 +59,9 @@ def find_candidates(
 ) -> list[Candidate]:
     """Return the files and types that a specialist can be made of, from the largest to the smallest.
 
-    Each has the given number of experts, or the largest that fits into memory, or all. Skipped are those that do
-    not fit, and those that another one beats in both: it keeps as many experts, and has clearly more bits.
+    Each has the given number of experts, or the largest that fits into memory, or all. Skipped are types that
+    cannot be made, and with `fit_bytes` those that do not fit, and those that another one beats in both: it keeps
+    as many experts, and has clearly more bits.
 
     Args:
         files: Files of one model. The largest one is quantised to the types.
@@ -77,10 +78,11 @@ def find_candidates(
     if keep is not None:
         best.check_cut(keep)
     found = [] if only_types else [_given(header) for header in files]
-    found += _quantised(best, [] if only_types else files, types)
+    found += _quantised(best, types) if only_types else _smaller(_quantised(best, types), files, best)
     sized = [c if c.skipped else _sized(c, keep, fit_bytes, use) for c in found]
     sized.sort(key=lambda candidate: -candidate.whole_bytes)
-    return [_unless_beaten(candidate, sized) for candidate in sized]
+    # Where the smallest is looked for, fewer bits are no disadvantage.
+    return sized if fit_bytes is None else [_unless_beaten(candidate, sized) for candidate in sized]
 
 
 def _given(header: ModelHeader) -> Candidate:
@@ -92,38 +94,47 @@ def _type_of(best: ModelHeader, file_type: str, types: dict[str, int], size: int
     return Candidate(file_type, best, file_type, types, size, best.n_experts, size, skipped=skipped)
 
 
-def _quantised(best: ModelHeader, files: Sequence[ModelHeader], types: Iterable[str]) -> list[Candidate]:
-    """Return the types that the best file can be quantised to."""
+def _smaller(candidates: Iterable[Candidate], files: Sequence[ModelHeader], best: ModelHeader) -> list[Candidate]:
+    """Return candidates, with those skipped that are given as files, or are not smaller than the best file."""
     given = {header.metadata("general.file_type"): header.path.name for header in files}
+    found = []
+    for candidate in candidates:
+        name = given.get(TYPES[candidate.file_type or ""])
+        reason = candidate.skipped
+        if name is not None:
+            reason = f"{name} has this type"
+        elif not reason and candidate.whole_bytes >= best.n_bytes:
+            reason = f"not smaller than {best.path.name}"
+        found.append(replace(candidate, skipped=reason))
+    return found
+
+
+def _quantised(best: ModelHeader, types: Iterable[str]) -> list[Candidate]:
+    """Return the types that the best file can be quantised to."""
     found = []
     with tempfile.TemporaryDirectory(prefix="coe-native-") as directory:
         # Which types tensors get depends on whether there is an importance matrix, and not on its values.
         imatrix = Path(directory) / "imatrix.gguf"
         _blank_imatrix(best).save(imatrix)
         for file_type in dict.fromkeys(QuantizeOptions(name).file_type for name in types):
-            options = QuantizeOptions(file_type)
-            number = TYPES[file_type]
-            if number in given:
-                found.append(_type_of(best, file_type, {}, 0, f"{given[number]} has this type"))
-                continue
             try:
-                planned = plan_quantization(best.path, options, imatrix=imatrix)
+                planned = plan_quantization(best.path, QuantizeOptions(file_type), imatrix=imatrix)
             except InputError:
                 raise
             except CoeError as error:
                 found.append(_type_of(best, file_type, {}, 0, str(error)))
                 continue
-            whole = planned.n_bytes
-            reason = "" if whole < best.n_bytes else f"not smaller than {best.path.name}"
-            found.append(_type_of(best, file_type, planned.type_numbers, whole, reason))
+            found.append(_type_of(best, file_type, planned.type_numbers, planned.n_bytes))
     return found
 
 
 def _blank_imatrix(header: ModelHeader) -> Imatrix:
-    """Return an importance matrix for which all columns are equal."""
+    """Return an importance matrix for which all columns are equal, of the blocks that run for every token."""
+    never_run = tuple(f"blk.{block}." for block in header.mtp_blocks)
     entries = {}
     for name, tensor in header.tensors.items():
-        if name.startswith("blk.") and name.endswith(".weight") and len(tensor.shape) > 1:
+        is_run = name.startswith("blk.") and not name.startswith(never_run)
+        if is_run and name.endswith(".weight") and len(tensor.shape) > 1:
             n_matrices = tensor.shape[2] if len(tensor.shape) > 2 else 1
             ones = np.ones((n_matrices, tensor.shape[0]), np.float32)
             entries[name] = ImatrixEntry(ones, np.ones(n_matrices, np.float32))

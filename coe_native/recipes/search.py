@@ -111,7 +111,7 @@ class Found:
         parent: The largest of the given files.
         judged_parent: The evaluation of the parent on each text, then on each protected one.
         chosen: The trial that was written.
-        trials: All trials, in the order of their sizes.
+        trials: All trials, from the largest to the smallest.
         skipped: Candidates that were not judged.
         written: The evaluation of the written file on each text.
         checks: The verification against the parent.
@@ -220,15 +220,8 @@ def specialise_to_goal(
     beside = outputs_beside(out)
     for path in (out, *beside.values()):
         check_target(path, force=force, inputs=(*(path for header in files for path in header.paths), *inputs))
-    for header in files:
-        if header.surgery is not None and header.surgery.mode == "zero":
-            raise InputError(f"{header.path}: has zeroed experts; specialise the original model")
     parent = max(files, key=lambda header: header.n_bytes)
-    for header in files:
-        if sum(other.path.samefile(header.path) for other in files) > 1:
-            raise InputError(f"{header.path}: is given twice; give each file once")
-        if header.fingerprint != parent.fingerprint:
-            raise InputError(f"{header.path}: is another model than {parent.path}; give files of one model")
+    _check_files(files, parent)
     watchers.step("planning")
     candidates = find_candidates(
         files, types, only_types=only_types, keep=goal.keep, fit_bytes=goal.fit_bytes, use=goal.use
@@ -236,24 +229,13 @@ def specialise_to_goal(
     tried = [candidate for candidate in candidates if not candidate.skipped]
     if not tried:
         reasons = "; ".join(f"{candidate.name}: {candidate.skipped}" for candidate in candidates)
-        raise InputError(f"nothing fits: {reasons}")
+        raise InputError(f"nothing fits: {reasons}" if goal.fit_bytes else f"nothing can be made: {reasons}")
     with working_directory(out) as directory:
         _announce(tried, out, note)
         search = _Search(parent, options, texts, goal, method, passes or PassOptions(), watchers)
         search.prepare(corpora, with_imatrix=any(candidate.file_type for candidate in tried))
         workshop = _Workshop(directory, beside["imatrix.gguf"], search, watchers)
-        trials, best = [], None
-        for candidate in tried:
-            with workshop.loaded(candidate, options) as model:
-                found = search.try_out(candidate, model)
-            trials += found
-            winner = search.best_of([*found, *([] if best is None else [best])])
-            if best is not None and winner is not best:
-                workshop.remove(best.candidate)
-            if winner.candidate.name != candidate.name:
-                workshop.remove(candidate)
-            best = winner
-        assert best is not None
+        trials, best, failed = _try_all(tried, search, workshop, options)
         if best.excess > 0:
             raise CoeError(search.missed(best))
         checks = search.write(best, workshop.path(best.candidate), out, force=force)
@@ -267,14 +249,61 @@ def specialise_to_goal(
         parent=parent,
         judged_parent=search.of_parent,
         chosen=marked[trials.index(best)],
-        trials=tuple(marked),
-        skipped=tuple(candidate for candidate in candidates if candidate.skipped),
+        trials=tuple(sorted(marked, key=lambda trial: -trial.candidate.n_bytes)),
+        skipped=(*(candidate for candidate in candidates if candidate.skipped), *failed),
         written=of_written,
         checks=checks,
     )
     with replacing(beside["report.json"]) as file:
         file.write(json.dumps(made.as_json(), indent=1).encode() + b"\n")
     return made
+
+
+def _check_files(files: Sequence[ModelHeader], parent: ModelHeader) -> None:
+    """Check that files are of one model, each given once."""
+    for header in files:
+        if header.surgery is not None and header.surgery.mode == "zero":
+            raise InputError(f"{header.path}: has zeroed experts; specialise the original model")
+        if sum(other.path.samefile(header.path) for other in files) > 1:
+            raise InputError(f"{header.path}: is given twice; give each file once")
+        if header.fingerprint != parent.fingerprint:
+            raise InputError(f"{header.path}: is another model than {parent.path}; give files of one model")
+
+
+def _try_all(
+    candidates: Sequence[Candidate], search: _Search, workshop: _Workshop, options: ModelOptions
+) -> tuple[list[Trial], Trial, list[Candidate]]:
+    """Try all candidates, and keep the quantised file of the best one only.
+
+    Returns:
+        All trials, the best of them, and the candidates that could not be quantised, with the reason.
+
+    Raises:
+        CoeError: None could.
+    """
+    trials: list[Trial] = []
+    failed: list[Candidate] = []
+    best: Trial | None = None
+    for candidate in candidates:
+        try:
+            with workshop.loaded(candidate, options) as model:
+                found = search.try_out(candidate, model)
+        except CoeError as error:
+            if candidate.file_type is None or isinstance(error, InputError):
+                raise
+            workshop.remove(candidate)
+            failed.append(replace(candidate, skipped=str(error)))
+            continue
+        trials += found
+        winner = search.best_of([*found, *([] if best is None else [best])])
+        if best is not None and winner is not best:
+            workshop.remove(best.candidate)
+        if winner.candidate.name != candidate.name:
+            workshop.remove(candidate)
+        best = winner
+    if best is None:
+        raise CoeError("; ".join(candidate.skipped for candidate in failed))
+    return trials, best, failed
 
 
 def _with_frontier(trials: Sequence[Trial]) -> list[Trial]:
@@ -393,6 +422,8 @@ class _Search:
                 keep=candidate.keep, method=self.method, **{**vars(self.passes), "weights": given}
             )
             mask = build(self.profiles, mask_options)
+            if any(trial.mask is not None and trial.mask.kept == mask.kept for trial in trials):
+                break  # the same experts by other weights
             trials.append(self._trial(candidate, model, mask, given))
             exceeded = self._exceeded(trials[-1])
             if not exceeded.any():

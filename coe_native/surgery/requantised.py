@@ -117,6 +117,8 @@ def _differences(planned: PlannedTensor, tensor: Tensor, readers: Readers) -> It
         experts = [(run.first + i, run.zero) for run in planned.runs for i in range(run.count)]
     else:
         experts = [(0, False)]
+    if math.prod(tensor.shape[1:]) % len(experts):
+        raise CoeError(f"{tensor.name} is of {tensor.type_name}, and has no rows for each expert")
     n_rows = math.prod(tensor.shape[1:]) // len(experts)
     our_row = tensor.n_bytes // (n_rows * len(experts))
     their_row = source.n_bytes // math.prod(source.shape[1:])

@@ -141,6 +141,8 @@ def _raw_metadata(model: ModelHeader) -> list[bytes]:
 
 def _metadata(written: ModelHeader, plan: Plan, mask: ExpertMask | None) -> str:
     done = written.surgery
+    if mask is None and done is not None and plan.model.surgery is None:
+        raise CoeError("was pruned or zeroed; give its mask too")
     if mask is not None and done is None:
         raise CoeError("has no record of a mask")
     if mask is not None and done is not None and done.digest != mask.digest:

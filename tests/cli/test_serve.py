@@ -10,7 +10,7 @@ from support.command_line import (
 )
 
 BAD_OPTIONS: list[tuple[str, str]] = [
-    ("serve parent.gguf -o out.gguf --method contribution", "contribution.*utility"),
+    ("serve parent.gguf -o out.gguf --method contribution", "contribution.*--stats contribution"),
 ]
 
 

@@ -141,19 +141,20 @@ def test_the_smallest_that_keeps_all_bounds_is_written(
 ) -> None:
     prose = texts("prose", "test", 4)
     goal = Goal(max_loss=0.10, protected=(Protected("prose", prose, 0.15),))
-    found = find(tmp_path / "out.gguf", calibration, held_out, goal, ())
+    found = find(tmp_path / "out.gguf", calibration, held_out, goal, ("Q3_K_M",))
     assert found.chosen.excess <= 0
+    assert found.chosen.candidate.file_type == "Q3_K_M", "with fewer bits it is smaller"
     assert found.chosen.losses[0] <= 0.10
     assert found.chosen.losses[1] <= 0.15
     written = [
         evaluation.loss(parent) for evaluation, parent in zip(found.written, found.judged_parent, strict=True)
     ]
     assert written == pytest.approx(found.chosen.losses, abs=5e-3)
-    smaller = [trial for trial in found.trials if trial.candidate.keep < found.chosen.candidate.keep]
+    smaller = [trial for trial in found.trials if trial.candidate.n_bytes < found.chosen.candidate.n_bytes]
     assert smaller
     assert all(trial.excess > 0 for trial in smaller)
     # A text that nobody protects loses more.
-    alone = find(tmp_path / "alone.gguf", calibration, held_out, Goal(max_loss=0.10), ())
+    alone = find(tmp_path / "alone.gguf", calibration, held_out, Goal(max_loss=0.10), ("Q3_K_M",))
     assert alone.chosen.candidate.keep <= found.chosen.candidate.keep
     with pytest.raises(
         coe.CoeError, match=r"the best, .* loses .*% on prose, which may lose 0\.0%; allow .*% more"

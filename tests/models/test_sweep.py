@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +179,12 @@ def test_an_interrupted_sweep_ends_as_it_would_have(
         SweepCheckpoint(output)
     with pytest.raises(coe.InputError, match="other masks"):
         run(SweepCheckpoint(output, resume=True), [9])
+    # An interruption of the second run keeps what the first has left of later parts.
+    again = SweepCheckpoint(output, resume=True)
+    again.begin(json.loads(bytes(np.load(again.path)["run"])), True)
+    before = set(np.load(again.path).files)
+    again.save()
+    assert set(np.load(again.path).files) == before
     resumed = SweepCheckpoint(output, resume=True)
     assert run(resumed, [8]) == whole
     resumed.remove()

@@ -90,7 +90,9 @@ class _Shard(click.ParamType["Shard"]):
 )
 @click.option("--keep", type=int, help="Experts that the mask for --until-stable keeps; half if not given.")
 @method_option
-@click.option("--imatrix", type=FILE, help="Importance matrix to write too, from the same run (see imatrix).")
+@click.option(
+    "--imatrix", type=FILE, help="Importance matrix to write too, from the same run, which then has no checkpoint."
+)
 @min_tokens_option
 @model_options()
 @force_option
@@ -128,6 +130,8 @@ def command(
     check_target(output, force=force, inputs=inputs)
     checkpoint = Checkpoint(output, every=checkpoint_every, resume=resume, force=force, inputs=inputs)
     taken = (output, checkpoint.path)
+    if imatrix is not None and shard is not None:
+        raise InputError("importance matrices of shards cannot be added up: run `imatrix` over the whole text")
     summed = _input_watcher(imatrix, min_tokens, taken, resume=resume, force=force, inputs=inputs)
     with_norms = parse_stats(stats) is Stats.CONTRIBUTION
     until = _until(
