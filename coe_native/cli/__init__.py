@@ -27,7 +27,7 @@ COMMANDS = {
     "zero": "Zero the dropped experts' weights, for study.",
     "verify": "Check a written model against its parent and mask.",
     "eval": "Measure perplexity on held-out text, with or without a live mask.",
-    "sweep": "Evaluate live masks of many sizes, to find the smallest good one.",
+    "sweep": "Evaluate live masks of many sizes and quantisations, to find the smallest good one.",
     "compare": "Show how far two masks overlap, compared with chance.",
     "report": "Write an HTML page with charts of profiles, masks and a sweep.",
     "corpus": "Show statistics of text, and draw samples from it.",
@@ -35,7 +35,7 @@ COMMANDS = {
     "modelfile": "Print an Ollama Modelfile and the prefill for raw APIs.",
     "serve": "Serve a model, and count which experts its requests need.",
     "import": "Import counts and masks of other tools.",
-    "specialise": "Profile, mask, prune, verify and evaluate in one step.",
+    "specialise": "Profile, mask, prune, verify and evaluate in one step, or find what loses least.",
     "demo": "Make specialists of the model that comes with the package.",
 }
 
