@@ -11,6 +11,7 @@ from .evaluation.perplexity import evaluate_masks as evaluate_masks
 from .evaluation.sweep import Sweep as Sweep
 from .evaluation.sweep import SweepPoint as SweepPoint
 from .evaluation.sweep import sweep as sweep
+from .evaluation.sweep import sweep_files as sweep_files
 from .live.attach import Capture as Capture
 from .live.attach import attach as attach
 from .llama.loaded_model import Model as Model

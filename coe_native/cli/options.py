@@ -243,6 +243,13 @@ def for_use(options: ModelOptions, n_ctx: int) -> ModelOptions:
     return replace(options, n_ctx=n_ctx, n_batch=512, rpc=())
 
 
+def say_offload(options: ModelOptions) -> None:
+    """Say that memory is planned with experts in host memory, if it is."""
+    if options.n_cpu_moe:
+        blocks = "all blocks" if options.n_cpu_moe < 0 else f"the first {options.n_cpu_moe} blocks"
+        say(f"--fit is planned with the experts of {blocks} in host memory, as for the model itself")
+
+
 def load_profile(path: Path) -> RoutingProfile:
     """Read a profile, and say which layers have seen fewer tokens than others."""
     from coe_native.routing.profile import RoutingProfile

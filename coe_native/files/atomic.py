@@ -171,6 +171,7 @@ def working_directory(path: Path) -> Iterator[Path]:
     try:
         target = resolved(path)
         clear_leftovers(target)
+        _clear_directories(target)
         directory = target.with_name(f"{_prefix(target)}{secrets.token_hex(6)}{SUFFIX}")
         directory.mkdir(mode=0o700)
     except OSError as error:
@@ -234,13 +235,12 @@ def _for_us_only(path: str, flags: int) -> int:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove temporary files and directories of `path` that killed processes left behind: those without a lock."""
+    """Remove temporary files of `path` that killed processes left behind: those without a lock."""
     for beside in path.parent.iterdir():
         if beside.name.startswith(_prefix(path)) and beside.name.endswith(SUFFIX):
             with contextlib.suppress(OSError):
-                if beside.is_dir() and not beside.is_symlink():
-                    _remove_directory(beside)
-                    continue
+                if beside.is_dir():
+                    continue  # of this process perhaps: see `working_directory`
                 if fcntl is None:
                     beside.unlink()  # Windows does not remove open files
                     continue
@@ -248,6 +248,14 @@ def clear_leftovers(path: Path) -> None:
                 with open(beside, "r+b", opener=_without_links) as leftover:
                     if stat.S_ISREG(os.fstat(leftover.fileno()).st_mode) and lock(leftover):
                         beside.unlink()
+
+
+def _clear_directories(path: Path) -> None:
+    """Remove temporary directories of `path` that killed processes left behind."""
+    for beside in path.parent.iterdir():
+        if beside.name.startswith(_prefix(path)) and beside.name.endswith(SUFFIX) and beside.is_dir():
+            with contextlib.suppress(OSError):
+                _remove_directory(beside)
 
 
 def _remove_directory(directory: Path) -> None:

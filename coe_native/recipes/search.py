@@ -17,7 +17,7 @@ from coe_native.corpus.in_memory import corpus_of
 from coe_native.errors import CoeError, InputError
 from coe_native.evaluation.perplexity import Evaluation, check_text, evaluate
 from coe_native.evaluation.sweep import default_keeps, frontier
-from coe_native.files.atomic import check_space, check_target, replacing, working_directory
+from coe_native.files.atomic import check_space, replacing, working_directory
 from coe_native.llama.loaded_model import LoadedModel
 from coe_native.llama.options import ModelOptions
 from coe_native.llama.quantizer import ImatrixFile, QuantizeOptions
@@ -28,8 +28,9 @@ from coe_native.model.header import ModelHeader
 from coe_native.profiling.imatrix import InputWatcher
 from coe_native.profiling.run import DOCUMENTS_AT_ONCE, profile_corpora
 from coe_native.recipes.candidates import Candidate, find_candidates
-from coe_native.recipes.specialise import UNWATCHED, Watchers
+from coe_native.recipes.specialise import UNWATCHED, Watchers, check_outputs, outputs_beside
 from coe_native.routing.profile import RoutingProfile
+from coe_native.routing.scores import check_method, default_method
 from coe_native.surgery.fit import size_of_specialist
 from coe_native.surgery.notice import safety_notice
 from coe_native.surgery.quantize import write_quantized
@@ -167,12 +168,6 @@ def _trial_as_json(trial: Trial, is_chosen: bool) -> dict[str, object]:
     }
 
 
-def outputs_beside(out: Path) -> dict[str, Path]:
-    """Return the files that are written beside a specialist."""
-    kinds = ("profile.gguf", "imatrix.gguf", "mask.json", "report.json")
-    return {kind: out.with_name(f"{out.stem}.{kind}") for kind in kinds}
-
-
 def specialise_to_goal(
     files: Sequence[ModelHeader],
     options: ModelOptions,
@@ -218,10 +213,12 @@ def specialise_to_goal(
             written file fails verification and is removed.
     """
     beside = outputs_beside(out)
-    for path in (out, *beside.values()):
-        check_target(path, force=force, inputs=(*(path for header in files for path in header.paths), *inputs))
+    check_outputs(out, force=force, inputs=(*(path for header in files for path in header.paths), *inputs))
     parent = max(files, key=lambda header: header.n_bytes)
     _check_files(files, parent)
+    passes = passes or PassOptions()
+    if passes.reasoning is not None:
+        check_method(passes.reasoning, method or default_method([passes.reasoning]))
     watchers.step("planning")
     candidates = find_candidates(
         files, types, only_types=only_types, keep=goal.keep, fit_bytes=goal.fit_bytes, use=goal.use
@@ -232,11 +229,13 @@ def specialise_to_goal(
         raise InputError(f"nothing fits: {reasons}" if goal.fit_bytes else f"nothing can be made: {reasons}")
     with working_directory(out) as directory:
         _announce(tried, out, note)
-        search = _Search(parent, options, texts, goal, method, passes or PassOptions(), watchers)
+        search = _Search(parent, options, texts, goal, method, passes, watchers)
         search.prepare(corpora, with_imatrix=any(candidate.file_type for candidate in tried))
         workshop = _Workshop(directory, beside["imatrix.gguf"], search, watchers)
         trials, best, failed = _try_all(tried, search, workshop, options)
         if best.excess > 0:
+            for trial in trials:
+                note(search.described(trial))
             raise CoeError(search.missed(best))
         checks = search.write(best, workshop.path(best.candidate), out, force=force)
         search.save_beside(best, beside, force=force)
@@ -260,12 +259,17 @@ def specialise_to_goal(
 
 
 def _check_files(files: Sequence[ModelHeader], parent: ModelHeader) -> None:
-    """Check that files are of one model, each given once."""
+    """Check that files are of one model, each given once and with a name of its own."""
+    names = [header.path.name for header in files]
     for header in files:
         if header.surgery is not None and header.surgery.mode == "zero":
             raise InputError(f"{header.path}: has zeroed experts; specialise the original model")
         if sum(other.path.samefile(header.path) for other in files) > 1:
             raise InputError(f"{header.path}: is given twice; give each file once")
+        if names.count(header.path.name) > 1:
+            raise InputError(
+                f"{header.path}: another file has this name; give each its own, by a link for example"
+            )
         if header.fingerprint != parent.fingerprint:
             raise InputError(f"{header.path}: is another model than {parent.path}; give files of one model")
 
@@ -460,16 +464,25 @@ class _Search:
 
         return min(trials, key=rank)
 
+    @property
+    def _names(self) -> list[str]:
+        return [text.name for text in self.texts] + [protected.name for protected in self.goal.protected]
+
+    def described(self, trial: Trial) -> str:
+        """Return a trial in one line."""
+        losses = ", ".join(f"{loss:+.1%} on {name}" for name, loss in zip(self._names, trial.losses, strict=True))
+        return f"{trial.candidate.name} with {trial.candidate.keep} of {self.parent.n_experts} experts: {losses}"
+
     def missed(self, best: Trial) -> str:
         """Return which bound the best trial exceeds, as a message."""
-        names = [text.name for text in self.texts] + [protected.name for protected in self.goal.protected]
+        names = self._names
         excess = [loss - bound for loss, bound in zip(best.losses, self.bounds, strict=True)]
         worst = int(np.argmax(excess))
         candidate = best.candidate
         return (
             f"no specialist keeps all bounds: the best, {candidate.name} with {candidate.keep} of "
             f"{self.parent.n_experts} experts, loses {best.losses[worst]:.1%} on {names[worst]}, which may lose "
-            f"{self.bounds[worst]:.1%}; allow {excess[worst]:.1%} more, or give a larger file"
+            f"{self.bounds[worst]:.1%}; allow {excess[worst]:.1%} more"
         )
 
     def write(self, best: Trial, source: Path, out: Path, *, force: bool) -> tuple[Check, ...]:

@@ -77,8 +77,9 @@ def judge(model: LoadedModel, texts: Sequence[Corpus]) -> tuple[Evaluation, ...]
     return tuple(evaluate(model, text) for text in texts)
 
 
-def _beside(out: Path) -> dict[str, Path]:
-    kinds = ("profile.gguf", "mask.json", "report.json")
+def outputs_beside(out: Path) -> dict[str, Path]:
+    """Return the files that are written beside a specialist, by their kind."""
+    kinds = ("profile.gguf", "imatrix.gguf", "mask.json", "report.json")
     return {kind: out.with_name(f"{out.stem}.{kind}") for kind in kinds}
 
 
@@ -93,7 +94,7 @@ def check_outputs(out: Path, *, force: bool, inputs: tuple[Path, ...]) -> None:
     Raises:
         InputError: One of them cannot be written.
     """
-    for path in (out, *_beside(out).values()):
+    for path in (out, *outputs_beside(out).values()):
         check_target(path, force=force, inputs=inputs)
 
 
@@ -130,7 +131,7 @@ def specialise(
     """
     out = Path(out)
     check_outputs(out, force=force, inputs=(*parent.moe.paths, *inputs))
-    beside = _beside(out)
+    beside = outputs_beside(out)
     # Everything that would fail late is checked before the long part.
     parent.moe.check_cut(mask_options.keep)
     if parent.moe.surgery is not None and parent.moe.surgery.mode == "zero":
@@ -151,6 +152,7 @@ def specialise(
     profile.save(beside["profile.gguf"], force=force)
     mask = build(profile, replace(mask_options, method=method))
     mask.save(beside["mask.json"], force=force)
+    beside["imatrix.gguf"].unlink(missing_ok=True)  # of a specialist that this one replaces
 
     watchers.step("judging the mask live")
     if judged_parent is None:

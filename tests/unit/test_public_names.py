@@ -55,6 +55,7 @@ def test_public_names_are_those_of_the_interface() -> None:
         "read_corpus",
         "score",
         "sweep",
+        "sweep_files",
         "verify",
         "zero",
         "zero_in_place",

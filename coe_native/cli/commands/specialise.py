@@ -21,6 +21,7 @@ from coe_native.cli.options import (
     json_option,
     model_options,
     reading_options,
+    say_offload,
 )
 from coe_native.cli.output import print_table, say, say_skipped
 from coe_native.cli.progress import step_progress
@@ -234,6 +235,8 @@ def _to_goal(
     read, held_out = _read(corpora, texts, reading)
     protected = tuple(Protected(name, reading.corpus(path), bound) for name, path, bound in wanted.protected)
     use = for_use(options, wanted.fit_ctx)
+    if choice.fit_bytes is not None:
+        say_offload(use)
     with step_progress() as watchers:
         found = specialise_to_goal(
             wanted.headers,

@@ -21,6 +21,7 @@ from coe_native.cli.options import (
     model_options,
     needs_extra,
     reading_options,
+    say_offload,
 )
 from coe_native.cli.output import print_json, print_table, say, say_skipped
 from coe_native.cli.progress import token_progress
@@ -163,6 +164,8 @@ def command(
     read = {name: reading.corpus(path) for name, path in texts}
     say_skipped(list(read.values()))
     use = None if fit_bytes is None else for_use(options, fit_ctx)
+    if use is not None:
+        say_offload(use)
     of_masks = {"keeps": keeps, "methods": methods, "passes": mask_passes}
     found = _run(models, reference, options, use, checkpoint, routing, read, of_masks)
     if output is not None:
