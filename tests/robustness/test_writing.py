@@ -427,3 +427,31 @@ def test_a_mask_that_is_a_model_is_refused_at_once(model_file: ModelFile, profil
     assert unused_experts(profile_of("llama"), 8).keep == 8
     with pytest.raises(coe.InputError, match=r"llama-F32\.gguf"):
         coe.ExpertMask.load(model_file("llama", "F32"))
+
+
+def test_working_directories_are_removed_also_after_a_kill(tmp_path: Path) -> None:
+    """By the next process that writes the same output; one that is in use stays, and so do other outputs' ones."""
+    out, other = tmp_path / "out.gguf", tmp_path / "other.gguf"
+    program = """
+import os, sys
+from pathlib import Path
+from coe_native.files.atomic import working_directory
+with working_directory(Path(sys.argv[1])) as directory:
+    (directory / "large.gguf").write_bytes(b"left behind")
+    os._exit(9)
+"""
+    for path in (out, other):
+        assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 9
+    (of_other,) = tmp_path.glob(".other.gguf.*")
+    with atomic.working_directory(out) as mine:
+        assert set(tmp_path.iterdir()) == {mine, of_other}
+        (mine / "large.gguf").write_bytes(b"in use")
+        with atomic.working_directory(out) as second, atomic.replacing(out) as file:
+            file.write(b"done")
+            assert mine.is_dir()
+            assert second.is_dir()
+        assert (mine / "large.gguf").exists()
+    assert set(tmp_path.iterdir()) == {out, of_other}
+    with pytest.raises(KeyboardInterrupt), atomic.working_directory(other):
+        raise KeyboardInterrupt
+    assert set(tmp_path.iterdir()) == {out}
