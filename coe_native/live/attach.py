@@ -40,8 +40,8 @@ def attach(llama: Llama, *, stats: str = Stats.ROUTING.value) -> Capture:
 
     Args:
         llama: The Llama to watch.
-        stats: What to count: one of STATS. ``contribution`` counts activation norms too, by which masks are best;
-            it costs more (docs/benchmarks/speed.md).
+        stats: What to count: one of STATS. ``contribution`` counts activation norms too, by which masks are best.
+            docs/benchmarks/speed.md has its cost.
 
     Returns:
         The counts so far, which also sets live masks and detaches.

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     type=click.Choice(STATS),
     default=Stats.ROUTING.value,
     show_default=True,
-    help="What to count: the routers' choices, or activation norms too (contribution), which slows answers down.",
+    help="What to count: the routers' choices, or activation norms too (contribution), by which masks are best.",
 )
 @click.option(
     "--stable",
