@@ -51,7 +51,7 @@ class InputWatcher:
             CoeError: The run has not ended.
         """
         if self._imatrix is None:
-            raise CoeError("there is no importance matrix before the run has ended")
+            raise CoeError("the importance matrix can be read once the run has ended")
         return self._imatrix
 
     @property

@@ -117,7 +117,8 @@ def profile_corpora(
             tells afterwards whether the mask was.
         skip_bad: Called, in another thread, with the reason for each document that cannot be tokenised and is left
             out; None: such a document is an error.
-        inputs: Takes an importance matrix from the same run. There is no checkpoint of that.
+        inputs: Sums the inputs of all matrices in the same run, for an importance matrix. Checkpoints do not hold
+            these sums.
         progress: Called after each batch.
 
     Raises:

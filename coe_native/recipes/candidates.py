@@ -72,7 +72,7 @@ def find_candidates(
         use: How the specialist will be used, with `fit_bytes`.
 
     Raises:
-        InputError: There is no such type, or the model cannot be cut to `keep`.
+        InputError: A type is unknown, or the model cannot be cut to `keep`.
     """
     best = max(files, key=lambda header: header.n_bytes)
     if keep is not None:

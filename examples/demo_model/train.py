@@ -225,7 +225,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=float, help="stop after so many; default: the config's number")
+    parser.add_argument("--tokens", type=float, help="tokens to train on; default: as in the config")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda; default: cpu")
     return parser.parse_args()

@@ -153,7 +153,7 @@ def test_the_smallest_that_keeps_all_bounds_is_written(
     smaller = [trial for trial in found.trials if trial.candidate.n_bytes < found.chosen.candidate.n_bytes]
     assert smaller
     assert all(trial.excess > 0 for trial in smaller)
-    # A text that nobody protects loses more.
+    # Without the bound on prose, fewer experts are enough.
     alone = find(tmp_path / "alone.gguf", calibration, held_out, Goal(max_loss=0.10), ("Q3_K_M",))
     assert alone.chosen.candidate.keep <= found.chosen.candidate.keep
     with pytest.raises(

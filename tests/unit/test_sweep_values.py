@@ -28,7 +28,7 @@ def test_the_smallest_keep_stays_within_the_loss(losses: dict[int, float], max_l
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.sampled_from([-0.1, 0.0, 0.1, 0.2, 0.5])), max_size=12))
 def test_the_frontier_is_what_nothing_beats(points: list[tuple[int, float]]) -> None:
-    """A point is beaten by one that is no worse in both, and better in one."""
+    """A point is off the frontier if another is at least as good in size and loss, and better in one of them."""
     expected = [
         not any((a <= size and b < loss) or (a < size and b <= loss) for a, b in points) for size, loss in points
     ]
