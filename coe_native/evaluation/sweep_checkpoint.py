@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from coe_native.errors import InputError
 from coe_native.evaluation.perplexity import Values, Windows
-from coe_native.files.atomic import check_target, clear_leftovers, replacing
+from coe_native.files.atomic import clear_leftovers, replacing
+from coe_native.files.checkpoints import START_OVER, checkpoint_path
 from coe_native.files.regular import open_regular
 
 _DAMAGE = (
@@ -24,7 +25,6 @@ _DAMAGE = (
 )
 """What NumPy and zipfile raise for files that are something else, or are damaged."""
 
-_START_OVER = "start over with --force and without --resume"
 _ARRAYS = ("log_probabilities", "divergences", "agreements")
 
 
@@ -54,18 +54,13 @@ class SweepCheckpoint:
         force: bool = False,
         inputs: Iterable[Path] = (),
     ) -> None:
-        self.path = output.with_name(f"{output.name}.checkpoint")
+        self.path = checkpoint_path(output, "sweep", resume=resume, force=force, inputs=inputs)
         self._every = every
         self._resume = resume
         self._run: Mapping[str, Any] = {}
         self._parts: dict[str, Windows] = {}
         self._found: dict[str, NDArray[Any]] = {}
         self._saved = time.monotonic()
-        check_target(self.path, force=True, inputs=tuple(path for path in inputs if path.is_file()))
-        if self.path.exists() and not resume and not force:
-            raise InputError(
-                f"{self.path}: belongs to an interrupted sweep; continue it with --resume, or {_START_OVER}"
-            )
 
     def begin(self, run: Mapping[str, Any], compares: bool) -> bool:
         """Read what an interrupted sweep has left.
@@ -89,12 +84,12 @@ class SweepCheckpoint:
             found = json.loads(bytes(self._found.pop("run")))
         except _DAMAGE as error:
             raise InputError(
-                f"{self.path}: is not a checkpoint of a sweep, or is damaged; {_START_OVER}"
+                f"{self.path}: is not a checkpoint of a sweep, or is damaged; {START_OVER}"
             ) from error
         for name, value in run.items():
             if not isinstance(found, dict) or found.get(name) != value:
                 raise InputError(
-                    f"{self.path}: belongs to a sweep with other {name}; use the same, or {_START_OVER}"
+                    f"{self.path}: belongs to a sweep with other {name}; use the same, or {START_OVER}"
                 )
         self._run = {**run, "compares": bool(found.get("compares", compares))}
         return bool(self._run["compares"])
@@ -119,7 +114,7 @@ class SweepCheckpoint:
                 for number, values in enumerate(windows.of_masks):
                     self._restore(values, f"{part}/{number}", lengths)
             except (KeyError, ValueError, TypeError) as error:
-                raise InputError(f"{self.path}: is damaged; {_START_OVER}") from error
+                raise InputError(f"{self.path}: is damaged; {START_OVER}") from error
         self._parts[part] = windows
         return windows
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coe_native.errors import InputError
-from coe_native.files.atomic import check_target, clear_leftovers
+from coe_native.files.atomic import clear_leftovers
+from coe_native.files.checkpoints import START_OVER, checkpoint_path
 from coe_native.masks.stability import Stability
 from coe_native.model.gguf_file import GgufFile
 from coe_native.routing.profile import RoutingProfile
@@ -17,7 +18,6 @@ _PREFIX = "coe.checkpoint."
 _PREFIX_OF_RUN = "coe.checkpoint.run."
 _LOOKS = "coe.checkpoint.looks"
 
-_START_OVER = "start over with --force and without --resume"
 
 RunKey = Mapping[str, "int | str"]
 """What must be the same for a run to continue, by the names that messages use."""
@@ -56,17 +56,11 @@ class Checkpoint:
         force: bool = False,
         inputs: Iterable[Path] = (),
     ) -> None:
-        self.path = output.with_name(f"{output.name}.checkpoint")
+        self.path = checkpoint_path(output, "run", resume=resume, force=force, inputs=inputs)
         self._every = every
         self._resume = resume
         self._run: RunKey = {}
         self._saved = time.monotonic()
-        # It may be in a directory of text, because no reader mistakes it for text.
-        check_target(self.path, force=True, inputs=tuple(path for path in inputs if path.is_file()))
-        if self.path.exists() and not resume and not force:
-            raise InputError(
-                f"{self.path}: belongs to an interrupted run; continue it with --resume, or {_START_OVER}"
-            )
 
     def begin(
         self, run: RunKey, old_run: Callable[[], RunKey], until: Stability | None = None
@@ -88,7 +82,7 @@ class Checkpoint:
         file = GgufFile(self.path)
         position = Position(*(file.get(_PREFIX + part, -1) for part in Position._fields))
         if not all(isinstance(part, int) and part >= 0 for part in position):
-            raise InputError(f"{self.path}: is not a checkpoint, or is damaged; {_START_OVER}")
+            raise InputError(f"{self.path}: is not a checkpoint, or is damaged; {START_OVER}")
         found = {name: file.get(_PREFIX_OF_RUN + name) for name in run}
         # Of the two, the one that differs less says what differs.
         runs = [run] if found == run else [run, old_run()]
@@ -97,18 +91,18 @@ class Checkpoint:
             name = differences[0]
             values = f" ({found[name]}, not {run[name]})" if len(f"{found[name]}{run[name]}") < 40 else ""
             raise InputError(
-                f"{self.path}: belongs to a run with another {name}{values}; use the same, or {_START_OVER}"
+                f"{self.path}: belongs to a run with another {name}{values}; use the same, or {START_OVER}"
             )
         if until is not None:
             try:
                 until.restore(str(file.get(_LOOKS, "[]")), profile)
             except InputError as error:
-                raise InputError(f"{self.path}: is damaged ({error}); {_START_OVER}") from error
+                raise InputError(f"{self.path}: is damaged ({error}); {START_OVER}") from error
         return position, profile
 
     def past_the_end(self) -> InputError:
         """Return the error for a checkpoint whose position or corpora the run does not have."""
-        return InputError(f"{self.path}: is damaged: its position is past the end of the run; {_START_OVER}")
+        return InputError(f"{self.path}: is damaged: its position is past the end of the run; {START_OVER}")
 
     def offer(
         self, position: Position, profile: Callable[[], RoutingProfile], until: Stability | None = None
