@@ -65,6 +65,10 @@ def test_commands_are_in_blocks_that_run(page: Path) -> None:
             assert token.info.startswith("console"), token.content
 
 
+def test_the_readme_has_at_most_800_words() -> None:
+    assert len(read(ROOT / "README.md").split()) <= 800
+
+
 def test_every_page_is_in_the_navigation() -> None:
     listed = re.findall(r"^ +- ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in SITE)
