@@ -31,7 +31,10 @@ COMMANDS = {
     "compare": "Show how far two masks overlap, compared with chance.",
     "report": "Write an HTML page with charts of profiles, masks and a sweep.",
     "corpus": "Show statistics of text, and draw samples from it.",
-    "humaneval": "Evaluate a model on programming problems (pass@1).",
+    "humaneval": "Evaluate a model on Python functions (pass@1): HumanEval, MBPP, MultiPL-E.",
+    "livecodebench": "Evaluate a model on LiveCodeBench's problems (pass@1 by difficulty).",
+    "loops": "Measure how many of a model's answers loop or never end.",
+    "compare-runs": "Compare two runs of those, task by task.",
     "modelfile": "Print an Ollama Modelfile and the prefill for raw APIs.",
     "serve": "Serve a model, and count which experts its requests need.",
     "import": "Import counts and masks of other tools.",
@@ -47,9 +50,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(
-            f"coe_native.cli.commands.{'import_' if cmd_name == 'import' else cmd_name}"
-        )
+        name = "import_" if cmd_name == "import" else cmd_name.replace("-", "_")
+        module = importlib.import_module(f"coe_native.cli.commands.{name}")
         command: click.Command = module.command
         return command
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from coe_native.evaluation.humaneval import Attempt
     from coe_native.profiling.run import Progress
     from coe_native.recipes.specialise import Watchers
 
@@ -50,11 +49,13 @@ class _Bar:
     def tokens(self, progress: Progress) -> None:
         self._update(progress.tokens, progress.total, 1, "tokens/s")
 
-    def attempts(self, attempts: Mapping[str, Attempt], total: int) -> None:
-        passed = sum(bool(attempt.passed) for attempt in attempts.values())
-        judged = any(attempt.passed is not None for attempt in attempts.values())
-        rate = f"{passed} passed" if judged else ""
-        self._progress.update(self._task, completed=len(attempts), total=total, rate=rate)
+    def answers(self, n_answers: int, n_tokens: int, total: int) -> None:
+        seconds = self._progress.tasks[0].elapsed
+        rate = f"{n_tokens / seconds:,.0f} tokens/s" if seconds else ""
+        self._progress.update(self._task, completed=n_answers, total=total, rate=rate)
+
+    def judged(self, n_judged: int, n_passed: int, total: int) -> None:
+        self._progress.update(self._task, completed=n_judged, total=total, rate=f"{n_passed} passed")
 
     def _update(self, done: int, total: int, scale: float, unit: str) -> None:
         speed = self._progress.tasks[0].speed
@@ -85,17 +86,32 @@ def token_progress(description: str) -> Iterator[Callable[[Progress], None]]:
 
 
 @contextlib.contextmanager
-def problem_progress(total: int) -> Iterator[Callable[[Mapping[str, Attempt]], None]]:
-    """Show a progress bar for programming problems.
+def answer_progress(description: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar for answers that a model writes.
 
     Args:
-        total: Number of problems.
+        description: What is done.
+        total: Number of answers.
 
     Yields:
-        A function to call with the attempts so far.
+        A function to call with the finished answers, and the tokens written so far.
     """
-    with _Bar("solving") as bar:
-        yield lambda attempts: bar.attempts(attempts, total)
+    with _Bar(description) as bar:
+        yield lambda n_answers, n_tokens: bar.answers(n_answers, n_tokens, total)
+
+
+@contextlib.contextmanager
+def problem_progress(total: int) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar for programs that are judged.
+
+    Args:
+        total: Number of programs.
+
+    Yields:
+        A function to call with the judged programs, and those that passed.
+    """
+    with _Bar("judging") as bar:
+        yield lambda n_judged, n_passed: bar.judged(n_judged, n_passed, total)
 
 
 @contextlib.contextmanager

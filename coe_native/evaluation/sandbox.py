@@ -18,9 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import psutil
 
@@ -38,6 +38,9 @@ _INODE_BYTES = 4096
 """Kernel memory of a file in a tmpfs, without its data; 3 KB were measured for a long-named directory."""
 
 _MOST_READ = 1 << 16
+
+_BYTES_OF_CHARACTER = 6
+"""Most bytes of a character of output in JSON."""
 
 _PROBE = """
 import os, socket, subprocess, sys, tempfile, threading
@@ -81,6 +84,23 @@ class Outcome:
     isolated: bool
 
 
+class Test(Protocol):
+    """One of the tests of `Sandbox.run_tests`."""
+
+    @property
+    def most_output(self) -> int:
+        """Return the most bytes of output that are read."""
+        ...
+
+    def task(self) -> dict[str, Any]:
+        """Return what the runner is told: ``input``, ``most_output``, and the ``name`` of a function to call."""
+        ...
+
+    def why_wrong(self, result: dict[str, Any]) -> str:
+        """Return why a result of the runner is wrong; empty if it is right."""
+        ...
+
+
 @dataclass(frozen=True)
 class Sandbox:
     """Where programs run. Made by `open_sandbox`.
@@ -110,7 +130,7 @@ class Sandbox:
         started = time.monotonic()
         proof = secrets.token_hex(16)
         with _Running.start(self.limits, self.isolated) as running:
-            running.send({"program": program, "proof": proof, "limits": self._system_limits()})
+            running.send({"program": program, "proof": proof, "limits": self._system_limits(self.limits)})
             stopped = running.watch()
             lines = running.answers()
         seconds = time.monotonic() - started
@@ -120,15 +140,73 @@ class Sandbox:
         reason = stopped or failed or "ended before its last statement"
         return Outcome(passed=False, result=reason, seconds=seconds, isolated=self.isolated)
 
-    def _system_limits(self) -> dict[str, Any]:
+    def run_tests(self, program: str, tests: Sequence[Test], *, prelude: str = "", seconds: float) -> Outcome:
+        """Run a Python program for each of several tests, up to the first that fails, and return the result.
+
+        Each test runs in a process of its own. What a test expects stays outside of the sandbox.
+
+        Args:
+            program: The program.
+            tests: The tests.
+            prelude: Statements that run before it.
+            seconds: Time limit of each test.
+
+        Raises:
+            CoeError: The sandbox itself could not be started or watched.
+        """
+        if not hasattr(os, "fork"):
+            raise CoeError("programs can be run for several tests on Linux and macOS only")
+        started = time.monotonic()
+        proof = secrets.token_hex(16)
+        outputs = sum(test.most_output for test in tests)
+        limits = replace(
+            self.limits,
+            seconds=(seconds + 1) * len(tests) + 5,
+            file_bytes=max(self.limits.file_bytes, _BYTES_OF_CHARACTER * outputs + _MOST_READ * len(tests)),
+        )
+        reason, n_passed = "", 0
+        with _Running.start(limits, self.isolated) as running:
+
+            def judge() -> bool:
+                """Judge the tests that have run since, and return whether one failed."""
+                nonlocal reason, n_passed
+                for line in running.new_lines():
+                    kind, _, answer = line.partition(" ")
+                    if reason or n_passed == len(tests):
+                        break
+                    if kind == f"failed-{proof}":
+                        reason = answer
+                    elif kind == f"test-{proof}":
+                        failed = _why_failed(tests, n_passed, answer)
+                        reason = f"test {n_passed + 1} of {len(tests)}: {failed}" if failed else ""
+                        n_passed += not failed
+                return bool(reason)
+
+            running.send(
+                {
+                    "program": program,
+                    "prelude": prelude,
+                    "proof": proof,
+                    "limits": self._system_limits(limits),
+                    "seconds_each": seconds,
+                    "tests": [test.task() for test in tests],
+                }
+            )
+            stopped = running.watch(judge)
+            judge()
+        if not reason and n_passed < len(tests):
+            reason = stopped or f"ended itself in test {n_passed + 1} of {len(tests)}"
+        return Outcome(not reason, reason or "passed", time.monotonic() - started, self.isolated)
+
+    def _system_limits(self, limits: Limits) -> dict[str, Any]:
         """Return the limits that the runner sets.
 
         Before Linux 5.14, and without isolation, a limit of processes would count all processes of the user.
         """
-        limits = asdict(self.limits)
+        fields = asdict(limits)
         if not (self.isolated and _linux_version() >= (5, 14)):
-            limits["processes"] = None
-        return limits
+            fields["processes"] = None
+        return fields
 
 
 def open_sandbox(limits: Limits | None = None, *, allow_unisolated: bool = False) -> Sandbox:
@@ -173,6 +251,20 @@ def _linux_version() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
 
 
+def _why_failed(tests: Sequence[Test], number: int, answer: str) -> str:
+    """Return why a test failed, from the runner's answer; empty if it passed.
+
+    A program can write such answers itself, so they are trusted no more than its output.
+    """
+    try:
+        told, result = json.loads(answer)
+        if told == number and isinstance(result["output"], str):
+            return tests[number].why_wrong(result)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return "it interfered with the runner"
+
+
 @contextlib.contextmanager
 def _ahead_of_other_threads() -> Iterator[None]:
     """Let this thread run before all others, where that is allowed: as root.
@@ -206,6 +298,7 @@ class _Running:
         disk: A descriptor of the sandbox's own /tmp.
         table: A descriptor of the sandbox's own /proc.
         first: The first process in the sandbox, with which all others end.
+        n_read: Bytes of `answer_file` that `new_lines` has returned.
     """
 
     process: subprocess.Popen[bytes]
@@ -216,6 +309,7 @@ class _Running:
     disk: int | None = None
     table: int | None = None
     first: psutil.Process | None = None
+    n_read: int = 0
 
     @classmethod
     @contextlib.contextmanager
@@ -290,8 +384,12 @@ class _Running:
             self.process.stdin.write(json.dumps(task).encode())
             self.process.stdin.close()
 
-    def watch(self) -> str:
-        """Wait for the program, and return which limit stopped it; empty if it ended by itself."""
+    def watch(self, is_enough: Callable[[], bool] = lambda: False) -> str:
+        """Wait for the program, and return which limit stopped it; empty if it ended by itself.
+
+        Args:
+            is_enough: Called while it runs; True ends the wait.
+        """
         end = time.monotonic() + self.limits.seconds
         while True:
             try:
@@ -299,6 +397,8 @@ class _Running:
                 return ""
             except subprocess.TimeoutExpired:
                 pass
+            if is_enough():
+                return ""
             if time.monotonic() >= end:
                 return f"took longer than {self.limits.seconds:g} seconds"
             most = self.limits.processes + 2  # two are bubblewrap's own
@@ -346,6 +446,14 @@ class _Running:
         """Return the lines that the runner has printed so far."""
         self.answer_file.seek(0)
         return self.answer_file.read(_MOST_READ).decode("utf-8", "replace").splitlines()
+
+    def new_lines(self) -> list[str]:
+        """Return the lines that the runner has printed since the last call."""
+        self.answer_file.seek(self.n_read)
+        data = self.answer_file.read()
+        end = data.rfind(b"\n") + 1
+        self.n_read += end
+        return data[:end].decode("utf-8", "replace").splitlines()
 
     def stop(self) -> None:
         """End all processes, and wait until they have ended."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from coe_native.errors import InputError
 from coe_native.helper_process import HelperError, HelperProcess, answer_questions
-from coe_native.llama.thinking import OFF, close_thinking
+from coe_native.llama.thinking import OFF, ON, close_thinking
 
 SECONDS = 5.0
 """Time limit for one conversation; templates take milliseconds."""
@@ -36,13 +36,21 @@ class ChatTemplate:
         self._is_loaded = False
         self._failure = ""
 
-    def render(self, messages: list[dict[str, Any]], tools: Sequence[Any] = (), *, reply: bool = False) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Sequence[Any] = (),
+        *,
+        reply: bool = False,
+        thinking: bool = False,
+    ) -> str:
         """Return a conversation as text.
 
         Args:
             messages: Its messages, each with ``role`` and ``content``, and what else the template may print.
             tools: The tools that it may call.
-            reply: End with the beginning of the model's answer, its thinking block closed if there is one.
+            reply: End with the beginning of the model's answer.
+            thinking: Let the model think first; without, its thinking block is closed if there is one.
 
         Raises:
             InputError: The template refuses the conversation, or exceeded its limits for this or an earlier
@@ -57,13 +65,13 @@ class ChatTemplate:
                     **({"tools": list(tools)} if tools else {}),
                     "add_generation_prompt": reply,
                     "today": self._date,
-                    **OFF,
+                    **(ON if thinking else OFF),
                 }
             )
         except HelperError as error:
             self._failure = str(error)
             raise InputError(self._failure) from error
-        return close_thinking(text) if reply else text
+        return close_thinking(text) if reply and not thinking else text
 
     def render_once(self, variables: Mapping[str, Any]) -> str:
         """Return the template's text for some variables.

@@ -221,18 +221,17 @@ class LoadedModel:
         """
         if batch.n_begun:
             self.session.reset()
-        with naming(self.moe.path):
-            self.session.decode(batch.tokens, batch.positions, batch.sequences, first_output)
+        self.extend(batch.tokens, batch.positions, batch.sequences, first_output)
 
-    def decode_next(self, token: int, position: int) -> None:
-        """Run one more token of the sequence that ran last."""
-        one = np.array([token], np.int32)
-        self.decode(Batch(one, np.array([position], np.int32), np.zeros(1, np.int32), 0))
-
-    def draw(self, sampler: core.Sampler) -> int:
-        """Return the token that a sampler draws after the last decode."""
+    def extend(self, tokens: Tokens, positions: Tokens, sequences: Tokens, first_output: int = 0) -> None:
+        """Run more tokens of sequences that stay in the context, int32 [n_tokens] each; see `decode`."""
         with naming(self.moe.path):
-            return sampler.next(self.session)
+            self.session.decode(tokens, positions, sequences, first_output)
+
+    def forget(self, sequence: int) -> None:
+        """Remove one sequence from the context."""
+        with naming(self.moe.path):
+            self.session.forget(sequence)
 
     def watch_routers(self, *, outputs: bool = False, inputs: bool = False) -> None:
         """Start counting the routers' choices from zero. Graphs end where nothing that counts follows.

@@ -122,7 +122,9 @@ class ModelText:
         """Return the date that the chat template prints in conversations, YYYY-MM-DD; empty if it prints none."""
         return self._date if b"strftime_now" in self._session.chat_template else ""
 
-    def render_chat(self, messages: tuple[Message, ...], tools: str = "", *, reply: bool = False) -> str:
+    def render_chat(
+        self, messages: tuple[Message, ...], tools: str = "", *, reply: bool = False, thinking: bool = False
+    ) -> str:
         """Return a conversation as text, by the model's own chat template.
 
         What the template refuses, such as a system's message or tools, is rendered in a plainer way.
@@ -130,7 +132,8 @@ class ModelText:
         Args:
             messages: The conversation.
             tools: The tools that it may call, as a JSON list; empty: none.
-            reply: End with the beginning of the model's answer, its thinking block closed.
+            reply: End with the beginning of the model's answer.
+            thinking: Let the model think before it answers; without, its thinking block is closed.
 
         Raises:
             InputError: The model has no template, or the template refuses the conversation.
@@ -140,7 +143,7 @@ class ModelText:
         is_first = True
         for turns, listed in renderings(messages, tools):
             try:
-                text = template.render(turns, listed, reply=reply)
+                text = template.render(turns, listed, reply=reply, thinking=thinking)
             except InputError as error:
                 refused, is_first = refused or error, False
                 continue

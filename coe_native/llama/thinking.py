@@ -9,6 +9,9 @@ OFF = {"enable_thinking": False, "thinking": False, "thinking_budget": 0, "reaso
 """Variables by which templates switch thinking off: Qwen, Gemma and GLM; DeepSeek; Seed-OSS; gpt-oss, which knows
 no less than low."""
 
+ON = {"enable_thinking": True, "thinking": True}
+"""Variables by which they switch it on; how much a model thinks is left to its template."""
+
 _FINAL = "<|channel|>final<|message|>"
 
 _BLOCKS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (

@@ -202,7 +202,8 @@ void register_sampler(py::module_& module) {
              py::arg("min_p"), py::arg("repeat_penalty"), py::arg("repeat_last_n"), py::arg("seed"))
         .def("accept",
              [](Sampler& sampler, const Tokens& tokens) { sampler.accept(to_vector<int32_t>(tokens)); })
-        .def("next", &Sampler::next, py::arg("session"), ReleaseGil());
+        .def_static("draw_all", &draw_all, py::arg("session"), py::arg("samplers"), py::arg("rows"),
+                    ReleaseGil());
 }
 
 }  // namespace
@@ -248,6 +249,7 @@ void register_session(py::module_& module) {
         .def("mask", &Session::mask, py::arg("blocks"), py::arg("kept"), py::arg("n_experts"))
         .def("unmask", &Session::unmask)
         .def("reset", &Session::reset, ReleaseGil())
+        .def("forget", &Session::forget, py::arg("sequence"), ReleaseGil())
         .def(
             "decode",
             [](Session& session, const Tokens& tokens, const Tokens& positions, const Tokens& sequences,

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-struct llama_sampler;
+#include "llama.h"
 
 namespace coe {
 
@@ -31,11 +31,17 @@ class Sampler {
 
     // Adds earlier tokens, whose repetition is penalised too.
     void accept(const std::vector<int32_t>& tokens);
-    // Returns the token that follows the last decode of a session.
-    int32_t next(Session& session);
+    // Draws a token from logits, [n_vocab], and adds it to the earlier tokens.
+    int32_t draw(const float* logits);
 
   private:
     llama_sampler* chain_;
+    std::vector<llama_token_data> candidates_;
 };
+
+// Returns the token that each sampler draws after the last decode of a session: sampler `i` from output row
+// `rows[i]`; -1 is the last. Samplers draw in parallel, because a large vocabulary takes milliseconds.
+std::vector<int32_t> draw_all(Session& session, const std::vector<Sampler*>& samplers,
+                              const std::vector<int32_t>& rows);
 
 }  // namespace coe

@@ -165,6 +165,12 @@ void Session::reset() {
     }
 }
 
+void Session::forget(int32_t sequence) {
+    if (has_memory() && !llama_memory_seq_rm(llama_get_memory(context_), sequence, -1, -1)) {
+        throw std::runtime_error("llama.cpp could not forget sequence " + std::to_string(sequence));
+    }
+}
+
 void Session::decode(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
                      const std::vector<int32_t>& sequences, size_t first_output) {
     const size_t n_tokens = tokens.size();
@@ -273,11 +279,6 @@ const float* Session::logits(int32_t i) {
         throw std::runtime_error("llama.cpp kept no logits for row " + std::to_string(i));
     }
     return row;
-}
-
-int32_t Session::sample(llama_sampler* chain) {
-    logits(-1);  // throws if there are none
-    return llama_sampler_sample(chain, context_, -1);
 }
 
 void Session::want_embeddings(bool on) {

@@ -57,6 +57,8 @@ class Session {
 
     // Forgets all sequences.
     void reset();
+    // Forgets one sequence. Throws std::runtime_error if the model's memory cannot.
+    void forget(int32_t sequence);
     // Runs at most n_batch tokens; all arrays have the same length. Outputs are computed from row
     // `first_output` on, and always of the last row. Throws std::runtime_error.
     void decode(const std::vector<int32_t>& tokens, const std::vector<int32_t>& positions,
@@ -65,9 +67,6 @@ class Session {
     bool has_logits() const { return hooks_.logits_seen && !hooks_.ended_early; }
     // Returns the logits of row `i` of the last decode, [n_vocab].
     const float* logits(int32_t i);
-    // Returns the token that a chain of llama.cpp's samplers draws from the last row of the last decode and
-    // accepts.
-    int32_t sample(llama_sampler* chain);
     int32_t n_threads() const { return llama_n_threads_batch(context_); }
     std::vector<MemoryUse> memory() const { return memory_use(context_); }
 
