@@ -185,6 +185,49 @@ def test_sharing_and_cutting_batches_moves_near_ties_only(row: Row) -> None:
     assert moved <= 0.01 * row.profile.histograms.sum()
 
 
+def test_sequences_side_by_side_do_not_see_each_other(row: Row) -> None:
+    """As in generation: prompts are read one by one, then each step has a token of each; one ends, one begins."""
+    with coe.Model(row.path, n_ctx=128, n_batch=32, n_sequences=3, n_threads=1, f32_kv=True) as model:
+        if not model.predicts:
+            return
+        if row.cuttable:
+            model.apply(row.mask)
+        numbers = np.random.default_rng(3)
+        texts = [numbers.integers(0, 256, length).tolist() for length in (21, 9, 40, 17)]
+        alone = [model.logits(text) for text in texts]
+        model.session.reset()
+        beside: list[list[NDArray[np.float32]]] = [[] for _ in texts]
+        held: dict[int, int] = {}  # the text of each sequence
+
+        def read(text: int, sequence: int) -> None:
+            held[sequence] = text
+            prompt = np.array(texts[text][:5], np.int32)
+            model.extend(prompt, np.arange(5, dtype=np.int32), np.full(5, sequence, np.int32), 4)
+            beside[text].append(model.session.logits(-1, 1)[0])
+
+        for text in range(3):
+            read(text, text)
+        while held:
+            for sequence, text in list(held.items()):
+                if 4 + len(beside[text]) == len(texts[text]):
+                    model.forget(sequence)
+                    del held[sequence]
+                    if text == 1:
+                        read(3, sequence)
+            if held:
+                now = [
+                    (texts[text][4 + len(beside[text])], 4 + len(beside[text]), sequence)
+                    for sequence, text in held.items()
+                ]
+                model.extend(*(np.array(column, np.int32) for column in zip(*now, strict=True)))
+                for index, text in enumerate(held.values()):
+                    beside[text].append(model.session.logits(index, 1)[0])
+    for whole, steps in zip(alone, beside, strict=True):
+        assert len(steps) == len(whole) - 4
+        apart = np.abs(whole[4:] - np.stack(steps)).max(axis=1) / np.abs(whole).max()
+        assert np.median(apart) < 1e-4  # a near-tie of a router may move single tokens
+
+
 def test_pruned_equals_live_masked(row: Row) -> None:
     if not row.cuttable:
         with pytest.raises(coe.InputError, match=row.spec.refused):
