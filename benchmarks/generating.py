@@ -15,6 +15,7 @@ import coe_native as coe
 from benchmarks.profiling import WINDOW, bare_contexts, output_of, repacking
 from benchmarks.side_by_side import Comparison, Measure, Target
 from coe_native.live.llama_cpp_python.app import placed
+from coe_native.llama.generation import Prompt, generate_all
 from coe_native.llama.options import Placement
 from coe_native.routing.stats import STATS
 
@@ -23,9 +24,14 @@ N_TOKENS = 128
 
 TARGET = Target(0.97, True)
 
+AT_ONCE = 8
+LEAST_OF_SEVERAL = Target(3.0, True)
+"""Of the tokens per second of one answer at a time."""
+
 
 def comparisons(parent: Path, tools: Path | None, threads: int) -> Iterator[Comparison]:
     """`tools`: the directory of llama.cpp's programs."""
+    yield from at_once(parent, threads)
     with bare_contexts(parent, threads) as (plain, tapped):
         if tools is not None:
             yield Comparison(
@@ -55,6 +61,33 @@ def comparisons(parent: Path, tools: Path | None, threads: int) -> Iterator[Comp
                     measure(unwatched),
                     TARGET,
                 )
+
+
+def at_once(parent: Path, threads: int) -> Iterator[Comparison]:
+    """Several answers side by side, beside one after the other, with one loaded model."""
+    options = coe.ModelOptions(n_ctx=AT_ONCE * WINDOW, n_sequences=AT_ONCE, n_threads=threads)
+    with coe.Model(parent, options) as model:
+        numbers = np.random.default_rng(2)
+        prompts = [
+            Prompt(numbers.integers(5, model.n_vocab, WINDOW // 8).astype(np.int32), seed)
+            for seed in range(AT_ONCE)
+        ]
+
+        def measure(n_at_once: int) -> float:
+            started, n_tokens = time.monotonic(), 0
+            for first in range(0, AT_ONCE, n_at_once):
+                for _, answer in generate_all(model, prompts[first : first + n_at_once], max_tokens=N_TOKENS):
+                    n_tokens += answer.n_tokens
+            return n_tokens / (time.monotonic() - started)
+
+        yield Comparison(
+            f"{AT_ONCE} answers of {N_TOKENS} tokens at once",
+            "tokens/s",
+            lambda: measure(AT_ONCE),
+            "one at a time",
+            lambda: measure(1),
+            LEAST_OF_SEVERAL,
+        )
 
 
 def llama_bench(tools: Path, model: Path, threads: int) -> Measure:

@@ -35,8 +35,18 @@ class Sampler {
     int32_t draw(const float* logits);
 
   private:
-    llama_sampler* chain_;
-    std::vector<llama_token_data> candidates_;
+    void accept(int32_t token);
+    void list_all(const float* logits);
+    void list_likely(const float* logits);
+
+    const size_t n_vocab_;
+    const size_t n_likely_;                     // tokens that are drawn from; 0: all
+    const size_t n_recent_;                     // tokens that the penalty looks at
+    std::vector<int32_t> recent_;               // a ring of them
+    size_t oldest_ = 0;                         // in `recent_`, once it is full
+    llama_sampler* chain_;                      // llama.cpp's samplers
+    std::vector<llama_token_data> candidates_;  // what they are given
+    std::vector<float> largest_;                // a heap
 };
 
 // Returns the token that each sampler draws after the last decode of a session: sampler `i` from output row
