@@ -35,6 +35,7 @@ COMMANDS = {
     "livecodebench": "Evaluate a model on LiveCodeBench's problems (pass@1 by difficulty).",
     "loops": "Measure how many of a model's answers loop or never end.",
     "compare-runs": "Compare two runs of those, task by task.",
+    "card": "Write a model card in Hugging Face's format.",
     "modelfile": "Print an Ollama Modelfile and the prefill for raw APIs.",
     "serve": "Serve a model, and count which experts its requests need.",
     "import": "Import counts and masks of other tools.",

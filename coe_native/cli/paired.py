@@ -42,7 +42,7 @@ def say_what_pairs_tell(pairs: Pairs, what: str) -> None:
     if pairs.is_telling:
         say(change)
     elif pairs.needed is None:
-        say(f"{change}: {pairs.total} pairs show no difference, and would not show one within that interval")
+        say(f"{change}: {pairs.total} pairs show no difference, but may miss one within that interval")
     else:
         say(
             f"{change}: {pairs.total} pairs are too few to tell this difference from chance; about {pairs.needed} "

@@ -49,7 +49,7 @@ class Demo:
 
 
 def copy_inputs(directory: Path, *, force: bool = False) -> list[Path]:
-    """Copy the demo's model and texts into a directory, which is created if it does not exist.
+    """Copy the demo's model, texts, problems and prompts into a directory, which is created if it does not exist.
 
     Args:
         directory: Where to copy them.
@@ -62,7 +62,8 @@ def copy_inputs(directory: Path, *, force: bool = False) -> list[Path]:
         InputError: A file exists (without `force`), or the directory cannot be written to.
     """
     _create(directory)
-    copies = {path: directory / path.name for path in (MODEL, *sorted(DATA.glob("*.jsonl")))}
+    inputs = (MODEL, *sorted(DATA.glob("*.jsonl")), DATA / "prompts.txt")
+    copies = {path: directory / path.name for path in inputs}
     for path, copy in copies.items():
         check_target(copy, force=force, inputs=(path,))
     for path, copy in copies.items():
