@@ -32,12 +32,14 @@ class BodyLimits:
     Attributes:
         n_bytes: Maximum bytes. The default is about the text for a context of a million tokens.
         n_values: Maximum values in the JSON, such as messages and their parts; None: the application checks.
+        n_tokens: Maximum values in the field ``prompt`` beside those, which may be token ids.
         may_be_empty: Whether the body may be empty.
         translate: Changes a checked body; raises UnsupportedError for one that the application cannot serve.
     """
 
     n_bytes: int = 4 << 20
     n_values: int | None = 1 << 14
+    n_tokens: int = 0
     may_be_empty: bool = False
     translate: Callable[[bytes], Translated] | None = None
 
@@ -117,7 +119,7 @@ class Gate:
         may_be_empty = method != "POST" or limits.may_be_empty
         if limits.n_values is None or (may_be_empty and not body.strip()):
             return None
-        return await anyio.to_thread.run_sync(_json_error, body, limits.n_values)
+        return await anyio.to_thread.run_sync(_json_error, body, limits.n_values, limits.n_tokens)
 
     async def _refuse(self, refusal: JSONResponse, scope: Scope, receive: Receive, send: Send) -> None:
         await _discard(scope, receive)
@@ -180,7 +182,7 @@ async def _discard(scope: Scope, receive: Receive) -> None:
             pass
 
 
-def _json_error(body: bytes, most_values: int) -> JSONResponse | None:
+def _json_error(body: bytes, most_values: int, most_tokens: int) -> JSONResponse | None:
     """Return the answer to a body that cannot be used, or None.
 
     Refused are text that is not JSON or not Unicode, numbers of more than 64 bits, and too many values:
@@ -209,6 +211,8 @@ def _json_error(body: bytes, most_values: int) -> JSONResponse | None:
         return _error(400, "the body is not JSON: it is nested too deeply")
     except ValueError as error:
         return _error(400, f"the body is not JSON: {str(error)[:200]}")
+    if most_tokens and isinstance(value, dict) and not _has_at_most(most_tokens, value.pop("prompt", None)):
+        return _error(413, f"the prompt has more than {most_tokens} values")
     if not _has_at_most(most_values, value):
         return _error(413, f"the body has more than {most_values} values")
     return None

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+
+from coe_native.errors import InputError
+
+Prompt: TypeAlias = "str | list[int]"
+"""A text, or token ids."""
+
+_MOST_PROMPTS = 256
+
+_MOST_TOP = 20
+"""Maximum likeliest tokens for each token of a scored prompt."""
 
 wants_usage: ContextVar[bool] = ContextVar("wants_usage", default=False)
 """Whether the stream that answers the current request ends with the numbers of its tokens."""
@@ -32,13 +43,14 @@ def translated(body: bytes) -> Translated:
     - ``max_completion_tokens``, which has replaced ``max_tokens``;
     - messages of the role ``developer``, which are a system's;
     - ``content: null``, which clients send beside calls of tools, and contents in parts that are all text;
-    - ``stream_options.include_usage``.
+    - ``stream_options.include_usage``;
+    - no ``repeat_penalty``, which is none: OpenAI's API has no such thing, llama-cpp-python's default is 1.1.
 
     Args:
         body: JSON. Anything but an object is returned unchanged, and the application refuses it.
 
     Raises:
-        UnsupportedError: More than one choice is wanted.
+        UnsupportedError: More than one choice is wanted, or less than one token.
     """
     request = json.loads(body)
     if not isinstance(request, dict):
@@ -48,14 +60,70 @@ def translated(body: bytes) -> Translated:
     limit = request.pop("max_completion_tokens", None)
     if limit is not None:
         request["max_tokens"] = limit
-    if request.get("max_tokens") is not None and request["max_tokens"] in (0, -1):
-        raise UnsupportedError("max_tokens: must be at least 1")
+    limit, least = request.get("max_tokens"), 0 if request.get("echo") is True and "messages" not in request else 1
+    if isinstance(limit, int) and limit < least:
+        raise UnsupportedError("max_tokens: must be at least 1, or 0 with echo")
+    request.setdefault("repeat_penalty", 1.0)
     stream_options = request.pop("stream_options", None)
     messages = request.get("messages")
     if isinstance(messages, list):
         request["messages"] = [_message(message) for message in messages]
     includes_usage = isinstance(stream_options, dict) and stream_options.get("include_usage") is True
     return Translated(json.dumps(request).encode(), includes_usage)
+
+
+def prompts_of(prompt: object) -> list[Prompt]:
+    """Return the prompts of a completion request.
+
+    Args:
+        prompt: A text, token ids, or a list of texts and of lists of token ids.
+
+    Raises:
+        InputError: It is anything else, or has too many prompts.
+    """
+    if isinstance(prompt, str) or _are_tokens(prompt):
+        prompt = [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise InputError("prompt: must be a text, a list of token ids, or a list of such prompts")
+    if len(prompt) > _MOST_PROMPTS:
+        raise InputError(f"prompt: at most {_MOST_PROMPTS} can be sent at once")
+    if not all(isinstance(each, str) or _are_tokens(each) for each in prompt):
+        raise InputError("prompt: must be a text, a list of token ids, or a list of such prompts")
+    return prompt
+
+
+def _are_tokens(prompt: object) -> bool:
+    # Not isinstance: true is no token.
+    return isinstance(prompt, list) and bool(prompt) and all(type(token) is int for token in prompt)
+
+
+def check_scored(request: Mapping[str, Any]) -> None:
+    """Check a completion request that asks for the log-probabilities of its prompts.
+
+    Args:
+        request: The request's fields.
+
+    Raises:
+        InputError: It asks for something else at the same time.
+    """
+    if request["stream"]:
+        raise InputError("stream: scores of prompts are not streamed")
+    if (request["logprobs"] or 0) > _MOST_TOP:
+        raise InputError(f"logprobs: must be at most {_MOST_TOP} with echo")
+    if request["max_tokens"] not in (0, 1):
+        raise InputError("max_tokens: must be 0 or 1 with echo and logprobs, which score the prompt")
+    if request["suffix"]:
+        raise InputError("suffix: cannot be combined with echo and logprobs")
+    if request["max_tokens"] == 0:
+        return
+    if request["temperature"] != 0:
+        raise InputError("temperature: must be 0 with echo and logprobs, or max_tokens must be 0")
+    for name, neutral in (("repeat_penalty", 1), ("presence_penalty", 0), ("frequency_penalty", 0)):
+        if (request[name] or neutral) != neutral:
+            raise InputError(f"{name}: must be {neutral} with echo and logprobs, or max_tokens must be 0")
+    for name in ("grammar", "logit_bias", "stop"):
+        if request[name]:
+            raise InputError(f"{name}: must not be given with echo and logprobs, or max_tokens must be 0")
 
 
 def _message(message: Any) -> Any:

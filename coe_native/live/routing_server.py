@@ -23,7 +23,9 @@ from coe_native.live.address import Address
 from coe_native.live.attach import Capture, attach
 from coe_native.live.connections import BACKLOG, connections_that_fit, limited_protocol
 from coe_native.live.gate import BodyLimits, Gate
-from coe_native.live.llama_cpp_python.app import between_answers, llama_app
+from coe_native.live.llama_cpp_python.app import llama_app
+from coe_native.live.llama_cpp_python.between_answers import between_answers
+from coe_native.live.llama_cpp_python.requests import COMPLETIONS
 from coe_native.live.openai_requests import translated
 from coe_native.live.routing_state import LiveRouting
 from coe_native.llama.options import ModelOptions
@@ -33,6 +35,9 @@ from coe_native.routing.stats import Stats
 
 HEALTH = "/health"
 """The path that tells whether the server is ready, as llama-server has it."""
+
+_MOST_TOKENS = 1 << 17
+"""Maximum token ids in a request."""
 
 _PATIENCE = 3
 """Seconds that answers have to finish when the server ends."""
@@ -127,9 +132,10 @@ def _server(app: FastAPI, protocol: type[asyncio.Protocol], address: Address, po
         api_key=address.api_key,
         hosts=None if port is None else address.own_hosts(port),
         limits={
-            "/v1/completions": BodyLimits(translate=translated),
+            COMPLETIONS: BodyLimits(n_tokens=_MOST_TOKENS, translate=translated),
             "/v1/chat/completions": BodyLimits(translate=translated),
-            "/extras/detokenize": BodyLimits(n_values=1 << 17),
+            "/detokenize": BodyLimits(n_values=_MOST_TOKENS),
+            "/extras/detokenize": BodyLimits(n_values=_MOST_TOKENS),
             "/routing/mask": BodyLimits(MOST_BYTES, n_values=None, may_be_empty=True),
             "/routing/save": BodyLimits(may_be_empty=True),
         },

@@ -19,9 +19,15 @@ import openai
 import pytest
 from support.llamas import load
 from support.masks import unused_experts
-from support.serving_client import DEMO, GREEDY, SECRET, Server, refused_with
+from support.random_models import FAMILIES, write_random_model
+from support.serving_client import DEMO, SECRET, Server, refused_with
 
 import coe_native as coe
+from coe_native.live.llama_cpp_python.scoring import predictions
+from coe_native.llama.predictions import log_probabilities
+
+GREEDY: dict[str, Any] = {"temperature": 0.0}
+SIZES: dict[str, Any] = {"n_ctx": 512, "n_batch": 512, "flash_attn": True}  # as the server loads the model
 
 
 @pytest.fixture
@@ -31,6 +37,14 @@ def server(tmp_path: Path) -> Iterator[Server]:
     started.process.kill()
     started.process.communicate()
     started.client.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """For tests that look neither at its counts nor at its mask."""
+    started = Server(tmp_path_factory.mktemp("shared"))
+    yield started
+    started.kill()
 
 
 def test_completions_chat_and_streams_are_counted(server: Server) -> None:
@@ -45,7 +59,7 @@ def test_completions_chat_and_streams_are_counted(server: Server) -> None:
     )
     texts += [chat.choices[0].message.content, "".join(chunk.choices[0].delta.content or "" for chunk in chunks)]
 
-    llama = load(DEMO, n_ctx=512, n_batch=512)
+    llama = load(DEMO, **SIZES)
     with coe.attach(llama) as capture:
         expected = [
             llama(f"def {SECRET}(x):", max_tokens=12, **GREEDY | sampled)["choices"][0]["text"],
@@ -143,7 +157,7 @@ def test_a_mask_can_be_posted(server: Server, tmp_path: Path) -> None:
     mask = unused_experts(profile, 16)
     mask.save(tmp_path / "mask.json")
     coe.prune(DEMO, mask, tmp_path / "specialist.gguf")
-    specialist = load(tmp_path / "specialist.gguf", n_ctx=512, n_batch=512)
+    specialist = load(tmp_path / "specialist.gguf", **SIZES)
     expected = specialist(prompt, max_tokens=12, **GREEDY)["choices"][0]["text"]
     whole = server.complete(prompt)
     assert whole != expected
@@ -202,19 +216,28 @@ def test_counts_are_saved_and_resumed(tmp_path: Path) -> None:
     ]
 
 
-def test_logprobs_and_echo_are_served(tmp_path: Path) -> None:
-    """As harnesses ask for them, which judge the tokens of a prompt."""
+def test_logprobs_are_served(tmp_path: Path) -> None:
+    """Those of generated tokens, which llama-cpp-python computes."""
     server = Server(tmp_path, "--logits-all")
     try:
-        create = server.client.completions.create
-        answer = create(model="demo", prompt="import os\n", max_tokens=3, echo=True, logprobs=2, temperature=0.0)
-        choice = answer.choices[0]
-        assert choice.text.startswith("import os\n")
-        assert choice.logprobs is not None
-        assert "".join(choice.logprobs.tokens or []) == choice.text
-        scored = [value for value in choice.logprobs.token_logprobs or [] if value is not None]
-        assert len(scored) >= answer.usage.completion_tokens + answer.usage.prompt_tokens - 2  # type: ignore[union-attr]
-        assert all(value <= 0 for value in scored)
+        answer = server.client.completions.create(
+            model="demo", prompt="import os\n", max_tokens=3, logprobs=2, temperature=0.0
+        )
+        found = answer.choices[0].logprobs
+        assert found is not None
+        assert "".join(found.tokens or []) == answer.choices[0].text
+        # The same as if the answer were a prompt's end.
+        scored = server.client.completions.create(
+            model="demo",
+            prompt="import os\n" + answer.choices[0].text,
+            max_tokens=0,
+            logprobs=2,
+            echo=True,
+            temperature=0.0,
+        )
+        again = scored.choices[0].logprobs
+        assert again is not None
+        assert found.token_logprobs == pytest.approx((again.token_logprobs or [])[-3:], abs=0.05)
         chat = server.client.chat.completions.create(
             model="demo",
             messages=[{"role": "user", "content": "Hello"}],
@@ -225,6 +248,160 @@ def test_logprobs_and_echo_are_served(tmp_path: Path) -> None:
         assert chat.choices[0].logprobs is not None
     finally:
         server.end()
+
+
+SCORING: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0, "seed": 1234}
+"""As lm-evaluation-harness asks for the scores of prompts."""
+
+
+def scored(server: Server, prompt: Any, **options: Any) -> list[Any]:
+    status, answer = server.post("/v1/completions", SCORING | {"prompt": prompt} | options)
+    assert status == 200, answer
+    assert [choice["index"] for choice in answer["choices"]] == list(range(len(answer["choices"])))
+    return list(answer["choices"])
+
+
+def test_prompts_are_scored_as_by_the_evaluation(server: Server, tmp_path: Path) -> None:
+    """Texts and token ids, several at once and longer than a batch, with and without a mask; all are counted."""
+    text = "def parse(line):\n    return line.split('ä€🙂')\n" * 12
+    with coe.Model(DEMO, n_threads=2, n_ctx=512) as model:
+        tokens = model.tokenize(text).tolist()
+        mask = unused_experts(coe.profile(model, [text]), 16)
+        own, own_short = log_probabilities(model, tokens), log_probabilities(model, tokens[:5])
+        greedy = int(model.logits(tokens)[-1].argmax())
+        model.apply(mask)
+        own_masked = log_probabilities(model, tokens)
+    assert 256 < len(tokens) <= 512
+
+    (of_text,) = scored(server, text)
+    of_ids, short = scored(server, [tokens, tokens[:5]], max_tokens=0, logprobs=3)
+    assert of_text["text"].startswith(text)
+    found = of_text["logprobs"]
+    assert len(found["tokens"]) == len(tokens)  # without the BOS, and with one more
+    assert found["token_logprobs"][:-1] == pytest.approx(own, abs=1e-4)
+    assert max(found["top_logprobs"][-1].values()) == found["token_logprobs"][-1]
+    for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
+        if "\ufffd" not in token:
+            assert of_text["text"][offset:].startswith(token)
+    assert of_ids["logprobs"]["tokens"][0] == "<bos>"
+    assert of_ids["logprobs"]["token_logprobs"][0] is of_ids["logprobs"]["top_logprobs"][0] is None
+    assert of_ids["logprobs"]["token_logprobs"][1:] == pytest.approx(own, abs=1e-4)
+    assert short["logprobs"]["token_logprobs"][1:] == pytest.approx(own_short, abs=1e-4)
+    assert all(len(top) in (3, 4) for top in short["logprobs"]["top_logprobs"][1:])
+    (next_one,) = server.post("/v1/completions", {"prompt": tokens, "max_tokens": 1, "temperature": 0})[1][
+        "choices"
+    ]
+    assert of_text["text"] == text + next_one["text"]
+    assert (
+        greedy
+        == server.post("/tokenize", {"prompt": next_one["text"], "add_special_tokens": False})[1]["tokens"][0]
+    )
+
+    before = server.routing()["tokens"]
+    mask.save(tmp_path / "mask.json")
+    server.routing("/mask", (tmp_path / "mask.json").read_bytes())
+    (masked,) = scored(server, text)
+    assert masked["logprobs"]["token_logprobs"][:-1] == pytest.approx(own_masked, abs=1e-4)
+    assert np.abs(own - own_masked).max() > 0.1
+    status = server.routing()
+    assert status["tokens"] == before
+    assert status["mask"]["tokens"] == len(tokens)
+    server.routing("/mask", b"")
+    scored(server, text)
+    assert server.routing()["tokens"] == before | {"prompts": before["prompts"] + len(tokens)}
+    assert server.routing()["layers"]["0"]["prompts"]["tokens"] == server.routing()["tokens"]["prompts"]
+
+
+@pytest.mark.parametrize("row", [*FAMILIES, "granitehybrid", "qwen3next"])
+def test_scores_are_those_of_every_family(tmp_path: Path, row: str) -> None:
+    """Of attention, sliding windows and recurrence, in several batches, and twice in one context."""
+    write_random_model(tmp_path / "model.gguf", row)
+    llama = load(tmp_path / "model.gguf", n_batch=32, n_ubatch=32, flash_attn=True)
+    tokens = np.random.default_rng(0).integers(0, llama._n_vocab, 100).tolist()
+    with coe.attach(llama) as capture:
+        first, again = predictions(llama, tokens, 3), predictions(llama, tokens, 3)
+        assert set(capture.prompts.layer_tokens) == {200}
+    with coe.Model(tmp_path / "model.gguf", n_ctx=256, n_batch=32, n_threads=2) as model:
+        own, logits = log_probabilities(model, tokens), model.logits(tokens)
+    np.testing.assert_allclose(first.log_probabilities, own, atol=1e-4)
+    np.testing.assert_array_equal(first.log_probabilities, again.log_probabilities)
+    np.testing.assert_array_equal(first.top, np.argsort(-logits, axis=1)[:, :3])
+
+
+def test_several_prompts_are_answered_in_order(server: Server) -> None:
+    prompts = ["def area(", "import os\n", "class Point:"]
+    ids = [server.post("/tokenize", {"prompt": prompt})[1]["tokens"] for prompt in prompts]
+    alone = [server.complete(prompt, 6) for prompt in prompts]
+    for given in (prompts, ids, [prompts[0], ids[1], prompts[2]]):
+        status, answer = server.post("/v1/completions", {"prompt": given, "max_tokens": 6, "temperature": 0})
+        assert status == 200, answer
+        assert [choice["text"] for choice in answer["choices"]] == alone
+        assert answer["usage"]["prompt_tokens"] == sum(map(len, ids))
+    status, answer = server.post(
+        "/v1/completions", {"prompt": ids[0][1:], "max_tokens": 1, "temperature": 0, "echo": True}
+    )
+    assert status == 200
+    assert answer["choices"][0]["text"].startswith(prompts[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"prompt": [4096]}, "4095"),
+        ({"prompt": [[5], [-1]]}, "4095"),
+        ({"prompt": [2**62]}, "4095"),
+        ({"prompt": [True, False]}, "token ids"),
+        ({"prompt": [1.5]}, "token ids"),
+        ({"prompt": [[5], []]}, "token ids"),
+        ({"prompt": []}, "token ids"),
+        ({"prompt": None}, "token ids"),
+        ({"prompt": "x " * 600}, "context"),
+        ({"prompt": [5] * 513}, "context"),
+        ({"prompt": ["x"] * 257}, "256"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": -7}, "max_tokens"),
+        ({"max_tokens": 2}, "max_tokens"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"echo": "perhaps"}, "echo"),
+        ({"stream": True}, "stream"),
+        ({"temperature": 0.7}, "temperature"),
+        ({"grammar": "root ::= [a-z]"}, "grammar"),
+        ({"suffix": "x"}, "suffix"),
+        ({"echo": False, "max_tokens": 0}, "max_tokens"),
+    ],
+)
+def test_wrong_prompts_are_refused(shared: Server, wrong: dict[str, Any], word: str) -> None:
+    status, answer = shared.post("/v1/completions", SCORING | {"prompt": "x"} | wrong)
+    assert status == 400
+    assert word in answer["error"]["message"]
+    assert scored(shared, "x")
+
+
+def test_a_request_may_have_many_tokens_and_no_other_values(shared: Server) -> None:
+    status, _ = shared.post("/v1/completions", SCORING | {"prompt": [[5] * 500] * 33})
+    assert status == 200
+    status, _ = shared.post("/v1/completions", SCORING | {"prompt": [[5] * 512] * 257})
+    assert status == 413
+    status, _ = shared.post("/v1/completions", SCORING | {"prompt": "x", "stop": ["x"] * 20_000})
+    assert status == 413
+    status, answer = shared.post("/v1/completions", SCORING | {"prompt": [[5] * 500] * 30, "logprobs": 20})
+    assert status == 400
+    assert "log-probabilities" in answer["error"]["message"]
+
+
+def test_the_tokenizer_is_served(shared: Server) -> None:
+    """As vLLM does, by which harnesses do without a tokenizer of their own."""
+    with urllib.request.urlopen(f"{shared.url}/tokenizer_info") as answer:
+        info = json.loads(answer.read())
+    assert (info["bos_token"], info["eos_token"], info["add_bos_token"]) == ("<bos>", "<eos>", True)
+    text = "def f(ä):\n  '🙂'<eos>"
+    plain = shared.post("/tokenize", {"prompt": text, "add_special_tokens": False})[1]["tokens"]
+    assert shared.post("/tokenize", {"prompt": text})[1]["tokens"] == [2, *plain]
+    assert shared.post("/detokenize", {"tokens": plain}) == (200, {"prompt": text})
+    for path, wrong in (("/tokenize", {"prompt": 5}), ("/detokenize", {"tokens": [4096]}), ("/detokenize", {})):
+        assert shared.post(path, wrong)[0] == 422
 
 
 def test_health_needs_no_key(tmp_path: Path) -> None:

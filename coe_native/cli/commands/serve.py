@@ -81,8 +81,9 @@ if TYPE_CHECKING:
 @click.option(
     "--logits-all",
     is_flag=True,
-    help="Compute logits of every prompt token: for clients that ask for logprobs, and to count all prompt tokens "
-    "in the last layer. Slower, and needs memory for context times vocabulary.",
+    help="Compute logits of every prompt token: for clients that ask for the log-probabilities of answers, and to "
+    "count all prompt tokens in the last layer. Slower, and needs memory for context times vocabulary. Scores of "
+    "prompts (echo with logprobs) do without.",
 )
 @model_options(ctx=4096, rpc=False)
 @force_option

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,25 @@ import llama_cpp
 import llama_cpp._internals as llama_internals
 import llama_cpp.llama_cpp as llama_api
 import llama_cpp.server.app as llama_server
-from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from llama_cpp.server.settings import ModelSettings, ServerSettings
-from llama_cpp.server.types import DetokenizeInputRequest, TokenizeInputRequest
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from coe_native._native import core
 from coe_native.cores import available_cores
 from coe_native.errors import CoeError, InputError, printable
+from coe_native.live.llama_cpp_python.completions import completion_routes
 from coe_native.live.llama_cpp_python.isolated import isolated_chat_templates, isolated_grammars
 from coe_native.live.llama_cpp_python.replacing import replaced, without_variable
 from coe_native.live.llama_cpp_python.requests import (
+    COMPLETIONS,
     answer_to_bad_fields,
     answer_to_bad_input,
     answer_to_http_error,
-    check_tokens,
     checked_requests,
 )
+from coe_native.live.llama_cpp_python.tokenizer import token_routes
 from coe_native.llama.deep_stack import with_stack_for
 from coe_native.llama.memory import check_context
 from coe_native.llama.options import ModelOptions
@@ -48,11 +48,8 @@ _ERROR = 4
 _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
 """Pages that load scripts from other sites."""
 
-_TOKEN_PATHS = ("/extras/tokenize", "/extras/tokenize/count", "/extras/detokenize")
-
-_MOST_TOKENS = 1 << 16
-"""Maximum tokens to detokenize at once, unless the context is larger: the time grows with the square."""
-
+_REPLACED = (COMPLETIONS, "/extras/tokenize", "/extras/tokenize/count", "/extras/detokenize")
+"""Paths of routes that are not llama-cpp-python's."""
 
 _LONGEST_RUN = 1 << 18
 """Twice the maximum run of characters to tokenize: about 120 MB of stack."""
@@ -135,7 +132,7 @@ def llama_app(
         with tokenizing:
             return with_stack_for(text, lambda: tokenize(self, text, *args, **options), most=_LONGEST_RUN)
 
-    kept = [route for route in llama_server.router.routes if route.path not in _TOKEN_PATHS]
+    kept = [route for route in llama_server.router.routes if route.path not in _REPLACED]
     with (
         replaced(llama_server.router, "routes", kept),
         replaced(llama_internals.LlamaModel, "tokenize", tokenize_safely),
@@ -152,8 +149,11 @@ def llama_app(
         llama_api.llama_log_set(_show_errors, None)
         llama = llama_server._llama_proxy()
         llama.model_path = str(model)
+        # As coe-native's other commands, so that scores are the same; the context that `attach` makes has it.
+        llama.context_params.flash_attn_type = llama_api.LLAMA_FLASH_ATTN_TYPE_AUTO
         app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") not in _PAGES]
-        app.include_router(_token_routes())
+        app.include_router(completion_routes(model))
+        app.include_router(token_routes())
         app.add_exception_handler(StarletteHTTPException, answer_to_http_error)
         app.add_exception_handler(InputError, answer_to_bad_input)
         app.add_exception_handler(RequestValidationError, answer_to_bad_fields)
@@ -164,13 +164,6 @@ def llama_app(
             # Before the interpreter frees llama.cpp's callbacks, and not while another thread tokenizes.
             with tokenizing:
                 llama_server._llama_proxy.free()
-
-
-@contextlib.asynccontextmanager
-async def between_answers() -> AsyncIterator[None]:
-    """Wait for the model, and hold requests back while the block runs."""
-    async with contextlib.asynccontextmanager(llama_server.get_llama_proxy)():
-        yield
 
 
 @contextlib.contextmanager
@@ -194,34 +187,3 @@ def placed(options: ModelOptions) -> Iterator[None]:
 
     with replaced(llama_api, "llama_model_default_params", params_with_placement):
         yield
-
-
-def _token_routes() -> APIRouter:
-    """Return routes that replace llama-cpp-python's, which block the server and crash on unknown tokens."""
-    router = APIRouter(tags=["Extras"])
-
-    async def tokens_of(given: str) -> list[int]:
-        async with between_answers():
-            llama = llama_server._llama_proxy()
-            tokens: list[int] = await run_in_threadpool(llama.tokenize, given.encode(), special=True)
-            return tokens
-
-    @router.post("/extras/tokenize", summary="Tokenize")
-    async def tokenize(body: TokenizeInputRequest) -> dict[str, list[int]]:
-        return {"tokens": await tokens_of(body.input)}
-
-    @router.post("/extras/tokenize/count", summary="Count the tokens of a text")
-    async def count(body: TokenizeInputRequest) -> dict[str, int]:
-        return {"count": len(await tokens_of(body.input))}
-
-    @router.post("/extras/detokenize", summary="Detokenize")
-    async def detokenize(body: DetokenizeInputRequest) -> dict[str, str]:
-        llama = llama_server._llama_proxy()
-        if len(body.tokens) > max(llama._n_ctx, _MOST_TOKENS):
-            raise HTTPException(413, "there are more tokens than the context holds")
-        check_tokens("tokens", body.tokens, llama._n_vocab)
-        async with between_answers():
-            data: bytes = await run_in_threadpool(llama.detokenize, body.tokens)
-        return {"text": data.decode("utf-8", "replace")}
-
-    return router

@@ -23,6 +23,8 @@ from coe_native.live.llama_cpp_python.replacing import replaced
 from coe_native.live.llama_cpp_python.watched import Usage
 from coe_native.live.openai_requests import wants_usage
 
+COMPLETIONS = "/v1/completions"
+
 _MOST_BIASED = 4096
 
 
@@ -71,8 +73,7 @@ def checked_requests(model: Path) -> Iterator[None]:
     prepare, publish = llama_server.prepare_request_resources, llama_server.get_event_publisher
 
     def explained(_: Any, error: Exception, body: Any = None) -> tuple[int, Any]:
-        status, message = _explain(error, body)
-        return status, message | {"message": without_directories(message["message"], model)}
+        return explain(error, body, model)
 
     def prepared(body: Any, proxy: Any, *args: Any) -> Any:
         _check_completion(body, proxy())
@@ -127,23 +128,33 @@ async def answer_to_bad_input(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": _error(str(error))}, 400)
 
 
-async def answer_to_bad_fields(_: Request, error: Any) -> JSONResponse:
+async def answer_to_bad_fields(request: Request, error: Any) -> JSONResponse:
     """Return the answer to a request whose fields are missing or wrong."""
-    return JSONResponse({"error": _error(_bad_fields(error))}, 422)
+    status = 400 if request.url.path == COMPLETIONS else 422  # as OpenAI's
+    return JSONResponse({"error": _error(_bad_fields(error))}, status)
 
 
 def _bad_fields(error: RequestValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:_MOST_WRONG])
 
 
+def explain(error: Exception, body: Any, model: Path) -> tuple[int, Any]:
+    """Return the status and the error for a client; llama-cpp-python's function would log the request.
+
+    Args:
+        error: What happened.
+        body: The request, if it could be read.
+        model: The model's GGUF file, whose directory is left out.
+    """
+    status, message = _explain(error, body)
+    return status, message | {"message": without_directories(message["message"], model)}
+
+
 def _explain(error: Exception, body: Any) -> tuple[int, Any]:
-    """Return the status and the error for a client; llama-cpp-python's function would log the request."""
     if isinstance(error, HTTPException):
         return error.status_code, _error(str(error.detail))
     if isinstance(error, RequestValidationError):
         return 422, _error(_bad_fields(error))
-    if isinstance(error, AssertionError) and isinstance(getattr(body, "prompt", ""), list):
-        return 422, _error("prompt: must be one text")
     if isinstance(error, InputError) or str(error) == _CONTEXT_IS_FULL:
         full = "the context was full before the answer ended"
         return 400, _error(str(error) if isinstance(error, InputError) else full)

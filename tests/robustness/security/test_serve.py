@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.llamas import load
 from support.model_files import append_entry
-from support.serving_client import DEMO, GREEDY, SECRET, Server, line
+from support.serving_client import DEMO, SECRET, Server, line
 
 import coe_native as coe
 from coe_native.model.gguf_file import encode_entry
@@ -113,9 +113,9 @@ def ask(server: Server, head: str, body: bytes = b"", wait: float = 30.0) -> tup
         ("/v1/completions", {"prompt": "x", "seed": 2**32}, 422),
         ("/v1/completions", b'{"prompt": "x", "top_k": 1' + b"0" * 400 + b"}", 400),
         ("/v1/completions", {"prompt": "x", "top_k": 2**31}, 422),
-        ("/v1/completions", {"prompt": ["x", "y"]}, 422),
+        ("/v1/completions", {"prompt": ["x", "y"]}, 200),
         ("/v1/completions", {"prompt": [1] * 2_000_000}, 413),
-        ("/v1/completions", {"prompt": [[]] * 16_000}, 422),
+        ("/v1/completions", {"prompt": [[]] * 16_000}, 400),
         ("/v1/completions", {"prompt": "x", "stop": ["stop"] * 400_000}, 413),
         ("/v1/completions", b'{"a":' * 60_000 + b"1" + b"}" * 60_000, 400),
         ("/v1/completions", {"prompt": "x " * 5000}, 400),
@@ -126,7 +126,7 @@ def ask(server: Server, head: str, body: bytes = b"", wait: float = 30.0) -> tup
         ("/v1/completions", b"{", 400),
         ("/v1/completions", b"\xff\xfe", 400),
         ("/v1/completions", b"[" * 100_000, 400),
-        ("/v1/completions", b"[]", 422),
+        ("/v1/completions", b"[]", 400),
         ("/v1/completions", b"", 400),
         ("/v1/chat/completions", {"messages": []}, 200),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": 5}]}, 422),
@@ -225,9 +225,12 @@ def test_no_sampling_options_end_the_server(shared: Server, body: dict[str, Any]
 def test_a_grammar_does_what_it_does_in_llama_cpp(shared: Server, grammar: str, options: dict[str, Any]) -> None:
     import llama_cpp
 
-    llama = load(DEMO, n_ctx=512, n_batch=512)
+    llama = load(DEMO, n_ctx=512, n_batch=512, flash_attn=True)
     plain = llama(
-        "The answer: ", max_tokens=10, grammar=llama_cpp.LlamaGrammar.from_string(grammar), **GREEDY | options
+        "The answer: ",
+        max_tokens=10,
+        grammar=llama_cpp.LlamaGrammar.from_string(grammar),
+        **{"temperature": 0.0} | options,
     )
     _, said = shared.post(
         "/v1/completions",
@@ -282,8 +285,8 @@ def test_a_chat_template_is_followed(tmp_path: Path, started: Callable[..., Serv
         "{% if add_generation_prompt %}assistant:{% endif %}{{ tools | tojson if tools else '' }}"
     )
     model = with_template(tmp_path, template)
-    llama = load(model, n_ctx=512, n_batch=512)
-    plain = llama.create_chat_completion(CHAT["messages"], max_tokens=4, **GREEDY)
+    llama = load(model, n_ctx=512, n_batch=512, flash_attn=True)
+    plain = llama.create_chat_completion(CHAT["messages"], max_tokens=4, temperature=0.0)
     server = started(model=model)
     code, said = server.post("/v1/chat/completions", CHAT)
     assert code == 200, said
@@ -319,7 +322,7 @@ def test_a_body_of_wrong_values_is_refused_at_once(shared: Server) -> None:
     ):
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         code, said = shared.post(path, body)
-        assert code in (413, 422)
+        assert code in (400, 413, 422)
         assert len(said["error"]["message"]) < 2000
     assert time.monotonic() - started_at < 10
     assert memory_of(shared) - before < 300 << 20
