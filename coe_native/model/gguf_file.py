@@ -268,17 +268,19 @@ def _strings(raw: bytes, count: int) -> Iterator[str]:
         position += length
 
 
-def encode_entry(key: str, value: int | str | Sequence[str], number: str = "U32") -> bytes:
+def encode_entry(key: str, value: float | str | Sequence[str], number: str = "U32") -> bytes:
     """Return the bytes of a metadata entry.
 
     Args:
         key: The key.
-        value: A text, texts or a number.
-        number: GGUF's type of a number.
+        value: A text, texts or a number. A float has single precision.
+        number: GGUF's type of an integer.
     """
     head = _encode_text(key)
     if isinstance(value, str):
         return head + struct.pack("<I", int(core.GgufType.STRING)) + _encode_text(value)
+    if isinstance(value, float):
+        return head + struct.pack("<If", int(core.GgufType.F32), value)
     if not isinstance(value, int):
         array = struct.pack("<IIQ", int(core.GgufType.ARRAY), int(core.GgufType.STRING), len(value))
         return head + array + b"".join(map(_encode_text, value))

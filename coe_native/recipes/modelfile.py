@@ -9,10 +9,11 @@ from pathlib import Path
 
 from coe_native.errors import InputError, printable
 from coe_native.llama.loaded_model import LoadedModel
+from coe_native.model.sampler_defaults import sampler_defaults_of
 from coe_native.surgery.notice import safety_notice
 
-PARAMETERS = {"temperature": 0.6, "repeat_penalty": 1.05, "num_ctx": 8192, "num_predict": 16384}
-"""Parameters with which the published specialists were judged. The context limits `num_predict`."""
+LENGTHS = {"num_ctx": 8192, "num_predict": 16384}
+"""Context and new tokens with which the published specialists were judged. The context limits the other."""
 
 DOMAINS = {
     "general": "You are a helpful assistant. Answer directly and precisely. Say so when you do not know.",
@@ -73,9 +74,9 @@ class Usage:
 
 
 def usage(model: LoadedModel, *, domain: str = "general", system: str | None = None) -> Usage:
-    """Return how to use a model, with the published parameters.
+    """Return how to use a model, with the sampling settings in its file, or the published ones.
 
-    The context is not longer than the model was trained for.
+    Ollama does not read those in the file. The context is not longer than the model was trained for.
 
     Args:
         model: The model. Its tokenizer is enough.
@@ -98,11 +99,17 @@ def usage(model: LoadedModel, *, domain: str = "general", system: str | None = N
     path = model.moe.path.resolve()
     if any(unicodedata.category(character) == "Cc" for character in str(path)):
         raise InputError(f"{path}: its name has control characters, which a Modelfile cannot hold; rename it")
-    longest = model.moe.arch("context_length", PARAMETERS["num_ctx"])
-    parameters = dict(PARAMETERS)
-    if isinstance(longest, int) and 0 < longest < parameters["num_ctx"]:
-        parameters["num_ctx"] = longest  # the model was not trained for more
-    parameters["num_predict"] = min(parameters["num_predict"], parameters["num_ctx"])
+    longest = model.moe.arch("context_length", LENGTHS["num_ctx"])
+    lengths = dict(LENGTHS)
+    if isinstance(longest, int) and 0 < longest < lengths["num_ctx"]:
+        lengths["num_ctx"] = longest  # the model was not trained for more
+    lengths["num_predict"] = min(lengths.values())
+    sampling = sampler_defaults_of(model.moe)
+    parameters: dict[str, float] = {
+        "temperature": sampling.temperature or 0.0,
+        "repeat_penalty": sampling.repeat_penalty or 1.0,
+        **lengths,
+    }
     try:
         prefill, open_block = model.text.reply_prefill, model.text.thinks
     except InputError:

@@ -25,6 +25,7 @@ from coe_native.masks.build import build
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.masks.options import MaskOptions, PassOptions
 from coe_native.model.header import ModelHeader
+from coe_native.model.sampler_defaults import PUBLISHED_SAMPLING, SamplerDefaults
 from coe_native.profiling.imatrix import InputWatcher
 from coe_native.profiling.run import DOCUMENTS_AT_ONCE, profile_corpora
 from coe_native.recipes.candidates import Candidate, find_candidates
@@ -180,6 +181,7 @@ def specialise_to_goal(
     only_types: bool = False,
     method: str | None = None,
     passes: PassOptions | None = None,
+    sampling: SamplerDefaults | None = PUBLISHED_SAMPLING,
     force: bool = False,
     inputs: tuple[Path, ...] = (),
     watchers: Watchers = UNWATCHED,
@@ -202,6 +204,7 @@ def specialise_to_goal(
         only_types: Whether the files themselves are no candidates.
         method: How experts are scored; None: the default.
         passes: The other options of masks.
+        sampling: Sampling settings in the file, as for `prune`.
         force: Replace existing files.
         inputs: Files and directories that must not be replaced, `force` or not.
         watchers: Who is told about the progress.
@@ -237,7 +240,7 @@ def specialise_to_goal(
             for trial in trials:
                 note(search.described(trial))
             raise CoeError(search.missed(best))
-        checks = search.write(best, workshop.path(best.candidate), out, force=force)
+        checks = search.write(best, workshop.path(best.candidate), out, sampling, force=force)
         search.save_beside(best, beside, force=force)
     watchers.step("judging the specialist")
     with LoadedModel(out, options) as written:
@@ -485,13 +488,15 @@ class _Search:
             f"{self.bounds[worst]:.1%}; allow {excess[worst]:.1%} more"
         )
 
-    def write(self, best: Trial, source: Path, out: Path, *, force: bool) -> tuple[Check, ...]:
+    def write(
+        self, best: Trial, source: Path, out: Path, sampling: SamplerDefaults | None, *, force: bool
+    ) -> tuple[Check, ...]:
         """Write the best trial, and verify it against the file that was judged and against the parent."""
         self.watchers.step("writing")
         if best.mask is None:
             copy(source, out, force=force, progress=self.watchers.n_bytes)
         else:
-            prune(source, best.mask, out, force=force, progress=self.watchers.n_bytes)
+            prune(source, best.mask, out, sampling=sampling, force=force, progress=self.watchers.n_bytes)
         self.watchers.step("verifying")
         is_given = best.candidate.file_type is None
         base = source if is_given else self.parent.path

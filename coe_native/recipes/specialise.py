@@ -15,6 +15,7 @@ from coe_native.llama.loaded_model import LoadedModel
 from coe_native.masks.build import build
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.masks.options import MaskOptions
+from coe_native.model.sampler_defaults import PUBLISHED_SAMPLING, SamplerDefaults
 from coe_native.profiling.run import Progress, profile_corpora
 from coe_native.routing.scores import check_method, supports_method
 from coe_native.surgery.notice import safety_notice
@@ -106,6 +107,7 @@ def specialise(
     texts: Sequence[Corpus],
     mask_options: MaskOptions,
     judged_parent: tuple[Evaluation, ...] | None = None,
+    sampling: SamplerDefaults | None = PUBLISHED_SAMPLING,
     force: bool = False,
     inputs: tuple[Path, ...] = (),
     watchers: Watchers = UNWATCHED,
@@ -121,6 +123,7 @@ def specialise(
         texts: The held-out texts.
         mask_options: How the mask is built.
         judged_parent: The parent's evaluation on each text; None: it is judged.
+        sampling: Sampling settings in the file, as for `prune`.
         force: Replace existing files.
         inputs: Files and directories that must not be replaced, `force` or not.
         watchers: Who is told about the progress.
@@ -165,7 +168,7 @@ def specialise(
         by_others[other] = _judge_masked(parent, its_mask, texts)
 
     watchers.step("pruning")
-    prune(parent.moe.path, mask, out, force=force, progress=watchers.n_bytes)
+    prune(parent.moe.path, mask, out, sampling=sampling, force=force, progress=watchers.n_bytes)
     watchers.step("verifying")
     checks = tuple(verify(out, parent.moe.path, mask, progress=watchers.n_bytes))
     failed = [check for check in checks if not check.passed]

@@ -19,6 +19,7 @@ from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.gguf_file import GgufFile, Tensor, encode_entry, encode_header, encode_tensor, tensor_layout
 from coe_native.model.header import ModelHeader, MoeLayer
 from coe_native.model.other_parts import is_key_of_other_part
+from coe_native.model.sampler_defaults import PUBLISHED_SAMPLING, SamplerDefaults
 from coe_native.surgery.mtp import entries_without_mtp, in_mtp_block, kept_by_router_norm
 from coe_native.surgery.notice import safety_notice
 
@@ -217,7 +218,14 @@ class Plan:
         return counts
 
 
-def plan_prune(model: ModelHeader, mask: ExpertMask, *, drop_mtp: bool = False, keep_vision: bool = False) -> Plan:
+def plan_prune(
+    model: ModelHeader,
+    mask: ExpertMask,
+    *,
+    drop_mtp: bool = False,
+    keep_vision: bool = False,
+    sampling: SamplerDefaults | None = PUBLISHED_SAMPLING,
+) -> Plan:
     """Plan a file with the kept experts only.
 
     Args:
@@ -226,6 +234,7 @@ def plan_prune(model: ModelHeader, mask: ExpertMask, *, drop_mtp: bool = False, 
         drop_mtp: Leave out the layers that predict further tokens (MTP). No mask covers them; if they stay,
             they keep the same number of experts, those whose router rows have the largest norms.
         keep_vision: Keep vision and audio parts that are in the same file. llama.cpp does not load such files.
+        sampling: Sampling settings for llama.cpp's programs; None: the parent's, if it has any.
 
     Raises:
         InputError: The mask is of another model, or the model cannot be cut in this way.
@@ -249,6 +258,8 @@ def plan_prune(model: ModelHeader, mask: ExpertMask, *, drop_mtp: bool = False, 
 
     count_key = f"{model.architecture}.expert_count"
     changes = {count_key: encode_entry(count_key, mask.keep)}
+    if sampling is not None:
+        changes |= sampling.entries(model)
     record = {}
     if drop_mtp:
         changes |= entries_without_mtp(model)
@@ -367,7 +378,8 @@ def _entries(
         and key not in record
         and not (drop_vision and is_key_of_other_part(model.architecture, key))
     ]
-    return (*kept, *(encode_entry(key, value) for key, value in record.items()))
+    added = (entry for key, entry in changes.items() if key not in first.keys)
+    return (*kept, *added, *(encode_entry(key, value) for key, value in record.items()))
 
 
 def check_finite(tensor: PlannedTensor, piece: SliceRange, data: bytes, where: str) -> bool:

@@ -16,6 +16,7 @@ from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.gguf_file import encode_entry, encode_header, tensor_layout
 from coe_native.model.header import ModelHeader
 from coe_native.model.imatrix_file import Imatrix
+from coe_native.model.sampler_defaults import PUBLISHED_SAMPLING, SamplerDefaults
 from coe_native.surgery.plan import SHARD_KEYS
 from coe_native.surgery.write import prune
 
@@ -118,6 +119,7 @@ def prune_and_quantize(
     *,
     imatrix: str | Path | None = None,
     drop_mtp: bool = False,
+    sampling: SamplerDefaults | None = PUBLISHED_SAMPLING,
     force: bool = False,
     inputs: tuple[Path, ...] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -133,6 +135,7 @@ def prune_and_quantize(
         out: The file to write.
         imatrix: An importance matrix, of the parent or of the specialist; None: none.
         drop_mtp: See `prune`.
+        sampling: See `prune`.
         force: Replace an existing file.
         inputs: Files, in addition to the parent's, that must not be replaced, `force` or not.
         progress: Called with the bytes that are pruned, then with tensors that are quantised, and those in all.
@@ -151,7 +154,9 @@ def prune_and_quantize(
             fitting = directory / "imatrix.gguf"
             imatrix_for(given.load(), header, mask, given.path).save(fitting)
             given = ImatrixFile(fitting, given.name)
-        pruned = prune(header.path, mask, directory / "pruned.gguf", drop_mtp=drop_mtp, progress=progress)
+        pruned = prune(
+            header.path, mask, directory / "pruned.gguf", drop_mtp=drop_mtp, sampling=sampling, progress=progress
+        )
         try:
             write_quantized(ModelHeader(pruned), options, out, given, progress)
         except CoeError as error:  # the temporary files are gone by the time that it is read

@@ -42,8 +42,9 @@ _CHECKED_AS = ModelOptions(n_ctx=8, n_batch=8, n_gpu_layers=0, repack=False, mtp
 _WRITTEN_DIFFERENTLY = (
     *(b"coe.mask.parent_fingerprint", b"coe.mask.notice"),
     *(b"general.file_type", b"general.quantization_version", b"quantize.imatrix."),
+    *(b"general.sampling.temp", b"general.sampling.penalty_repeat"),
 )
-"""Starts of metadata that depend on the version of coe-native, or that a quantiser writes."""
+"""Starts of metadata that depend on the version of coe-native or on options, or that a quantiser writes."""
 
 
 @dataclass(frozen=True)

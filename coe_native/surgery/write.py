@@ -18,6 +18,7 @@ from coe_native.files.copying import copy_range
 from coe_native.files.prefetch import Prefetch
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.header import ModelHeader
+from coe_native.model.sampler_defaults import PUBLISHED_SAMPLING, SamplerDefaults
 from coe_native.surgery.plan import (
     Plan,
     PlannedTensor,
@@ -45,6 +46,7 @@ def prune(
     drop_mtp: bool = False,
     keep_vision: bool = False,
     split_max_bytes: int | None = None,
+    sampling: SamplerDefaults | None = PUBLISHED_SAMPLING,
     force: bool = False,
     inputs: tuple[Path, ...] = (),
     progress: Report = _quiet,
@@ -61,6 +63,8 @@ def prune(
             load such files.
         split_max_bytes: Split the output into files of at most this size, named ``NAME-00001-of-00005.gguf``
             if `out` is ``NAME.gguf``. A larger tensor has a file of its own. None: one file.
+        sampling: Sampling settings for llama.cpp's programs, in the metadata: by default the parent's, or the
+            published ones; None: none but the parent's.
         force: Replace existing files.
         inputs: Files, in addition to the parent's, that must not be replaced, `force` or not.
         progress: Called with bytes done and bytes in all.
@@ -73,7 +77,7 @@ def prune(
         CoeError: A kept expert has a value that is not finite, or the output cannot be written. No output is
             left.
     """
-    plan = plan_prune(ModelHeader(parent), mask, drop_mtp=drop_mtp, keep_vision=keep_vision)
+    plan = plan_prune(ModelHeader(parent), mask, drop_mtp=drop_mtp, keep_vision=keep_vision, sampling=sampling)
     return _write(plan, Path(out), split_max_bytes, force, inputs, progress)
 
 

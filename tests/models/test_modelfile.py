@@ -13,7 +13,7 @@ import coe_native as coe
 from coe_native.corpus.documents import Message
 from coe_native.model.gguf_file import encode_entry
 from coe_native.recipes import demo
-from coe_native.recipes.modelfile import DOMAINS, PARAMETERS, usage
+from coe_native.recipes.modelfile import DOMAINS, LENGTHS, usage
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 # As the families' templates do it, in few words: Qwen 3, Gemma 4, DeepSeek 3.1, one that thinks whatever it is
@@ -72,8 +72,13 @@ def test_a_modelfile_has_what_ollama_wants(domain: str) -> None:
     assert instructions[0] == f"FROM {demo.MODEL.resolve()}"
     parameters = dict(re.findall(r"^PARAMETER (\w+) (\S+)$", text, re.MULTILINE))
     longest = coe.MoeModel(demo.MODEL).arch("context_length")
-    n_ctx = min(PARAMETERS["num_ctx"], longest)
-    expected = {**PARAMETERS, "num_ctx": n_ctx, "num_predict": min(PARAMETERS["num_predict"], n_ctx)}
+    n_ctx = min(LENGTHS["num_ctx"], longest)
+    expected = {
+        "temperature": 0.6,
+        "repeat_penalty": 1.05,
+        "num_ctx": n_ctx,
+        "num_predict": min(LENGTHS["num_predict"], n_ctx),
+    }
     assert {name: float(value) for name, value in parameters.items()} == expected
     assert instructions[-1] == f'SYSTEM """{DOMAINS[domain]}"""'
     assert "think=false" in text
@@ -95,3 +100,13 @@ def test_a_split_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
     first = split_model(demo.MODEL, tmp_path, 2)[0]
     with coe.Model(first, n_ctx=32, tokenizer_only=True) as model, pytest.raises(coe.InputError, match="--merge"):
         usage(model)
+
+
+def test_ollama_gets_the_sampling_settings_of_the_file(tmp_path: Path) -> None:
+    """It does not read them there itself."""
+    path = append_entry(demo.MODEL, tmp_path / "a.gguf", encode_entry("general.sampling.temp", 0.25))
+    path = append_entry(path, tmp_path / "model.gguf", encode_entry("general.sampling.penalty_repeat", 2))
+    with coe.Model(path, n_ctx=32, tokenizer_only=True) as model:
+        how = usage(model)
+    assert (how.parameters["temperature"], how.parameters["repeat_penalty"]) == (0.25, 2.0)
+    assert "PARAMETER temperature 0.25\nPARAMETER repeat_penalty 2\n" in how.modelfile()

@@ -18,6 +18,8 @@ from support.model_files import append_entry
 from support.random_models import copy_model, split_model, write_random_model
 
 import coe_native as coe
+from coe_native.model.gguf_file import encode_entry
+from coe_native.model.sampler_defaults import SamplerDefaults
 from coe_native.surgery.plan import plan_prune, plan_zero, safety_notice
 
 ModelFile = Callable[[str, str], Path]
@@ -80,6 +82,8 @@ def test_prune_carries_metadata_over(tmp_path: Path, model_file: ModelFile, prof
     before, after = fields(parent), fields(coe.prune(parent, mask, tmp_path / "out.gguf"))
     changed = {key: value for key, value in after.items() if before.get(key) != value}
     assert changed.pop("deepseek2.expert_count") == 6
+    assert changed.pop("general.sampling.temp") == pytest.approx(0.6)
+    assert changed.pop("general.sampling.penalty_repeat") == pytest.approx(1.05)
     assert changed == {
         "coe.mask.mode": "prune",
         "coe.mask.keep": 6,
@@ -89,6 +93,47 @@ def test_prune_carries_metadata_over(tmp_path: Path, model_file: ModelFile, prof
         "coe.mask.notice": safety_notice(),
     }
     assert set(before) <= set(after)
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "expected"),
+    [
+        (SamplerDefaults(), {}, (0.6, 1.05)),
+        (SamplerDefaults(temperature=0.3), {}, (0.3, 1.05)),
+        (SamplerDefaults(repeat_penalty=1.0), {"temp": 1.5}, (1.5, 1.0)),
+        (SamplerDefaults(temperature=0.0), {"temp": 1.5, "penalty_repeat": 1.2}, (0.0, 1.2)),
+        (None, {}, (None, None)),
+        (None, {"temp": 1.5}, (1.5, None)),
+    ],
+)
+def test_sampling_settings_are_the_given_ones_then_the_parents_then_the_published(
+    tmp_path: Path,
+    model_file: ModelFile,
+    profile_of: ProfileOf,
+    given: SamplerDefaults | None,
+    own: dict[str, float],
+    expected: tuple[float | None, float | None],
+) -> None:
+    """Other settings of the parent stay, and the file is verified whatever was chosen."""
+    parent, out = tmp_path / "parent.gguf", tmp_path / "out.gguf"
+    source = model_file("llama", "F32")
+    entries = {f"general.sampling.{key}": value for key, value in own.items()}
+    for key, value in {**entries, "general.sampling.min_p": 0.25}.items():
+        source = append_entry(source, tmp_path / f"with {key}.gguf", encode_entry(key, value))
+    parent.write_bytes(source.read_bytes())
+    mask = unused_experts(profile_of("llama"), 8)
+    after = fields(coe.prune(parent, mask, out, sampling=given))
+    for key, value in zip(("temp", "penalty_repeat"), expected, strict=True):
+        found = after.get(f"general.sampling.{key}")
+        assert found is None if value is None else found == pytest.approx(value)
+    assert after["general.sampling.min_p"] == 0.25
+    assert all(check.passed for check in coe.verify(out, parent, mask))
+
+
+def test_sampling_settings_out_of_range_are_refused() -> None:
+    for bad in ({"temperature": -1.0}, {"temperature": float("nan")}, {"repeat_penalty": 0.0}):
+        with pytest.raises(coe.InputError, match=r"temperature|penalty"):
+            SamplerDefaults(**bad)
 
 
 @pytest.mark.parametrize("method", coe.METHODS)

@@ -46,7 +46,8 @@ def command(output: Path, threads: int | None, inputs_only: bool, force: bool, a
         if as_json:
             print_json({"files": [str(path) for path in copied]})
         else:
-            say(f"{output}/ has the demo's model, texts, problems and prompts: {', '.join(path.name for path in copied)}")
+            names = ", ".join(path.name for path in copied)
+            say(f"{output}/ has the demo's model, texts, problems and prompts: {names}")
         return
     with step_progress() as watchers:
         result = demo.run(output, n_threads=threads, force=force, watchers=watchers)

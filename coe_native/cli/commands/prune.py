@@ -12,6 +12,7 @@ from coe_native.cli.mask_options import MaskChoice, mask_options, say_fallback
 from coe_native.cli.options import force_option, json_option, load_profile, placement_options, split_option
 from coe_native.cli.output import print_json, say, size_of
 from coe_native.cli.progress import byte_progress
+from coe_native.cli.sampling_options import sampling_options
 from coe_native.cli.types import FILE, MODEL
 from coe_native.errors import InputError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from coe_native.llama.options import ModelOptions
     from coe_native.masks.expert_mask import ExpertMask
     from coe_native.model.header import ModelHeader
+    from coe_native.model.sampler_defaults import SamplerDefaults
 
 
 @click.command(name="prune", cls=Command)
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option("--type", "file_type", metavar="TYPE", help="Quantise the specialist too, as `quantize` does.")
 @click.option("--imatrix", type=FILE, help="Importance matrix for --type, of MODEL or of the specialist.")
+@sampling_options
 @split_option
 @force_option
 @json_option
@@ -53,10 +56,15 @@ def command(
     file_type: str | None,
     imatrix: Path | None,
     split_max_bytes: int | None,
+    sampling: SamplerDefaults | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write MODEL with the kept experts only; everything else stays the same, byte for byte."""
+    """Write MODEL with the kept experts only; everything else stays the same, byte for byte.
+
+    The metadata also says what was done, and, for llama.cpp's programs, which temperature and repeat penalty to
+    sample with.
+    """
     from coe_native.llama.quantizer import QuantizeOptions
     from coe_native.model.header import ModelHeader
     from coe_native.surgery.notice import safety_notice
@@ -82,6 +90,7 @@ def command(
                 output,
                 imatrix=imatrix,
                 drop_mtp=drop_mtp,
+                sampling=sampling,
                 force=force,
                 inputs=inputs,
                 progress=progress,
@@ -94,6 +103,7 @@ def command(
                 drop_mtp=drop_mtp,
                 keep_vision=keep_vision,
                 split_max_bytes=split_max_bytes,
+                sampling=sampling,
                 force=force,
                 inputs=inputs,
                 progress=progress,

@@ -25,6 +25,7 @@ from coe_native.cli.options import (
 )
 from coe_native.cli.output import print_table, say, say_skipped
 from coe_native.cli.progress import step_progress
+from coe_native.cli.sampling_options import sampling_options
 from coe_native.cli.types import COUNT, FILE, MODEL, Share
 from coe_native.errors import InputError
 from coe_native.units import gibibytes, gigabytes
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from coe_native.corpus.corpora import Corpus
     from coe_native.llama.options import ModelOptions
     from coe_native.model.header import ModelHeader
+    from coe_native.model.sampler_defaults import SamplerDefaults
     from coe_native.recipes.search import Found
     from coe_native.recipes.specialise import Specialist
 
@@ -101,6 +103,7 @@ class _Bound(click.ParamType["tuple[str, Path, float]"]):
     show_default=True,
     help="Tokens of the context that must fit too, with --fit.",
 )
+@sampling_options
 @reading_options
 @model_options()
 @force_option
@@ -115,6 +118,7 @@ def command(
     max_loss: float | None,
     protected: tuple[tuple[str, Path, float], ...],
     fit_ctx: int,
+    sampling: SamplerDefaults | None,
     reading: Reading,
     choice: MaskChoice,
     options: ModelOptions,
@@ -136,9 +140,11 @@ def command(
     if len(models) == 1 and choice.fit_bytes is None and file_type is None and not bounded:
         if types is not None:
             raise InputError("--types is for --fit, --max-loss and --protect; use --type with --keep")
-        made = _to_mask(models[0], corpora, output, texts, fit_ctx, reading, choice, options, force, inputs)
+        made = _to_mask(
+            models[0], corpora, output, texts, fit_ctx, sampling, reading, choice, options, force, inputs
+        )
     else:
-        wanted = _Wanted(headers, types, file_type, max_loss, protected, fit_ctx)
+        wanted = _Wanted(headers, types, file_type, max_loss, protected, fit_ctx, sampling)
         made = _to_goal(wanted, corpora, output, texts, reading, choice, options, force, inputs)
     if as_json:
         click.echo(json.dumps(json.loads(output.with_name(f"{output.stem}.report.json").read_bytes()), indent=1))
@@ -157,6 +163,7 @@ def _to_mask(
     output: Path,
     texts: tuple[Path, ...],
     fit_ctx: int,
+    sampling: SamplerDefaults | None,
     reading: Reading,
     choice: MaskChoice,
     options: ModelOptions,
@@ -184,6 +191,7 @@ def _to_mask(
             output,
             texts=held_out,
             mask_options=chosen,
+            sampling=sampling,
             force=force,
             inputs=inputs,
             watchers=watchers,
@@ -202,6 +210,7 @@ class _Wanted:
     max_loss: float | None
     protected: Sequence[tuple[str, Path, float]]
     fit_ctx: int
+    sampling: SamplerDefaults | None
 
 
 def _to_goal(
@@ -249,6 +258,7 @@ def _to_goal(
             only_types=wanted.file_type is not None,
             method=methods[0] if methods else None,
             passes=choice.passes.load(),
+            sampling=wanted.sampling,
             force=force,
             inputs=inputs,
             watchers=watchers,
