@@ -330,12 +330,14 @@ def with_category(answer: Attempt, category: str) -> Attempt:
     return msgspec.structs.replace(answer, category=category)
 
 
-def judge(judges: Iterable[tuple[str, Callable[[str], Outcome]]], results: Results, total: int) -> None:
-    """Run the programs of answers, with a progress bar. After Ctrl-C, say how to continue."""
+def judge(
+    judges: Iterable[tuple[str, Callable[[str], Outcome]]], results: Results, task_ids: Sequence[str]
+) -> None:
+    """Run the programs of answers to tasks, with a progress bar. After Ctrl-C, say how to continue."""
     from coe_native.evaluation.attempts import judge_answers
 
     try:
-        with results, problem_progress(total) as progress:
+        with results, problem_progress(len(results.all_of(task_ids))) as progress:
             judge_answers(judges, results, progress)
     except KeyboardInterrupt:
         if results.path is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import datetime
 import io
 import json
@@ -15,8 +16,8 @@ import pickletools
 import re
 import textwrap
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ RAW_STOPS = ("\n```", '\n"""')
 
 _MOST_TESTS = 1 << 29
 """Most bytes of a problem's private tests, decompressed."""
+
+_BYTES_OF_CHARACTER = 12
+"""Most bytes of a character in JSON: two escapes of a surrogate pair."""
 
 _MODULES = (
     "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics",
@@ -76,7 +80,7 @@ class ContestTest:
     @property
     def most_output(self) -> int:
         """Return the most bytes of output that are read: much more than a right answer has."""
-        return 8 * len(self.output) + (1 << 14)
+        return _BYTES_OF_CHARACTER * len(self.output) + (1 << 14)
 
     def task(self) -> dict[str, Any]:
         """Return what the runner is told."""
@@ -121,7 +125,7 @@ def same_value(returned: str, expected: str) -> bool:
     try:
         value = _decoded(json.loads(returned))
         return bool((list(value) if isinstance(value, tuple) else value) == json.loads(expected))
-    except (ValueError, RecursionError, TypeError):
+    except (ValueError, RecursionError, TypeError, KeyError):
         return False
 
 
@@ -204,10 +208,12 @@ class Selection:
     Attributes:
         first: The first day of contests; None: any.
         last: The last day; None: any.
+        names: Their names; None: any.
     """
 
     first: datetime.date | None = None
     last: datetime.date | None = None
+    names: Container[str] | None = None
 
     def takes(self, problem: ContestProblem) -> bool:
         """Return whether a problem is taken.
@@ -215,11 +221,13 @@ class Selection:
         Raises:
             InputError: It has no date, and the selection needs one.
         """
+        if self.names is not None and problem.task_id not in self.names:
+            return False
         if self.first is None and self.last is None:
             return True
         if problem.date is None:
             raise InputError(
-                f"problem {problem.task_id[:80]}: has no contest_date, so --from and --to cannot be used"
+                f"problem {problem.task_id[:80]} has no contest_date, so --from and --to cannot be used"
             )
         return (self.first or problem.date) <= problem.date <= (self.last or problem.date)
 
@@ -282,12 +290,17 @@ def read_contest(
     seen: set[str] = set()
     for path in files:
         for record in problem_records(path, tuple(_Fields.__struct_fields__)):
-            problem = _problem(record, with_tests)
-            if problem.task_id in seen:
-                raise InputError(f"{record.place}: has problem {problem.task_id[:80]} again")
-            seen.add(problem.task_id)
-            if selection.takes(problem):
-                yield problem
+            with _naming(record):
+                fields = msgspec.convert(_given(record), _Fields)
+                problem = _problem(fields)
+                if problem.task_id in seen:
+                    raise InputError(f"has problem {problem.task_id[:80]} again")
+                seen.add(problem.task_id)
+                if not selection.takes(problem):
+                    continue
+                if with_tests:
+                    problem = replace(problem, tests=tuple(_tests(fields, problem.method)))
+            yield problem
 
 
 class _Fields(msgspec.Struct):
@@ -316,30 +329,40 @@ class _Metadata(msgspec.Struct):
     func_name: str | None = None
 
 
-def _problem(record: Record, with_tests: bool) -> ContestProblem:
-    given = {name: value for name, value in record.fields.items() if name in _Fields.__struct_fields__}
+@contextlib.contextmanager
+def _naming(record: Record) -> Iterator[None]:
+    """Turn what is wrong with a record's fields into an InputError that names its line."""
     try:
-        fields = msgspec.convert({name: value for name, value in given.items() if value is not None}, _Fields)
-        metadata = fields.metadata or {}
-        method = (
-            msgspec.json.decode(metadata, type=_Metadata)
-            if isinstance(metadata, str)
-            else msgspec.convert(metadata, _Metadata)
-        ).func_name or ""
-        if method and not method.isidentifier():
-            raise InputError("its func_name is not a function name")
-        title = f"{fields.question_title.strip()}\n\n" if fields.question_title.strip() else ""
-        return ContestProblem(
-            task_id=str(fields.question_id),
-            question=title + fields.question_content,
-            starter=fields.starter_code or "",
-            difficulty=(fields.difficulty or "").lower(),
-            date=_date(fields.contest_date),
-            method=method,
-            tests=tuple(_tests(fields, method)) if with_tests else (),
-        )
-    except (msgspec.MsgspecError, InputError, UnicodeError) as error:
+        yield
+    except (msgspec.MsgspecError, InputError, UnicodeError, RecursionError) as error:
         raise InputError(f"{record.place}: {printable(str(error), 300)}") from error
+
+
+def _given(record: Record) -> dict[str, Any]:
+    fields = record.fields
+    return {name: fields[name] for name in _Fields.__struct_fields__ if fields.get(name) is not None}
+
+
+def _problem(fields: _Fields) -> ContestProblem:
+    """Return a problem without its tests."""
+    metadata = fields.metadata or {}
+    method = (
+        msgspec.json.decode(metadata, type=_Metadata)
+        if isinstance(metadata, str)
+        else msgspec.convert(metadata, _Metadata)
+    ).func_name or ""
+    if method and not method.isidentifier():
+        raise InputError("its func_name is not a function name")
+    title = f"{fields.question_title.strip()}\n\n" if fields.question_title.strip() else ""
+    return ContestProblem(
+        task_id=str(fields.question_id),
+        question=title + fields.question_content,
+        starter=fields.starter_code or "",
+        difficulty=(fields.difficulty or "").lower(),
+        date=_date(fields.contest_date),
+        method=method,
+        tests=(),
+    )
 
 
 def _date(given: Any) -> datetime.date | None:

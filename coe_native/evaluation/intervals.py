@@ -120,10 +120,12 @@ class Pairs:
     def needed(self) -> int | None:
         """Return the tasks that it takes to see the difference in four of five runs; None if it is zero.
 
-        The formula is Connor's (1987), with the share of tasks on which the runs differ as it is here.
+        The formula is Connor's (1987), with the share of tasks on which the runs differ as it is here. It is an
+        approximation for many tasks, so where the difference cannot be told yet, that is more than there are.
         """
         if not self.difference:
             return None
         differing, d = (self.first + self.second) / self.total, abs(self.difference)
         root = _Z * math.sqrt(differing) + _Z_POWER * math.sqrt(max(differing - d**2, 0.0))
-        return math.ceil((root / d) ** 2)
+        needed = math.ceil((root / d) ** 2)
+        return needed if self.is_telling else max(needed, self.total + 1)

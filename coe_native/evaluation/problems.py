@@ -98,7 +98,7 @@ def read_problems(path: str | Path | None) -> list[Problem]:
     for record in problem_records(path, _COLUMNS):
         problem = _problem(record)
         if problem.task_id in seen:
-            raise InputError(f"{path}: has problem {problem.task_id[:80]} twice")
+            raise InputError(f"{record.place}: has problem {problem.task_id[:80]} again")
         seen.add(problem.task_id)
         problems.append(problem)
         n_bytes += len(problem.prompt) + len(problem.test)

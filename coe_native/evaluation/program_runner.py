@@ -154,12 +154,15 @@ def _be_the_program(
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
         failure.write(reason.encode("utf-8", "replace"))
     failure.flush()
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+    # What follows happens at the end of any program; some write their output only there.
+    main_thread = threading.current_thread()
+    while threads := [each for each in threading.enumerate() if not each.daemon and each is not main_thread]:
+        for thread in threads:
             thread.join()
-    atexit._run_exitfuncs()  # as at the end of a program; some write their output there
-    for stream in (sys.stdout, printed):
-        stream.flush()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, printed):  # the program may have closed or replaced the first one
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def _encoded(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def _lines(path: Path) -> Iterator[Task]:
         if isinstance(document, InputError):
             raise document
         text = document.content if isinstance(document.content, str) else "".join(map(str, document.content))
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(io.StringIO(text, newline=None), 1):
             if line.strip():
                 yield Task(str(number), (Message("user", line.strip()),), line.strip())
 

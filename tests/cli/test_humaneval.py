@@ -16,13 +16,13 @@ from support.command_line import (
     report,
     run,
 )
-from support.problems import ADD, as_lines
+from support.problems import RECORD, as_lines
 
 from coe_native.recipes import demo
 
 
 def test_answers_are_judged_on_request(tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text(as_lines([ADD]))
+    (tmp_path / "p.jsonl").write_text(as_lines([RECORD]))
     line = (
         *("humaneval", demo.MODEL, "--problems", tmp_path / "p.jsonl", "--raw", "--max-tokens", 30, "--ctx", 256),
         *("-o", tmp_path / "r.jsonl", *TWO_THREADS),
@@ -36,7 +36,7 @@ def test_answers_are_judged_on_request(tmp_path: Path) -> None:
 
 def test_programs_run_unisolated_only_if_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless that is allowed: then a warning comes first, and the results say so."""
-    (tmp_path / "p.jsonl").write_text(as_lines([ADD]))
+    (tmp_path / "p.jsonl").write_text(as_lines([RECORD]))
     line = (
         *("humaneval", demo.MODEL, "--problems", tmp_path / "p.jsonl", "--raw", "--max-tokens", 10, "--ctx", 256),
         *("-o", tmp_path / "r.jsonl", "--allow-code-execution", *TWO_THREADS),

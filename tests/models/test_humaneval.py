@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from support.problems import ADD
 
 import coe_native as coe
-from coe_native.evaluation.humaneval import Results, solve
-from coe_native.evaluation.problems import Problem, program, read_problems
-from coe_native.evaluation.sandbox import Sandbox, open_sandbox
-from coe_native.llama.generation import Generation
+from coe_native.evaluation.attempts import Attempt, Results, judge_answers, read_attempts
+from coe_native.evaluation.problems import Problem, judge_function, program, read_problems
+from coe_native.evaluation.sandbox import Outcome, Sandbox, open_sandbox
 
 RIGHT = "def total(numbers: List[int]) -> int:\n    return double(sum(numbers))\n"
 
@@ -73,85 +72,80 @@ def test_a_program_that_is_not_utf_8_is_judged(sandbox: Sandbox) -> None:
     assert outcome.passed or "Error" in outcome.result
 
 
-def scripted(answers: dict[str, str]) -> Callable[[Problem], Generation]:
-    def write(problem: Problem) -> Generation:
-        return Generation(answers[problem.task_id], 7, "end")
-
-    return write
-
-
 def problems() -> list[Problem]:
     return [Problem(f"Test/{i}", ADD.prompt, ADD.entry_point, ADD.test) for i in range(4)]
 
 
-def answers() -> dict[str, str]:
-    wrong = "    return 0\n"
-    return {"Test/0": RIGHT, "Test/1": wrong, "Test/2": ADD.canonical_solution, "Test/3": wrong}
+def fill(results: Results) -> None:
+    """Answers to the problems, two of them right."""
+    for number, answer in enumerate((RIGHT, "    return 0\n", ADD.canonical_solution, "    return 0\n")):
+        results.add(Attempt(f"Test/{number}", answer, 7, "end", results.run))
 
 
-def test_attempts_are_written_judged_and_counted(sandbox: Sandbox, tmp_path: Path) -> None:
+def judge(sandbox: Sandbox, results: Results, *, fails_at: str = "") -> list[str]:
+    """Judge answers, and return the problems in the order in which they were judged."""
+    judged: list[str] = []
+
+    def run(problem: Problem, answer: str) -> Outcome:
+        if problem.task_id == fails_at:
+            raise KeyboardInterrupt
+        judged.append(problem.task_id)
+        return judge_function(sandbox, problem, answer)
+
+    with results:
+        judge_answers(((problem.task_id, partial(run, problem)) for problem in problems()), results)
+    return judged
+
+
+def test_answers_are_kept_judged_and_counted(sandbox: Sandbox, tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
-    seen: list[int] = []
-    attempts = solve(
-        problems(),
-        scripted(answers()),
-        Results(out, "run", resume=False, force=False),
-        judge=sandbox.run,
-        progress=lambda so_far: seen.append(len(so_far)),
-    )
-    assert [attempt.passed for attempt in attempts] == [True, False, True, False]
-    assert seen == [1, 2, 3, 4]
+    with Results(out, "run") as results:
+        fill(results)
+    assert [attempt.passed for attempt in read_attempts(out)] == [None] * 4
+    # Later they are judged, without being written again.
+    judge(sandbox, Results(out, "run", resume=True))
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["task_id"], row["passed"], row["tokens"]) for row in rows] == [
         (f"Test/{i}", i in (0, 2), 7) for i in range(4)
     ]
-
-
-def test_nothing_runs_without_a_judge(sandbox: Sandbox, tmp_path: Path) -> None:
-    out = tmp_path / "r.jsonl"
-    results = Results(out, "run", resume=False, force=False)
-    attempts = solve(problems(), scripted(answers()), results)
-    assert [attempt.passed for attempt in attempts] == [None] * 4
-    # Later they are judged, without being written again.
-    again = Results(out, "run", resume=True, force=False)
-    judged = solve(problems(), scripted({}), again, judge=sandbox.run)
-    assert [attempt.passed for attempt in judged] == [True, False, True, False]
-    assert {attempt.isolated for attempt in judged} == {sandbox.isolated}
+    assert {row["isolated"] for row in rows} == {sandbox.isolated}
+    assert judge(sandbox, Results(out, "run", resume=True)) == []
 
 
 def test_results_say_which_programs_ran_unisolated(tmp_path: Path) -> None:
-    unisolated = Sandbox(why_unisolated="for a test")
-    results = Results(tmp_path / "r.jsonl", "run", resume=False, force=False)
-    (attempt,) = solve(problems()[:1], scripted(answers()), results, judge=unisolated.run)
-    assert attempt.passed
-    assert json.loads((tmp_path / "r.jsonl").read_text())["isolated"] is False
+    out = tmp_path / "r.jsonl"
+    results = Results(out, "run")
+    fill(results)
+    judge(Sandbox(why_unisolated="for a test"), results)
+    assert all(attempt.isolated is False for attempt in read_attempts(out))
 
 
 def test_an_interrupted_run_goes_on(sandbox: Sandbox, tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
-    asked: list[str] = []
-
-    def interrupted(problem: Problem) -> Generation:
-        asked.append(problem.task_id)
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return scripted(answers())(problem)
-
+    results = Results(out, "run")
+    fill(results)
     with pytest.raises(KeyboardInterrupt):
-        solve(
-            problems(),
-            interrupted,
-            Results(out, "run", resume=False, force=False),
-            judge=sandbox.run,
-        )
+        judge(sandbox, results, fails_at="Test/2")
     with pytest.raises(coe.InputError, match=r"exists.*--resume"):
-        Results(out, "run", resume=False, force=False)
+        Results(out, "run")
     with pytest.raises(coe.InputError, match=r"r\.jsonl"):
-        Results(out, "other", resume=True, force=False)
-    attempts = solve(problems(), interrupted, Results(out, "run", resume=True, force=False), judge=sandbox.run)
-    assert asked == ["Test/0", "Test/1", "Test/2", "Test/2", "Test/3"]
-    assert [attempt.passed for attempt in attempts] == [True, False, True, False]
+        Results(out, "other", resume=True)
+    again = Results(out, "run", resume=True)
+    assert judge(sandbox, again) == ["Test/2", "Test/3"]
+    assert [attempt.passed for attempt in again.all()] == [True, False, True, False]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_file_of_many_answers_is_not_written_for_each(tmp_path: Path) -> None:
+    """It is written as a whole, which takes longer with every answer."""
+    out = tmp_path / "r.jsonl"
+    seen = set()
+    with Results(out, "run") as results:
+        for number in range(2000):
+            results.add(Attempt(str(number), "x" * 1000))
+            seen.add(out.stat().st_size)
+    assert len(seen) < 500
+    assert len(read_attempts(out)) == 2000
 
 
 def test_the_published_problems_solve_themselves(sandbox: Sandbox) -> None:

@@ -77,7 +77,7 @@ def command(
     )
     if sandbox is not None:
         judges = ((problem.task_id, partial(judge_function, sandbox, problem)) for problem in chosen)
-        judge(judges, results, len(chosen))
+        judge(judges, results, [problem.task_id for problem in chosen])
     results.save()
     attempts = results.all_of(problem.task_id for problem in chosen)
     print_results(generating.output, attempts, len(chosen), as_json=as_json)

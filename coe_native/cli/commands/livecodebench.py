@@ -82,19 +82,19 @@ def command(
     files = contest_files(problems, release)
     selection = Selection(first.date() if first else None, last.date() if last else None)
     # Twice, because the tests of all problems may not fit into memory.
-    everything = [problem.task() for problem in read_contest(files, selection, with_tests=False)]
-    chosen = everything[:limit]
+    known = list(read_contest(files, with_tests=False))
+    everything = [problem.task() for problem in known]
+    chosen = [problem.task() for problem in known if selection.takes(problem)][:limit]
     if not chosen:
         raise InputError(f"{files[0]}: has no problem in the time that --from and --to give")
     results = answered(model, everything, chosen, generating, inputs=files, raw_stops=RAW_STOPS)
     if sandbox is not None:
-        names = {task.task_id for task in chosen}
+        selection = Selection(names={task.task_id for task in chosen})
         judges = (
             (problem.task_id, partial(problem.judge, sandbox=sandbox, seconds=time_limit))
             for problem in read_contest(files, selection)
-            if problem.task_id in names
         )
-        judge(judges, results, len(chosen))
+        judge(judges, results, [task.task_id for task in chosen])
     results.save()
     attempts = results.all_of(task.task_id for task in chosen)
     print_results(generating.output, attempts, len(chosen), as_json=as_json)

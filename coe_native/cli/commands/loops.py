@@ -72,8 +72,9 @@ def command(
     if prompts is None and generating.answers is None:
         raise InputError("give the prompts to answer: --prompts FILE")
     everything = [] if prompts is None else read_prompts(prompts)
-    runs = _runs(model, everything, everything[:limit], generating, samples, prompts)
-    looked_at = {name: _with_loops(results) for name, results in runs.items()}
+    chosen = everything[:limit]
+    runs = _runs(model, everything, chosen, generating, samples, prompts)
+    looked_at = {name: _with_loops(results, chosen) for name, results in runs.items()}
     attempts = looked_at["model"]
     rates = loop_rates(attempts)
     paired = pair_runs(looked_at["parent"], attempts).overall if "parent" in looked_at else None
@@ -119,19 +120,26 @@ def _runs(
         return {"model": ready_made(everything, tasks, generating, inputs=() if prompts is None else (prompts,))}
     assert model is not None
     mask = generating.mask()
-    runs = {}
     given = [*ModelHeader(model).paths, *(path for path in (prompts, generating.mask_path) if path is not None)]
     output = generating.output
+    runs = {}
     with LoadedModel(model, generating.options) as loaded:
-        places = {"parent": output and output.with_name(f"{output.name}.parent.jsonl")} if mask else {}
-        for name, path in (places | {"model": output}).items():
-            if name == "model" and mask is not None:
-                loaded.apply(mask)
-            writer = replace(generating.writer(loaded), samples=samples)
-            runs[name] = Results(
-                path, writer.run(everything), resume=generating.resume, force=generating.force, inputs=given
-            )
-            write(tasks, writer, runs[name], "parent" if name == "parent" else "answering")
+        writer = replace(generating.writer(loaded), samples=samples)
+
+        def opened(path: Path | None) -> Results:
+            run = writer.run(everything)
+            return Results(path, run, resume=generating.resume, force=generating.force, inputs=given)
+
+        # Both files are opened before the first answer is written, because either can be refused.
+        if mask is not None:
+            runs["parent"] = opened(output and output.with_name(f"{output.name}.parent.jsonl"))
+            loaded.apply(mask)
+        runs["model"] = opened(output)
+        if mask is not None:
+            loaded.clear_mask()
+            write(tasks, writer, runs["parent"], "parent")
+            loaded.apply(mask)
+        write(tasks, writer, runs["model"], "answering")
     return runs
 
 
@@ -148,14 +156,15 @@ def _all_ready_made(generating: Generating) -> Results:
     return results
 
 
-def _with_loops(results: Results) -> list[Attempt]:
+def _with_loops(results: Results, tasks: Sequence[Task]) -> list[Attempt]:
+    """Look for loops in all answers, and return those to some tasks, or all if there are none."""
     from coe_native.evaluation.loops import with_loop
 
     with results:
         for attempt in results.all():
             if attempt.looping is None:
                 results.add(with_loop(attempt))
-    return results.all()
+    return results.all_of(task.task_id for task in tasks) if tasks else results.all()
 
 
 def _as_json(rates: LoopRates) -> dict[str, Any]:
