@@ -25,8 +25,7 @@ N_TOKENS = 128
 TARGET = Target(0.97, True)
 
 AT_ONCE = 8
-LEAST_OF_SEVERAL = Target(3.0, True)
-"""Of the tokens per second of one answer at a time."""
+"""Answers side by side. No target: how many experts they share depends on the model."""
 
 
 def comparisons(parent: Path, tools: Path | None, threads: int) -> Iterator[Comparison]:
@@ -86,7 +85,6 @@ def at_once(parent: Path, threads: int) -> Iterator[Comparison]:
             lambda: measure(AT_ONCE),
             "one at a time",
             lambda: measure(1),
-            LEAST_OF_SEVERAL,
         )
 
 
