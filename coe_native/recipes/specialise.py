@@ -108,6 +108,7 @@ def specialise(
     mask_options: MaskOptions,
     judged_parent: tuple[Evaluation, ...] | None = None,
     sampling: SamplerDefaults | None = PUBLISHED_SAMPLING,
+    close_parent: bool = False,
     force: bool = False,
     inputs: tuple[Path, ...] = (),
     watchers: Watchers = UNWATCHED,
@@ -124,6 +125,7 @@ def specialise(
         mask_options: How the mask is built.
         judged_parent: The parent's evaluation on each text; None: it is judged.
         sampling: Sampling settings in the file, as for `prune`.
+        close_parent: Close the parent before the specialist is loaded, so that they never need memory together.
         force: Replace existing files.
         inputs: Files and directories that must not be replaced, `force` or not.
         watchers: Who is told about the progress.
@@ -167,6 +169,8 @@ def specialise(
         its_mask = build(profile, replace(mask_options, method=other))
         by_others[other] = _judge_masked(parent, its_mask, texts)
 
+    if close_parent:
+        parent.close()
     watchers.step("pruning")
     prune(parent.moe.path, mask, out, sampling=sampling, force=force, progress=watchers.n_bytes)
     watchers.step("verifying")

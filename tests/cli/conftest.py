@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.bad_files import write_files
 from support.command_line import RUN, TWO_THREADS, Made, ok, report
-from support.problems import RECORD, as_lines
+from support.problems import ADD, as_lines
 from support.profiles import make_profile
 
 from coe_native.recipes import demo
@@ -54,5 +54,5 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ok("mask", directory / "python.gguf", "--keep", 16, "-o", directory / "mask.json")
     make_profile(1).save(directory / "other.gguf")
     (directory / "mask.jsonl").write_text('{"text": "one", "topic": "a"}\n')
-    (directory / "p.jsonl").write_text(as_lines([RECORD]))
+    (directory / "p.jsonl").write_text(as_lines([ADD]))
     return directory

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from support.command_line import (
     RUN,
     Made,
@@ -21,6 +22,10 @@ from support.command_line import (
 )
 
 import coe_native as coe
+from coe_native.cli.commands.specialise import command
+from coe_native.llama.loaded_model import LoadedModel
+from coe_native.llama.options import ModelOptions
+from coe_native.recipes import demo
 
 
 @one_family
@@ -81,3 +86,24 @@ BAD_INPUT: list[tuple[str, str]] = [
 @by_line("pattern", BAD_INPUT)
 def test_bad_input_is_refused(files: Path, line: str, pattern: str) -> None:
     check_input_refused(files, line, pattern)
+
+
+def test_parent_and_specialist_are_never_loaded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would have to fit into memory together."""
+    open_model, loaded, beside = LoadedModel._open, [], []
+
+    def watched(self: LoadedModel, options: ModelOptions) -> object:
+        if not options.tokenizer_only:
+            beside.append([model.moe.path.name for model in loaded if model._open_session is not None])
+            loaded.append(self)
+        return open_model(self, options)
+
+    monkeypatch.setattr(LoadedModel, "_open", watched)
+    text = tmp_path / "text.txt"
+    text.write_text("def first(values):\n    return values[0]\n" * 80)
+    line = (str(demo.MODEL), "-c", str(text), "--ctx", "256", "-o")
+    for more in (("a.gguf", "--keep", "16"), ("b.gguf", "--fit", "30MiB", "--types", "Q4_0", "--fit-ctx", "256")):
+        done = CliRunner().invoke(command, [*line, str(tmp_path / more[0]), *more[1:]])
+        assert done.exit_code == 0, done.output
+    assert len(beside) >= 6
+    assert beside == [[]] * len(beside)

@@ -192,12 +192,12 @@ def _to_mask(
             texts=held_out,
             mask_options=chosen,
             sampling=sampling,
+            close_parent=True,
             force=force,
             inputs=inputs,
             watchers=watchers,
         )
-        parent_bytes = parent.moe.n_bytes
-    return _Masked(made, parent_bytes, held_out=bool(texts))
+    return _Masked(made, moe.n_bytes, held_out=bool(texts))
 
 
 @dataclass(frozen=True)
