@@ -93,6 +93,9 @@ class Generating:
             raise InputError("give a MODEL that answers, or ready-made answers with --answers")
         if model is not None and self.answers is not None:
             say(f"{self.answers}: answers are read from here, so {model} is not loaded")
+        if self.answers is not None and (self.mask_path is not None or self.resume):
+            option = "--mask" if self.mask_path is not None else "--resume"
+            raise InputError(f"{option} is for answers that a model writes; leave it out with --answers")
         if self.resume and self.output is None:
             raise InputError("--resume needs the file of answers to continue: -o FILE")
 
@@ -309,9 +312,7 @@ def ready_made(
             f"{generating.answers}: answers {unknown[0][:80]}, which is none of the {len(categories)} problems"
         )
     wanted = {task.task_id for task in tasks}
-    results = Results(
-        generating.output, "", force=generating.force or generating.resume, inputs=(generating.answers, *inputs)
-    )
+    results = Results(generating.output, "", force=generating.force, inputs=(generating.answers, *inputs))
     for answer in read:
         if answer.task_id in wanted:
             results.add(with_category(answer, categories[answer.task_id]))

@@ -34,6 +34,7 @@ def print_results(output: Path | None, attempts: Sequence[Attempt], n_problems: 
             {
                 "results": None if output is None else str(output),
                 "problems": n_problems,
+                "answered": len({attempt.task_id for attempt in attempts}),
                 "judged": len(judged),
                 **_as_json(overall),
                 "categories": {name: _as_json(share) for name, share in categories.items()},

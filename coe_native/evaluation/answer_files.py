@@ -62,8 +62,8 @@ def _answers(fields: Any, place: str) -> list[Attempt]:
     except msgspec.ValidationError as error:
         raise InputError(f"{place}: {error}") from error
     name = read.task_id if read.task_id is not None else read.question_id
-    text = read.completion if read.completion is not None else read.solution
-    texts = read.code_list if text is None else [text]
+    programs = read.code_list if read.solution is None else [read.solution]
+    texts = programs if read.completion is None else [read.completion]
     if name is None or texts is None:
         raise InputError(f"{place}: needs task_id and completion, or question_id and code_list")
     return [
@@ -73,6 +73,7 @@ def _answers(fields: Any, place: str) -> list[Attempt]:
             tokens=read.tokens,
             ended=read.ended,
             category=read.category or (read.difficulty or "").lower(),
+            is_program=read.completion is None,
         )
         for each in texts
     ]

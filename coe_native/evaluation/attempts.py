@@ -10,7 +10,7 @@ from types import TracebackType
 import msgspec
 
 from coe_native.errors import InputError
-from coe_native.evaluation.problems import read_lines
+from coe_native.evaluation.problems import in_fence, read_lines
 from coe_native.evaluation.sandbox import Outcome
 from coe_native.evaluation.tasks import Task, Writer
 from coe_native.files.atomic import check_target, replacing
@@ -39,6 +39,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
         isolated: Whether it ran isolated.
         looping: Whether the answer ends in a loop; None until that has been looked for.
         period: Characters that the loop repeats.
+        is_program: Whether the answer is a program as it stands, and not a text with a program in it.
     """
 
     task_id: str
@@ -53,6 +54,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     isolated: bool | None = None
     looping: bool | None = None
     period: int | None = None
+    is_program: bool = False
 
 
 class Results:
@@ -220,7 +222,7 @@ def judge_answers(
         for attempt in results.of(task_id):
             passed = attempt.passed
             if passed is None:
-                found = judge(attempt.completion)
+                found = judge(in_fence(attempt.completion) if attempt.is_program else attempt.completion)
                 passed = found.passed
                 results.add(
                     msgspec.structs.replace(attempt, passed=passed, result=found.result, isolated=found.isolated)

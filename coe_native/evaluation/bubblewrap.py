@@ -106,6 +106,8 @@ def bubblewrap_command(filter_descriptor: int, limits: Limits) -> list[str]:
     for name in ("null", "random", "urandom"):
         command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     command += ["--symlink", "/tmp", "/dev/shm", "--symlink", "/proc/self/fd", "/dev/fd"]
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        command += ["--symlink", f"/proc/self/fd/{number}", f"/dev/{name}"]
     command += ["--ro-bind", str(RUNNER), _RUNNER_PATH, "--remount-ro", "/"]
     command += ["--chdir", "/tmp", "--seccomp", str(filter_descriptor)]
     return [*command, "--", sys.executable, "-I", "-B", _RUNNER_PATH]

@@ -189,6 +189,8 @@ def _humaneval_plus(fields: _Fields) -> Problem:
             "has inputs but no test; of MBPP+, use the file of evalplus/mbppplus on Hugging Face, which has tests"
         )
     inputs = [*(fields.base_input or ()), *(fields.plus_input or ())]
+    if not all(isinstance(arguments, list) for arguments in inputs):
+        raise InputError("has an input that is not a list of arguments")
     test = _DIFFERENTIAL_TEST.format(
         solution=repr(f"{fields.prompt}{fields.canonical_solution}"),
         inputs=repr(json.dumps(inputs)),
@@ -305,6 +307,14 @@ def fenced(answer: str) -> list[str]:
         elif fence:
             blocks[-1].append(line)
     return ["\n".join(block) + "\n" for block in blocks]
+
+
+def in_fence(program: str) -> str:
+    """Return a whole program as a fenced answer, unless it is fenced already. No text in it can end the fence."""
+    if program.lstrip().startswith("```"):
+        return program
+    fence = "`" * max(3, 1 + max((len(found) for found in re.findall("`+", program)), default=0))
+    return f"{fence}python\n{program}\n{fence}\n"
 
 
 def judge_function(sandbox: Sandbox, problem: Problem, completion: str) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ from support.command_line import (
     report,
     run,
 )
-from support.problems import RECORD, as_lines
+from support.problems import ADD, as_lines
 
 from coe_native.recipes import demo
 
 
 def test_answers_are_judged_on_request(tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text(as_lines([RECORD]))
+    (tmp_path / "p.jsonl").write_text(as_lines([ADD]))
     line = (
         *("humaneval", demo.MODEL, "--problems", tmp_path / "p.jsonl", "--raw", "--max-tokens", 30, "--ctx", 256),
         *("-o", tmp_path / "r.jsonl", *TWO_THREADS),
@@ -36,7 +37,7 @@ def test_answers_are_judged_on_request(tmp_path: Path) -> None:
 
 def test_programs_run_unisolated_only_if_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless that is allowed: then a warning comes first, and the results say so."""
-    (tmp_path / "p.jsonl").write_text(as_lines([RECORD]))
+    (tmp_path / "p.jsonl").write_text(as_lines([ADD]))
     line = (
         *("humaneval", demo.MODEL, "--problems", tmp_path / "p.jsonl", "--raw", "--max-tokens", 10, "--ctx", 256),
         *("-o", tmp_path / "r.jsonl", "--allow-code-execution", *TWO_THREADS),
@@ -57,6 +58,28 @@ def test_programs_run_unisolated_only_if_allowed(tmp_path: Path, monkeypatch: py
     assert report(*line, "--allow-unisolated", "--resume")["isolated"] is False
 
 
+def test_ready_made_answers_are_judged_without_a_model(tmp_path: Path) -> None:
+    problems, answers, out = (tmp_path / f"{name}.jsonl" for name in ("problems", "answers", "results"))
+    problems.write_text(as_lines([replace(ADD, task_id=str(number)) for number in range(4)]))
+    given = [
+        {"task_id": "0", "completion": ADD.canonical_solution},
+        {"task_id": "1", "solution": "def total(numbers):\n    return 2 * sum(numbers)\n"},
+        {"task_id": "2", "completion": "    return 0\n"},
+    ]
+    answers.write_text("".join(json.dumps(answer) + "\n" for answer in given))
+    line = ("humaneval", "--problems", problems, "--answers", answers, "-o", out)
+    judged = report(*line, "--allow-code-execution", "--allow-unisolated")
+    assert (judged["problems"], judged["judged"], judged["passed"], judged["total"]) == (4, 3, 2, 3)
+    rows = [json.loads(row) for row in out.read_text().splitlines()]
+    assert [(row["task_id"], row["passed"]) for row in rows] == [("0", True), ("1", True), ("2", False)]
+    # A file of results gives its answers, but not its results, for they may have been judged by other rules.
+    unjudged = report("humaneval", "--problems", problems, "--answers", out, "--limit", 2)
+    assert (unjudged["problems"], unjudged["judged"], unjudged["total"]) == (2, 0, 0)
+    assert "pass@1" in ok(*line, "--force", "--allow-code-execution", "--allow-unisolated").out
+    compared = report("compare-runs", out, out)
+    assert (compared["both"], compared["neither"]) == (2, 1)
+
+
 BAD_LINES: list[tuple[str, str]] = [
     ("humaneval DEMO --problems p.jsonl --raw --ctx 16 -o out.jsonl", "Test/0"),
     ("humaneval DEMO --problems p.jsonl --raw --resume -o mask.json", r"mask\.json"),
@@ -64,6 +87,9 @@ BAD_LINES: list[tuple[str, str]] = [
     ("humaneval DEMO --problems p.jsonl -o out.jsonl", "template"),
     ("humaneval DEMO --problems p.jsonl --raw --temperature -1 -o out.jsonl", "temperature"),
     ("humaneval DEMO --problems p.jsonl -o p.jsonl --force", r"p\.jsonl.*input"),
+    ("humaneval --problems p.jsonl", "MODEL.*--answers"),
+    ("humaneval DEMO --problems p.jsonl --raw --resume", "-o"),
+    ("humaneval --problems p.jsonl --answers mask.jsonl", r"mask\.jsonl:1: "),
 ]
 """On the demo's model."""
 

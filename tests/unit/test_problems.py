@@ -1,9 +1,10 @@
-"""Files of HumanEval problems."""
+"""Files of problems that ask for a Python function."""
 
 from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,85 @@ import pytest
 from support.problems import ADD, RECORD, as_lines
 
 import coe_native as coe
-from coe_native.evaluation.problems import Problem, program, read_problems
+from coe_native.evaluation import problems as module
+from coe_native.evaluation.problems import Problem, fenced, program, read_problems
+
+HUMANEVAL_PLUS: dict[str, Any] = {
+    "task_id": "HumanEval/7",
+    "prompt": 'def mean(values):\n    """Return the mean."""\n',
+    "entry_point": "mean",
+    "canonical_solution": "    return sum(values) / len(values)\n",
+    "base_input": [[[1, 2]], [[5.5]]],
+    "plus_input": [[[1e9, -1e9, 3]]],
+    "atol": 0,
+    "contract": "",
+}
+MBPP: dict[str, Any] = {
+    "task_id": 11,
+    "text": "Write a function to remove the first and last occurrence of a character.",
+    "code": "def helper(s):\r\n    return s\r\ndef remove_ends(s, c):\r\n    return helper(s).strip(c)\r\n",
+    "test_list": ['assert remove_ends("hello","h") == "ello"', 'assert remove_ends("aba","a") == "b"'],
+    "test_setup_code": "import math",
+    "challenge_test_list": [],
+}
+SANITISED_MBPP: dict[str, Any] = {
+    "source_file": "x.ipynb",
+    "task_id": 12,
+    "prompt": "Write a function to sum a list.",
+    "code": "def sum_all(xs):\n    return sum(xs)\n",
+    "test_imports": ["import math"],
+    "test_list": ["assert math.isclose(sum_all([1, 2]), 3)", "assert sum_all([]) == 0"],
+}
+MBPP_PLUS = SANITISED_MBPP | {"test": "import math\nfor n in range(9):\n    assert sum_all([n, n]) == 2 * n\n"}
+MULTIPL_E: dict[str, Any] = {
+    "name": "HumanEval_3_below_zero",
+    "language": "py",
+    "prompt": 'def help():\n    pass\n\ndef below(xs: List[int]) -> bool:\n    """Below zero?"""\n',
+    "doctests": "transform",
+    "tests": "def check(candidate):\n    assert candidate([-1])\n\ndef test():\n    check(below)\n\ntest()",
+    "stop_tokens": ["\ndef"],
+}
+HUGGING_FACES_HUMANEVAL_PLUS: dict[str, Any] = {
+    "task_id": "HumanEval/7",
+    "prompt": HUMANEVAL_PLUS["prompt"],
+    "canonical_solution": HUMANEVAL_PLUS["canonical_solution"],
+    "entry_point": "mean",
+    "test": """
+def assertion(out, exp, atol):
+    assert abs(out - exp) <= atol
+
+def check(candidate):
+    inputs = [[[1, 2]], [[4]]]
+    results = [1.5, 4.0]
+    for inp, exp in zip(inputs, results):
+        assertion(candidate(*inp), exp, 1e-6)
+""",
+}
+FORMATS = (HUGGING_FACES_HUMANEVAL_PLUS, HUMANEVAL_PLUS, MBPP, SANITISED_MBPP, MBPP_PLUS, MULTIPL_E)
+IDS = ("HumanEval+ of Hugging Face", "HumanEval+", "MBPP", "sanitised MBPP", "MBPP+", "MultiPL-E")
+SOLUTIONS = (
+    "    return sum(values) / len(values)\n",
+    "    return sum(values) / len(values)\n",
+    "def remove_ends(s, c):\n    return s.strip(c)\n",
+    "def sum_all(xs):\n    return sum(xs)\n",
+    "def sum_all(xs):\n    return sum(xs)\n",
+    "    return min(xs) < 0\n",
+)
+
+
+def write(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def run(problem: Problem, answer: str) -> None:
+    """Run the program of an answer, of our own, here."""
+    exec(compile("from typing import List\n" + program(problem, answer), "<answer>", "exec"), {})
 
 
 def test_problems_are_read_plain_and_packed(tmp_path: Path) -> None:
     plain, packed = tmp_path / "p.jsonl", tmp_path / "p.jsonl.gz"
-    plain.write_text(as_lines([RECORD]))
+    plain.write_text(as_lines([ADD]))
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     assert read_problems(plain) == read_problems(packed) == [ADD]
 
@@ -34,13 +108,97 @@ def test_problems_are_read_from_other_containers(tmp_path: Path) -> None:
         assert read_problems(tmp_path / name) == expected
 
 
+@pytest.mark.parametrize("record", FORMATS, ids=IDS)
+def test_each_format_accepts_right_answers_and_no_others(tmp_path: Path, record: dict[str, Any]) -> None:
+    solution = SOLUTIONS[FORMATS.index(record)]
+    (problem,) = read_problems(write(tmp_path / "p.jsonl", [record]))
+    run(problem, solution)
+    run(problem, f"```python\n{solution}```")
+    nothing = solution if solution.startswith("def") else ""
+    wrong = f"{nothing.partition(chr(10))[0]}\n    return None\n" if nothing else "    return None\n"
+    with pytest.raises((AssertionError, TypeError)):
+        run(problem, wrong)
+
+
+@pytest.mark.parametrize("record", [record for record in FORMATS if record is not HUMANEVAL_PLUS])
+def test_parquet_with_lists_reads_as_json_lines_do(tmp_path: Path, record: dict[str, Any]) -> None:
+    """EvalPlus releases JSON Lines only; its inputs are of many types."""
+    present = {name: value for name, value in record.items() if value != []}
+    pq.write_table(pa.Table.from_pylist([present]), tmp_path / "p.parquet")
+    assert read_problems(tmp_path / "p.parquet") == read_problems(write(tmp_path / "p.jsonl", [record]))
+
+
+def test_a_question_shows_the_task_and_its_examples(tmp_path: Path) -> None:
+    for record in (MBPP, SANITISED_MBPP, MBPP_PLUS):
+        (problem,) = read_problems(write(tmp_path / "p.jsonl", [record]))
+        (message,) = problem.task().messages
+        assert (record.get("text") or record["prompt"]) in message.content
+        assert record["test_list"][0] in message.content
+        assert problem.task().beginning.startswith('"""')
+    (problem,) = read_problems(write(tmp_path / "p.jsonl", [HUMANEVAL_PLUS]))
+    assert HUMANEVAL_PLUS["prompt"].strip() in problem.task().messages[0].content
+
+
+def test_the_function_that_is_asked_for_is_the_one_that_the_tests_call(tmp_path: Path) -> None:
+    (problem,) = read_problems(write(tmp_path / "p.jsonl", [MBPP]))
+    assert problem.entry_point == "remove_ends"
+    (problem,) = read_problems(write(tmp_path / "p.jsonl", [MULTIPL_E]))
+    assert problem.entry_point == "below"
+
+
+@pytest.mark.parametrize(
+    ("answer", "atol", "passes"),
+    [
+        ("    return sum(values) / len(values) + 1e-9\n", 0, True),  # floats are compared with 1e-6
+        ("    return sum(values) / len(values) + 1e-4\n", 0, False),
+        ("    return sum(values) / len(values) + 1e-4\n", 1e-3, True),
+        ("    return str(sum(values) / len(values))\n", 0, False),
+        ("    values.sort()\n    return sum(values) / len(values)\n", 0, True),  # inputs are copies
+        ("    if len(values) == 3:\n        return 0\n    return sum(values) / len(values)\n", 0, False),
+    ],
+)
+def test_inputs_of_evalplus_are_checked_against_its_solution(
+    tmp_path: Path, answer: str, atol: float, passes: bool
+) -> None:
+    (problem,) = read_problems(write(tmp_path / "p.jsonl", [HUMANEVAL_PLUS | {"atol": atol}]))
+    if passes:
+        run(problem, answer)
+    else:
+        with pytest.raises(AssertionError):
+            run(problem, answer)
+
+
+@pytest.mark.parametrize(("found", "passes"), [("1.0", True), ("-1.0", True), ("0.5", False)])
+def test_any_root_of_a_polynomial_is_right(tmp_path: Path, found: str, passes: bool) -> None:
+    """HumanEval/32 has several right answers."""
+    record = HUMANEVAL_PLUS | {
+        "task_id": "HumanEval/32",
+        "prompt": "def find_zero(xs):\n",
+        "entry_point": "find_zero",
+        "canonical_solution": "    return 1.0\n",
+        "base_input": [[[-1, 0, 1]]],
+        "plus_input": [],
+        "atol": 0.0001,
+    }
+    (problem,) = read_problems(write(tmp_path / "p.jsonl", [record]))
+    if passes:
+        run(problem, f"    return {found}\n")
+    else:
+        with pytest.raises(AssertionError):
+            run(problem, f"    return {found}\n")
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
         (b"", r"p\.jsonl"),
-        (as_lines([RECORD, RECORD]).encode(), "Test/0"),
+        (as_lines([ADD, ADD]).encode(), r":2: .*Test/0"),
         (b'{"task_id": 1}', r":1: "),
-        (as_lines([RECORD]).replace('"total"', '"total; import os"').encode(), ":1: .*function"),
+        (as_lines([ADD]).replace('"total"', '"total; import os"').encode(), ":1: .*function"),
+        (as_lines([ADD]).encode() + b"[1]\n", ":2: "),
+        (as_lines([ADD]).encode() + b"{not json\n", ":2: "),
+        (b"[" * 100_000, ":1: "),
+        (b'{"task_id": 1, "base_input": ' + b"[" * 100_000 + b"\n", ":1: "),
         (b"\x1f\x8b\x08garbage", r"p\.jsonl"),
         (gzip.compress(b"x" * 100, mtime=0)[:-9], r"p\.jsonl"),
         (gzip.compress(b"x" * (70 << 20), mtime=0), r"p\.jsonl"),
@@ -49,171 +207,62 @@ def test_problems_are_read_from_other_containers(tmp_path: Path) -> None:
 def test_bad_problems_are_refused(tmp_path: Path, data: bytes, said: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(data)
-    with pytest.raises(coe.InputError, match=said):
+    with pytest.raises(coe.InputError, match=said) as error:
         read_problems(path)
+    assert "\n" not in str(error.value)
 
 
-def test_too_many_problems_are_refused_before_they_fill_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coe_native.evaluation.problems._MOST_BYTES", 1 << 20)
+def test_a_file_with_too_much_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_BYTES", 2 << 20)
     path = tmp_path / "p.jsonl"
-    path.write_text(as_lines([RECORD | {"task_id": str(n), "test": "x" * (1 << 18)} for n in range(5)]))
-    with pytest.raises(coe.InputError, match="1 MB"):
+    path.write_text(as_lines([replace(ADD, task_id=str(n), test="x" * (1 << 20)) for n in range(2)]))
+    with pytest.raises(coe.InputError, match="2 MB"):
         read_problems(path)
 
 
-def judged(problem: Problem, answer: str) -> bool:
-    """Whether the judging program runs to its end, in this process: the programs here are our own."""
-    try:
-        exec(program(problem, answer), {"__name__": "__main__"})
-    except AssertionError:
-        return False
-    return True
-
-
-PLUS_TEST = """
-def assertion(out, exp, atol):
-    assert abs(out - exp) <= atol
-
-def check(candidate):
-    inputs = [[1], [4]]
-    results = [2.0, 5.0]
-    for inp, exp in zip(inputs, results):
-        assertion(candidate(*inp), exp, 1e-6)
-"""
-
-FORMATS: dict[str, tuple[dict[str, Any], str, str]] = {
-    "HumanEval+": (
-        {"task_id": "HumanEval/1", "prompt": "def more(x):\n", "entry_point": "more", "test": PLUS_TEST},
-        "    return x + 1\n",
-        "    return x + 2\n",
-    ),
-    "HumanEval+ as released": (
-        {
-            "task_id": "HumanEval/2",
-            "prompt": "def half(x):\n",
-            "entry_point": "half",
-            "canonical_solution": "    return [x / 2]\n",
-            "contract": "",
-            "base_input": [[3]],
-            "plus_input": [[5], [0]],
-            "atol": 0,
-        },
-        "    return [x * 0.5 + 1e-9]\n",
-        "    return [x * 0.5 + 1e-3]\n",
-    ),
-    "HumanEval+, any root": (
-        {
-            "task_id": "HumanEval/32",
-            "prompt": "def find_zero(xs):\n",
-            "entry_point": "find_zero",
-            "canonical_solution": "    return 1.0\n",
-            "base_input": [[[-1, 0, 1]]],
-            "plus_input": {},
-            "atol": 1e-4,
-        },
-        "    return -1.0\n",
-        "    return 0.5\n",
-    ),
-    "MBPP": (
-        {
-            "task_id": 11,
-            "text": "Write a function to add.",
-            "code": "def helper(): pass\ndef add(a, b):\r\n  return a + b",
-            "test_setup_code": "import math",
-            "test_list": ["assert add(1, 2) == math.floor(3.5)", "assert add(0, 0) == 0"],
-            "challenge_test_list": [],
-        },
-        "```python\ndef add(a, b):\n    return a + b\n```",
-        "def add(a, b):\n    return a - b\n",
-    ),
-    "MBPP, sanitised": (
-        {
-            "source_file": "a.ipynb",
-            "task_id": 2,
-            "prompt": "Write a function to add.",
-            "code": "def add(a, b):\n  return a + b",
-            "test_imports": ["import math"],
-            "test_list": ["assert add(1, 2) == math.floor(3.5)"],
-        },
-        "def add(a, b):\n    return a + b\n",
-        "def add(a, b):\n    return 0\n",
-    ),
-    "MBPP+": (
-        {
-            "task_id": 3,
-            "prompt": "Write a function to add.",
-            "code": "def add(a, b):\n  return a + b",
-            "test_imports": [],
-            "test_list": ["assert add(1, 2) == 3"],
-            "test": "for a in range(3):\n    assert add(a, 1) == a + 1\n",
-        },
-        "def add(a, b):\n    return a + b\n",
-        "def add(a, b):\n    return 3\n",
-    ),
-    "MultiPL-E": (
-        {
-            "name": "HumanEval_53_add",
-            "language": "py",
-            "prompt": "def add(x: int, y: int) -> int:\n",
-            "tests": "def check(candidate):\n    assert candidate(1, 2) == 3\n\ncheck(add)\n",
-            "stop_tokens": ["\ndef"],
-        },
-        "    return x + y\n",
-        "    return x\n",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("container", ["jsonl", "parquet"])
-def test_each_published_format_is_judged_by_its_own_tests(tmp_path: Path, name: str, container: str) -> None:
-    record, right, wrong = FORMATS[name]
-    path = tmp_path / f"p.{container}"
-    if container == "jsonl":
-        path.write_text(json.dumps(record) + "\n")
-    else:
-        pq.write_table(pa.Table.from_pylist([{k: v for k, v in record.items() if v not in ([], {})}]), path)
-    (problem,) = read_problems(path)
-    assert judged(problem, right)
-    assert not judged(problem, wrong)
-    task = problem.task()
-    assert task.task_id == str(record.get("task_id", record.get("name")))
-    asked = task.messages[0].content
-    assert problem.entry_point in asked
-    assert "code block" in asked
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (HUMANEVAL_PLUS | {"base_input": 5}, "base_input"),
+        (HUMANEVAL_PLUS | {"base_input": [5]}, "input"),
+        (HUMANEVAL_PLUS | {"plus_input": {"a": 1}}, "input"),
+        (HUMANEVAL_PLUS | {"atol": "much"}, "atol"),
+        (HUMANEVAL_PLUS | {"task_id": "Mbpp/2"}, "mbppplus"),
+        (HUMANEVAL_PLUS | {"entry_point": "1x"}, "function"),
+        (MBPP | {"test_list": "assert 1"}, "test_list"),
+        (MBPP | {"test_list": []}, "test"),
+        (MBPP | {"test_list": ["assert other(1)"]}, "call"),
+        (MBPP | {"code": "x = 1"}, "call"),
+        (MBPP | {"text": None}, "text"),
+        (MULTIPL_E | {"language": "rs"}, "rs"),
+        (MULTIPL_E | {"prompt": "# nothing"}, "function"),
+        (MULTIPL_E | {"tests": None}, "tests"),
+        (RECORD | {"prompt": 5}, "prompt"),
+        (RECORD | {"prompt": None}, "lacks prompt"),
+        (RECORD | {"test": ["a"]}, "test"),
+    ],
+)
+def test_fields_of_wrong_types_are_refused_with_their_line(
+    tmp_path: Path, record: dict[str, Any], said: str
+) -> None:
+    path = write(tmp_path / "p.jsonl", [RECORD, record])
+    with pytest.raises(coe.InputError, match=rf"p\.jsonl:2: .*{said}") as error:
+        read_problems(path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("answer", "blocks"),
     [
-        ({"task_id": "Mbpp/2"}, "mbppplus"),
-        ({"base_input": "x"}, ":1: "),
-        ({"atol": "x"}, ":1: "),
-        ({"prompt": None}, "lacks prompt"),
+        ("nothing", []),
+        ("```\na\n```", ["a\n"]),
+        ("```python\na\n```\nthen\n~~~\nb\n~~~", ["a\n", "b\n"]),
+        ("````md\n```\na\n```\n````", ["```\na\n```\n"]),
+        ("```python\na", ["a\n"]),
+        ("```python\na\n```python\nb\n```", ["a\n```python\nb\n"]),
+        ("```\n```", ["\n"]),
+        ("inline ```code``` here", []),
     ],
 )
-def test_released_problems_that_cannot_be_judged_are_refused(
-    tmp_path: Path, change: dict[str, Any], said: str
-) -> None:
-    (tmp_path / "p.jsonl").write_text(json.dumps(FORMATS["HumanEval+ as released"][0] | change) + "\n")
-    with pytest.raises(coe.InputError, match=said):
-        read_problems(tmp_path / "p.jsonl")
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"name": "a", "language": "lua", "prompt": "function f()", "tests": ""},
-        {"name": "a", "prompt": "no function", "tests": ""},
-        {"task_id": 1, "text": "t", "code": "def f(): pass", "test_list": ["assert g() == 1"]},
-        {"task_id": 1, "code": "def f(): pass", "test_list": ["assert f() == 1"]},
-    ],
-)
-def test_problems_of_other_languages_and_without_functions_are_refused(
-    tmp_path: Path, record: dict[str, Any]
-) -> None:
-    (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n")
-    with pytest.raises(coe.InputError, match=r"p\.jsonl:1: "):
-        read_problems(tmp_path / "p.jsonl")
+def test_fenced_blocks_are_found(answer: str, blocks: list[str]) -> None:
+    assert fenced(answer) == blocks

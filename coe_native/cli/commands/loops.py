@@ -148,9 +148,7 @@ def _all_ready_made(generating: Generating) -> Results:
     from coe_native.evaluation.attempts import Results
 
     assert generating.answers is not None
-    results = Results(
-        generating.output, "", force=generating.force or generating.resume, inputs=(generating.answers,)
-    )
+    results = Results(generating.output, "", force=generating.force, inputs=(generating.answers,))
     for answer in read_answers(generating.answers):
         results.add(answer)
     return results

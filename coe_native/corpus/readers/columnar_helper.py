@@ -30,6 +30,9 @@ _SECONDS = 60.0
 """Time limit for one batch of records."""
 
 _BATCH = 128
+"""Records that are read at once, unless they are large."""
+
+_BATCH_BYTES = 64 << 20
 
 
 class ColumnarFile:
@@ -108,7 +111,12 @@ def _schema_and_batches(path: str, columns: list[str] | None) -> tuple[Any, Iter
 
     if path.lower().endswith(PARQUET):
         file = pyarrow.parquet.ParquetFile(path)
-        return file.schema_arrow, file.iter_batches(_BATCH, columns=columns or [], use_threads=False)
+        rows, size = (
+            file.metadata.num_rows,
+            sum(file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups)),
+        )
+        batch = max(1, min(_BATCH, _BATCH_BYTES * rows // max(size, 1)))
+        return file.schema_arrow, file.iter_batches(batch, columns=columns or [], use_threads=False)
     mapped = pyarrow.memory_map(path)
     try:
         reader = pyarrow.ipc.open_stream(mapped)  # what datasets writes
