@@ -287,7 +287,7 @@ def write(tasks: Sequence[Task], writer: Writer, results: Results, description: 
     from coe_native.evaluation.attempts import write_answers
 
     try:
-        with results, answer_progress(description, len(tasks)) as progress:
+        with results, answer_progress(description, len(tasks) * writer.samples) as progress:
             write_answers(tasks, writer, results, progress)
     except KeyboardInterrupt:
         if results.path is not None:
