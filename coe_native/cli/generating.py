@@ -43,6 +43,8 @@ class Generating:
         options: How the model is loaded.
         resume: Continue the output.
         force: Replace the output.
+        raw, thinking, max_tokens, stop: See `Writer`.
+        temperature, top_k, top_p, repeat_penalty, seed: See `Sampling`.
     """
 
     output: Path | None
@@ -83,21 +85,27 @@ class Generating:
 
         return None if self.mask_path is None else ExpertMask.load(self.mask_path)
 
-    def check(self, model: Path | None) -> None:
-        """Check that answers come from somewhere, and that a run to resume has a file.
+    def check(self, model: Path | None, *, judged: bool = True) -> None:
+        """Check that answers come from somewhere and go somewhere, and that a run to resume has a file.
+
+        Args:
+            model: The model that answers.
+            judged: Whether the answers are judged at once.
 
         Raises:
-            InputError: They do not.
+            InputError: They do not, or options contradict each other.
         """
         if model is None and self.answers is None:
             raise InputError("give a MODEL that answers, or ready-made answers with --answers")
-        if model is not None and self.answers is not None:
-            say(f"{self.answers}: answers are read from here, so {model} is not loaded")
+        if self.answers is None and self.output is None and not judged:
+            raise InputError("answers would be neither kept nor judged: give -o FILE or --allow-code-execution")
         if self.answers is not None and (self.mask_path is not None or self.resume):
             option = "--mask" if self.mask_path is not None else "--resume"
             raise InputError(f"{option} is for answers that a model writes; leave it out with --answers")
         if self.resume and self.output is None:
             raise InputError("--resume needs the file of answers to continue: -o FILE")
+        if self.answers is not None and model is not None:
+            say(f"{self.answers}: answers are read from here, so {model} is not loaded")
 
 
 def generating_options(what: str) -> Callable[[Function], Function]:
@@ -111,8 +119,8 @@ def generating_options(what: str) -> Callable[[Function], Function]:
         click.option(
             "--answers",
             type=FILE,
-            help="Judge the answers in this file, without a model: task_id and completion, or question_id and "
-            "code_list.",
+            help="Judge the answers in this file, without a model: task_id with completion (what a model wrote) "
+            "or solution (a program), or question_id and code_list (programs).",
         ),
         click.option(
             "--mask",
@@ -148,9 +156,25 @@ def generating_options(what: str) -> Callable[[Function], Function]:
             show_default=True,
             help="Sample from this many of the likeliest tokens; 0: from all.",
         ),
-        click.option("--top-p", default=0.95, show_default=True),
-        click.option("--repeat-penalty", default=1.05, show_default=True),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
+        click.option(
+            "--top-p",
+            default=0.95,
+            show_default=True,
+            help="Sample from the likeliest tokens that have this probability together.",
+        ),
+        click.option(
+            "--repeat-penalty",
+            default=1.05,
+            show_default=True,
+            help="Penalty for tokens that occurred before; 1: none.",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            help="Seed from which each task gets its own.",
+        ),
         click.option(
             "--max-tokens", type=COUNT, default=16384, show_default=True, help="Maximum tokens of an answer."
         ),
@@ -309,7 +333,7 @@ def ready_made(
     unknown = sorted({answer.task_id for answer in read} - set(categories))
     if unknown:
         raise InputError(
-            f"{generating.answers}: answers {unknown[0][:80]}, which is none of the {len(categories)} problems"
+            f"{generating.answers}: has an answer to {unknown[0][:80]}, which is none of {len(categories)} tasks"
         )
     wanted = {task.task_id for task in tasks}
     results = Results(generating.output, "", force=generating.force, inputs=(generating.answers, *inputs))
@@ -317,10 +341,10 @@ def ready_made(
         if answer.task_id in wanted:
             results.add(with_category(answer, categories[answer.task_id]))
     missing = len(wanted - {answer.task_id for answer in read})
-    if missing:
-        say(f"{generating.answers}: has no answer to {missing} of {len(wanted)} problems, which are left out")
     if missing == len(wanted):
-        raise InputError(f"{generating.answers}: has no answer to the chosen problems")
+        raise InputError(f"{generating.answers}: has no answer to the chosen tasks")
+    if missing:
+        say(f"{generating.answers}: has no answer to {missing} of {len(wanted)} tasks, which are left out")
     return results
 
 
@@ -342,7 +366,8 @@ def judge(
             judge_answers(judges, results, progress)
     except KeyboardInterrupt:
         if results.path is not None:
-            say(f"{results.path}: has all answers; run the same command with --resume to judge the others")
+            again = "--resume to judge the others" if results.run else "--force to judge all"
+            say(f"{results.path}: has all answers; run the same command with {again}")
         raise
 
 

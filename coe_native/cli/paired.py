@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from coe_native.cli.output import say
+from coe_native.units import counted
 
 if TYPE_CHECKING:
     from coe_native.evaluation.intervals import Pairs
@@ -42,9 +43,9 @@ def say_what_pairs_tell(pairs: Pairs, what: str) -> None:
     if pairs.is_telling:
         say(change)
     elif pairs.needed is None:
-        say(f"{change}: {pairs.total} pairs show no difference, but may miss one within that interval")
+        say(f"{change}: {counted(pairs.total, 'pair')} without a difference may miss one within that interval")
     else:
         say(
-            f"{change}: {pairs.total} pairs are too few to tell this difference from chance; about {pairs.needed} "
-            "would be needed"
+            f"{change}: too few to tell this difference from chance ({counted(pairs.total, 'pair')}); about "
+            f"{pairs.needed} would be needed"
         )

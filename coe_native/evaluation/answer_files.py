@@ -11,6 +11,7 @@ from coe_native.corpus.read import records
 from coe_native.corpus.readers.records import Columns
 from coe_native.errors import InputError
 from coe_native.evaluation.attempts import Attempt
+from coe_native.evaluation.tasks import check_unicode
 
 
 class _Answer(msgspec.Struct):
@@ -23,6 +24,8 @@ class _Answer(msgspec.Struct):
     code_list: list[str] | None = None
     tokens: int | None = None
     ended: str = ""
+    sample: int = 0
+    is_program: bool = False
     category: str = ""
     difficulty: str | None = None
 
@@ -45,7 +48,8 @@ def read_answers(path: Path) -> list[Attempt]:
             if isinstance(record, InputError):
                 raise record
             for answer in _answers(record.fields, record.place):
-                sample = counts.get(answer.task_id, 0)
+                # Our own files number them; in others, they are numbered as they come.
+                sample = answer.sample or counts.get(answer.task_id, 0)
                 counts[answer.task_id] = sample + 1
                 attempts.append(msgspec.structs.replace(answer, sample=sample))
     except OSError as error:
@@ -65,7 +69,11 @@ def _answers(fields: Any, place: str) -> list[Attempt]:
     programs = read.code_list if read.solution is None else [read.solution]
     texts = programs if read.completion is None else [read.completion]
     if name is None or texts is None:
-        raise InputError(f"{place}: needs task_id and completion, or question_id and code_list")
+        raise InputError(f"{place}: needs task_id and completion or solution, or question_id and code_list")
+    try:
+        check_unicode(str(name), read.category, read.difficulty or "", *texts)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
     return [
         Attempt(
             task_id=str(name),
@@ -73,7 +81,8 @@ def _answers(fields: Any, place: str) -> list[Attempt]:
             tokens=read.tokens,
             ended=read.ended,
             category=read.category or (read.difficulty or "").lower(),
-            is_program=read.completion is None,
+            is_program=read.is_program or read.completion is None,
+            sample=read.sample,
         )
         for each in texts
     ]

@@ -163,7 +163,9 @@ def read_attempts(path: Path) -> list[Attempt]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except InputError as error:
-        raise InputError(f"{error}; it is not a file of answers, or is damaged; choose another file") from error
+        raise InputError(
+            f"{error}; it is not a file of answers that humaneval, livecodebench or loops wrote"
+        ) from error
 
 
 def write_answers(

@@ -293,6 +293,7 @@ def read_contest(
             with _naming(record):
                 fields = msgspec.convert(_given(record), _Fields)
                 problem = _problem(fields)
+                problem.task()  # which checks its texts
                 if problem.task_id in seen:
                     raise InputError(f"has problem {problem.task_id[:80]} again")
                 seen.add(problem.task_id)

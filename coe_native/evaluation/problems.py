@@ -19,7 +19,7 @@ from coe_native.corpus.read import records
 from coe_native.corpus.readers.records import Columns, Record
 from coe_native.errors import InputError
 from coe_native.evaluation.sandbox import Outcome, Sandbox
-from coe_native.evaluation.tasks import Task
+from coe_native.evaluation.tasks import Task, check_unicode
 from coe_native.files import typed_json
 from coe_native.llama.thinking import after_thinking
 
@@ -163,12 +163,14 @@ def _problem(record: Record) -> Problem:
         fields = msgspec.convert(given, _Fields)
         for has, problem_of in _FORMATS:
             if all(getattr(fields, name) is not None for name in has):
-                return problem_of(fields)
+                problem = problem_of(fields)
+                check_unicode(problem.task_id, problem.prompt, problem.test, problem.question)
+                return problem
     except (msgspec.ValidationError, InputError) as error:
         raise InputError(f"{record.place}: {error}") from error
-    known = "; ".join(", ".join(has) for has, _ in _FORMATS)
+    known = "; or ".join(", ".join(has) for has, _ in _FORMATS)
     missing = [name for name in ("task_id", "prompt", "entry_point", "test") if name not in given]
-    raise InputError(f"{record.place}: lacks {', '.join(missing)}; a problem has one of: {known}")
+    raise InputError(f"{record.place}: lacks {', '.join(missing)}; a problem has {known}")
 
 
 def _humaneval(fields: _Fields) -> Problem:

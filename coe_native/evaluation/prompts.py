@@ -63,12 +63,16 @@ def _records(path: Path) -> Iterator[Task]:
             raise record
         messages = _messages(record.fields, record.place)
         name = _first(record.fields, _NAMES)
-        yield Task(
-            task_id=str(number if name is None else name),
-            messages=messages,
-            beginning=messages[-1].content,
-            category=str(_first(record.fields, _CATEGORIES) or ""),
-        )
+        try:
+            task = Task(
+                task_id=str(number if name is None else name),
+                messages=messages,
+                beginning=messages[-1].content,
+                category=str(_first(record.fields, _CATEGORIES) or ""),
+            )
+        except InputError as error:
+            raise InputError(f"{record.place}: {error}") from error
+        yield task
 
 
 def _messages(fields: Mapping[str, Any], place: str) -> tuple[Message, ...]:

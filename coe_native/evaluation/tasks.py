@@ -15,6 +15,18 @@ from coe_native.llama.generation import Generation, Prompt, Sampling, generate_a
 from coe_native.llama.loaded_model import LoadedModel
 
 
+def check_unicode(*texts: str) -> None:
+    """Check that texts can be written as UTF-8; JSON can hold half of a surrogate pair.
+
+    Raises:
+        InputError: One cannot.
+    """
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise InputError("holds half of a surrogate pair, which is not valid text") from error
+
+
 @dataclass(frozen=True)
 class Task:
     """What a model is asked.
@@ -24,12 +36,18 @@ class Task:
         messages: The conversation that the model answers, through its chat template.
         beginning: What the model continues instead, where no chat template is used.
         category: What it counts under, such as its difficulty; empty: nothing.
+
+    Raises:
+        InputError: A text is not valid Unicode.
     """
 
     task_id: str
     messages: tuple[Message, ...]
     beginning: str
     category: str = ""
+
+    def __post_init__(self) -> None:
+        check_unicode(self.task_id, self.beginning, self.category, *(each.content for each in self.messages))
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,7 @@ class Writer:
         Raises:
             InputError: A task does not fit into the context, or the model has no chat template.
         """
+        self._check_template()
         answers = generate_all(
             self.model,
             [Prompt(self._prompt(task), self._seed(task, sample)) for task, sample in wanted],
@@ -92,28 +111,29 @@ class Writer:
         try:
             prompt = self._rendered(task)
             if len(prompt) >= self.model.n_ctx:
-                raise InputError(f"needs {len(prompt)} tokens, but the context has {self.model.n_ctx} (--ctx)")
-        except UnicodeEncodeError as error:  # JSON can hold half a surrogate pair
-            raise InputError(
-                f"{task.task_id[:80]}: holds half of a surrogate pair, which is not valid text"
-            ) from error
+                raise InputError(
+                    f"its prompt needs {len(prompt)} tokens, but the context has {self.model.n_ctx} (--ctx)"
+                )
         except InputError as error:
-            raise InputError(f"{task.task_id[:80]}: {error}") from error
+            raise InputError(f"task {task.task_id[:80]}: {error}") from error
         return prompt
 
-    def _rendered(self, task: Task) -> Tokens:
+    def _check_template(self) -> None:
         chat = self.model.text
         if self.raw:
-            return chat.tokenize(task.beginning)
+            return
         if not chat.has_chat_template:
-            raise InputError(
-                f"{self.model.moe.path}: has no chat template: --raw lets it continue the prompt instead"
-            )
+            raise InputError(f"{self.model.moe.path}: has no chat template; --raw lets it continue the prompts")
         if not self.thinking and chat.thinks:
             raise InputError(
                 f"{self.model.moe.path}: its chat template opens a block of thinking that cannot be closed "
                 f"({chat.thinks}), so thinking is not off; pass --thinking on, or --raw to continue the prompt"
             )
+
+    def _rendered(self, task: Task) -> Tokens:
+        chat = self.model.text
+        if self.raw:
+            return chat.tokenize(task.beginning)
         text = chat.render_chat(task.messages, reply=True, thinking=self.thinking)
         return chat.tokenize(text, parse_special=True)
 

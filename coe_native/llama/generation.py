@@ -265,7 +265,7 @@ def _write_all(
             active.append(answer)
             _read(model, answer)
             yield from drawn([answer], [-1])
-        if len(active) > 1 and sum(len(answer.tokens) for answer in active) > model.n_ctx:
+        while len(active) > 1 and sum(len(answer.tokens) for answer in active) > model.n_ctx:
             newest = active.pop()
             model.forget(newest.sequence)
             waiting.appendleft(newest)

@@ -45,5 +45,5 @@ def check_loops(
     return Check(
         "few answers loop",
         looping.count <= max_share * looping.total,
-        f"{looping.count} of {looping.total} loop ({low:.1%} to {high:.1%}); {max_share:.1%} may",
+        f"{looping.count} of {looping.total} loop ({low:.1%} to {high:.1%}); at most {max_share:.1%} allowed",
     )

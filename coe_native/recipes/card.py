@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -81,13 +82,17 @@ def model_card(
     Raises:
         InputError: A file cannot be read, or has not been judged.
     """
+    if base_model is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) is None:
+        raise InputError(f"{base_model!r} is not a name on Hugging Face; write OWNER/NAME")
     header = ModelHeader(path)
+    if profile is not None and not _is_of(profile.fingerprint, header):
+        raise InputError("the profile is of another model; give the one that the mask was made from")
     with LoadedModel(path, n_ctx=32, n_batch=32, tokenizer_only=True) as model:
-        how = usage(model)
+        how = usage(model, may_be_split=True)
     measured = [_measured(run) for run in runs]
     read = [Sweep.load(sweep) for sweep in sweeps]
     for place, sweep in zip(sweeps, read, strict=True):
-        if not _is_of(sweep, header):
+        if not _is_of(sweep.fingerprint, header):
             raise InputError(f"{place}: is a sweep of another model; give one of the parent of {path}")
     missing = [what for kind, what in _MISSING if kind not in {found.kind for found in measured}]
     if not read:
@@ -100,6 +105,9 @@ def model_card(
     text: str = template.render(
         name=header.name,
         file=path.name,
+        quoted=shlex.quote(path.name),
+        n_files=len(header.paths),
+        n_ctx=min(CONTEXTS[0], int(how.parameters["num_ctx"])),
         base_models=[base_model] if base_model else _base_models(header),
         license=_text(header, "general.license"),
         quantization=_quantization(header),
@@ -143,9 +151,10 @@ def _measured(path: Path) -> Measured:
     )
 
 
-def _is_of(sweep: Sweep, header: ModelHeader) -> bool:
+def _is_of(fingerprint: str, header: ModelHeader) -> bool:
+    """Return whether a fingerprint is that of the model's parent, or of the model if it has none."""
     made_from = header.metadata("coe.mask.parent_fingerprint")
-    return header.has_fingerprint(sweep.fingerprint) or made_from == sweep.fingerprint
+    return header.has_fingerprint(fingerprint) if header.surgery is None else made_from == fingerprint
 
 
 def _sweep_rows(sweep: Sweep, header: ModelHeader) -> list[tuple[str, str, str, str]]:
@@ -230,7 +239,7 @@ def _text(header: ModelHeader, key: str) -> str:
 
 def _yaml(value: str) -> str:
     """Return a text as YAML, of which JSON's texts are a part."""
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _cell(value: str) -> str:

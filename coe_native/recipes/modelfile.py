@@ -9,6 +9,7 @@ from pathlib import Path
 
 from coe_native.errors import InputError, printable
 from coe_native.llama.loaded_model import LoadedModel
+from coe_native.model.header import ModelHeader
 from coe_native.model.sampler_defaults import sampler_defaults_of
 from coe_native.surgery.notice import safety_notice
 
@@ -40,6 +41,9 @@ DOMAINS = {
 }
 """System prompts, by domain."""
 
+_OF_OLLAMA = {"top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_last_n": "repeat_last_n"}
+"""Ollama's names of other settings that a file may have under `general.sampling.`."""
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -66,22 +70,26 @@ class Usage:
         """Return the Modelfile for ``ollama create NAME -f Modelfile``."""
         notice = "".join(f"# {line}\n" for line in self.notice.splitlines())
         raw = f"# Raw APIs: end the prompt with {json.dumps(self.prefill)}\n" if self.prefill else ""
-        parameters = "".join(f"PARAMETER {name} {value:g}\n" for name, value in self.parameters.items())
+        parameters = "".join(f"PARAMETER {name} {value:.7g}\n" for name, value in self.parameters.items())
         return (
             f'{notice}# Thinking off: ollama run NAME --think=false, or "think": false in its API.\n{raw}'
             f'FROM {self.path}\n{parameters}SYSTEM """{self.system}"""\n'
         )
 
 
-def usage(model: LoadedModel, *, domain: str = "general", system: str | None = None) -> Usage:
-    """Return how to use a model, with the sampling settings in its file, or the published ones.
+def usage(
+    model: LoadedModel, *, domain: str = "general", system: str | None = None, may_be_split: bool = False
+) -> Usage:
+    """Return how to use a model, with the sampling settings in its file.
 
-    Ollama does not read those in the file. The context is not longer than the model was trained for.
+    Not all versions of Ollama read them there. The published temperature and repeat penalty are used where the
+    file has none. The context is not longer than the model was trained for.
 
     Args:
         model: The model. Its tokenizer is enough.
         domain: Whose system prompt to use: one of DOMAINS.
         system: Another system prompt.
+        may_be_split: Also describe a model in several files, which Ollama does not take.
 
     Raises:
         InputError: There is no such domain, or a Modelfile cannot hold the prompt or the path.
@@ -91,7 +99,7 @@ def usage(model: LoadedModel, *, domain: str = "general", system: str | None = N
     text = DOMAINS[domain] if system is None else system
     if '"""' in text:
         raise InputError('a system prompt in a Modelfile cannot hold """')
-    if len(model.moe.paths) > 1:
+    if len(model.moe.paths) > 1 and not may_be_split:
         raise InputError(
             f"{model.moe.path}: is split into {len(model.moe.paths)} files, and Ollama takes one; join them with "
             "llama-gguf-split --merge, or write the specialist without --split-max-size"
@@ -108,6 +116,7 @@ def usage(model: LoadedModel, *, domain: str = "general", system: str | None = N
     parameters: dict[str, float] = {
         "temperature": sampling.temperature or 0.0,
         "repeat_penalty": sampling.repeat_penalty or 1.0,
+        **_other_sampling(model.moe),
         **lengths,
     }
     try:
@@ -123,3 +132,17 @@ def usage(model: LoadedModel, *, domain: str = "general", system: str | None = N
         open_block=open_block,
         notice=printable(notice) if isinstance(notice, str) else safety_notice(),
     )
+
+
+def _other_sampling(moe: ModelHeader) -> dict[str, float]:
+    """Return the sampling settings that the author has put into the file, by Ollama's names."""
+    found = {ours: moe.metadata(f"general.sampling.{key}") for key, ours in _OF_OLLAMA.items()}
+    return {name: value for name, value in found.items() if _is_setting(name, value)}
+
+
+def _is_setting(name: str, value: object) -> bool:
+    """Return whether Ollama takes a value."""
+    if name in ("top_p", "min_p"):
+        return isinstance(value, float) and 0 <= value <= 1
+    least = -1 if name == "repeat_last_n" else 0
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 1 << 20

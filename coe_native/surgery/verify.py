@@ -21,6 +21,7 @@ from coe_native.masks.check import check_mask
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.gguf_file import Tensor, begins_like_gguf
 from coe_native.model.header import ModelHeader
+from coe_native.model.sampler_defaults import changed_sampling
 from coe_native.surgery.plan import (
     SHARD_KEYS,
     Plan,
@@ -42,7 +43,6 @@ _CHECKED_AS = ModelOptions(n_ctx=8, n_batch=8, n_gpu_layers=0, repack=False, mtp
 _WRITTEN_DIFFERENTLY = (
     *(b"coe.mask.parent_fingerprint", b"coe.mask.notice"),
     *(b"general.file_type", b"general.quantization_version", b"quantize.imatrix."),
-    *(b"general.sampling.temp", b"general.sampling.penalty_repeat"),
 )
 """Starts of metadata that depend on the version of coe-native or on options, or that a quantiser writes."""
 
@@ -97,7 +97,13 @@ def verify(
         plan = plan_copy(parent_model)
     elif written.surgery is not None and written.surgery.mode == "prune":
         dropped = bool(parent_model.mtp_blocks) and not written.mtp_blocks
-        plan = plan_prune(parent_model, mask, drop_mtp=dropped, keep_vision=bool(written.other_parts))
+        plan = plan_prune(
+            parent_model,
+            mask,
+            drop_mtp=dropped,
+            keep_vision=bool(written.other_parts),
+            sampling=changed_sampling(written, parent_model),
+        )
     else:
         plan = plan_zero(parent_model, mask)
     plan = plan.with_types({tensor.name: tensor.type for tensor in written.tensors.values()})
@@ -151,7 +157,10 @@ def _metadata(written: ModelHeader, plan: Plan, mask: ExpertMask | None) -> str:
     in_place = done is not None and done.in_place
     expected = _raw_metadata(plan.model) if in_place else list(plan.entries)
     if _comparable(_raw_metadata(written)) != _comparable(expected):
-        raise CoeError("differs from the parent's in more than the number of experts and the record of the mask")
+        raise CoeError(
+            "differs from the parent's in more than the number of experts, the temperature and repeat penalty, "
+            "and the record of the mask"
+        )
     if mask is None:
         return f"{len(expected)} entries"
     if not in_place and not plan.model.has_fingerprint(str(written.metadata("coe.mask.parent_fingerprint"))):

@@ -60,9 +60,9 @@ def test_a_card_has_what_is_known_and_lists_what_is_not(specialist: Path, tmp_pa
 
 
 def test_hugging_face_reads_the_front_matter(specialist: Path) -> None:
-    card = ModelCard(ok("card", specialist, "--base-model", 'owner/na"me').out)
+    card = ModelCard(ok("card", specialist, "--base-model", "owner/na-me_1.5").out)
     data = card.data.to_dict()
-    assert data["base_model"] == ['owner/na"me']
+    assert data["base_model"] == ["owner/na-me_1.5"]
     assert data["library_name"] == "llama.cpp"
     assert data["quantization"] == "Q8_0"
     assert {"gguf", "moe", "expert-pruning", "coe-native"} <= set(data["tags"])

@@ -75,7 +75,7 @@ def test_the_same_run_shows_no_difference(runs: Path) -> None:
     told = report("compare-runs", runs / "a.jsonl", runs / "a.jsonl")
     assert (told["difference"], told["p_value"], told["needed"]) == (0, 1, None)
     done = ok("compare-runs", runs / "a.jsonl", runs / "a.jsonl")
-    assert "no difference" in done.err
+    assert "without a difference" in done.err
 
 
 def test_tasks_of_one_run_only_are_left_out_and_counted(runs: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.model_files import append_entry
@@ -13,7 +14,7 @@ import coe_native as coe
 from coe_native.corpus.documents import Message
 from coe_native.model.gguf_file import encode_entry
 from coe_native.recipes import demo
-from coe_native.recipes.modelfile import DOMAINS, LENGTHS, usage
+from coe_native.recipes.modelfile import DOMAINS, LENGTHS, Usage, usage
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 # As the families' templates do it, in few words: Qwen 3, Gemma 4, DeepSeek 3.1, one that thinks whatever it is
@@ -103,10 +104,28 @@ def test_a_split_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
 
 
 def test_ollama_gets_the_sampling_settings_of_the_file(tmp_path: Path) -> None:
-    """It does not read them there itself."""
-    path = append_entry(demo.MODEL, tmp_path / "a.gguf", encode_entry("general.sampling.temp", 0.25))
-    path = append_entry(path, tmp_path / "model.gguf", encode_entry("general.sampling.penalty_repeat", 2))
-    with coe.Model(path, n_ctx=32, tokenizer_only=True) as model:
-        how = usage(model)
+    """Not all of its versions read them there."""
+    own = {"temp": 0.25, "penalty_repeat": 2, "top_k": 20, "top_p": 0.95, "min_p": 0.0, "penalty_last_n": -1}
+    how = usage_with_settings(tmp_path, own)
     assert (how.parameters["temperature"], how.parameters["repeat_penalty"]) == (0.25, 2.0)
-    assert "PARAMETER temperature 0.25\nPARAMETER repeat_penalty 2\n" in how.modelfile()
+    lines = (
+        *("temperature 0.25", "repeat_penalty 2", "top_k 20", "top_p 0.95", "min_p 0", "repeat_last_n -1"),
+        "num_ctx 2048",
+    )
+    assert "".join(f"PARAMETER {line}\n" for line in lines) in how.modelfile()
+
+
+def test_unusable_sampling_settings_of_a_file_are_left_out(tmp_path: Path) -> None:
+    unusable = {"temp": "0.5", "penalty_repeat": 0.0, "top_k": 0.5, "top_p": float("nan"), "min_p": 2.0}
+    how = usage_with_settings(tmp_path, unusable)
+    assert list(how.parameters) == ["temperature", "repeat_penalty", "num_ctx", "num_predict"]
+    assert (how.parameters["temperature"], how.parameters["repeat_penalty"]) == (0.6, 1.05)
+
+
+def usage_with_settings(directory: Path, settings: dict[str, Any]) -> Usage:
+    path = demo.MODEL
+    for key, value in settings.items():
+        entry = encode_entry(f"general.sampling.{key}", value, "I32")
+        path = append_entry(path, directory / f"{key}.gguf", entry)
+    with coe.Model(path, n_ctx=32, tokenizer_only=True) as model:
+        return usage(model)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 from support.masks import unused_experts
 from support.model_files import append_entry
@@ -26,6 +26,8 @@ ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[..., coe.RoutingProfile]
 
 QUANTIZATIONS = ("F32", "F16", "Q8_0", "Q4_K_M")
+
+SAMPLING_KEYS = ("general.sampling.temp", "general.sampling.penalty_repeat")
 
 
 def raw_tensors(path: Path) -> dict[str, tuple[str, list[int], NDArray[np.uint8]]]:
@@ -130,8 +132,53 @@ def test_sampling_settings_are_the_given_ones_then_the_parents_then_the_publishe
     assert all(check.passed for check in coe.verify(out, parent, mask))
 
 
+def test_sampling_settings_are_what_gguf_would_write(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
+) -> None:
+    """The first of several files has them, as llama.cpp expects."""
+    mask = unused_experts(profile_of("llama"), 8)
+    first = coe.prune(model_file("llama", "F32"), mask, tmp_path / "out.gguf", split_max_bytes=100_000)
+    others = coe.MoeModel(first).paths[1:]
+    writer = GGUFWriter(tmp_path / "expected.gguf", "llama")
+    writer.add_sampling_temp(0.6)
+    writer.add_sampling_penalty_repeat(1.05)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    theirs, ours = GGUFReader(tmp_path / "expected.gguf").fields, GGUFReader(first).fields
+    for key in SAMPLING_KEYS:
+        assert ours[key].types == theirs[key].types == [GGUFValueType.FLOAT32]
+        assert [part.tobytes() for part in ours[key].parts] == [part.tobytes() for part in theirs[key].parts]
+    assert others
+    assert not any(set(SAMPLING_KEYS) & set(fields(path)) for path in others)
+
+
+def test_zeroed_models_get_no_sampling_settings(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
+) -> None:
+    """They are the parent, for study."""
+    mask = unused_experts(profile_of("llama"), 8)
+    out = coe.zero(model_file("llama", "F32"), mask, tmp_path / "out.gguf")
+    assert not set(SAMPLING_KEYS) & set(fields(out))
+
+
+@pytest.mark.parametrize("sampling", [SamplerDefaults(), SamplerDefaults(temperature=0.3), None])
+def test_pruning_and_quantising_in_one_step_keeps_the_sampling_settings(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf, sampling: SamplerDefaults | None
+) -> None:
+    parent, mask = model_file("llama", "F32"), unused_experts(profile_of("llama"), 8)
+    options = coe.QuantizeOptions("Q4_0")
+    pruned = coe.prune(parent, mask, tmp_path / "pruned.gguf", sampling=sampling)
+    two = coe.quantize(pruned, options, tmp_path / "two.gguf")
+    one = coe.prune_and_quantize(parent, mask, options, tmp_path / "one.gguf", sampling=sampling)
+    assert one.read_bytes() == two.read_bytes()
+    assert (set(SAMPLING_KEYS) <= set(fields(one))) == (sampling is not None)
+    assert all(check.passed for check in coe.verify(one, parent, mask))
+
+
 def test_sampling_settings_out_of_range_are_refused() -> None:
-    for bad in ({"temperature": -1.0}, {"temperature": float("nan")}, {"repeat_penalty": 0.0}):
+    values = {"temperature": (-1.0, 101.0, float("nan")), "repeat_penalty": (0.0, 1e-40, float("inf"))}
+    for bad in ({name: value} for name, several in values.items() for value in several):
         with pytest.raises(coe.InputError, match=r"temperature|penalty"):
             SamplerDefaults(**bad)
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from support.masks import unused_experts
+from support.model_files import append_entry, change_metadata
 from support.random_models import copy_model, write_random_model
 
 import coe_native as coe
+from coe_native.model.gguf_file import encode_entry
 
 ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[..., coe.RoutingProfile]
@@ -25,7 +27,7 @@ def made(
     return coe.prune(parent, mask, tmp_path / "out.gguf"), parent, mask
 
 
-def failures(out: Path, parent: Path, mask: coe.ExpertMask) -> dict[str, str]:
+def failures(out: Path, parent: Path, mask: coe.ExpertMask | None) -> dict[str, str]:
     return {check.name: check.detail for check in coe.verify(out, parent, mask) if not check.passed}
 
 
@@ -112,6 +114,61 @@ def test_changed_metadata_is_found(made: tuple[Path, Path, coe.ExpertMask]) -> N
     out, parent, mask = made
     damage(out, out.read_bytes().index(b"random gemma4"), b"rAndom gemma4")
     assert "parent" in failures(out, parent, mask)["metadata"]
+
+
+SAMPLING = "general.sampling."
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({"temp": None, "penalty_repeat": None}, True),  # of an older version, or --no-sampling
+        ({"temp": 0.25, "penalty_repeat": 1.5}, True),
+        ({"temp": None}, False),
+        ({"penalty_repeat": None}, False),
+        ({"temp": -1.0}, False),
+        ({"penalty_repeat": float("nan")}, False),
+        ({"temp": 1}, False),
+        ({"temp": "0.6"}, False),
+        ({"top_p": 0.5}, False),
+        ({"temperature": 0.5}, False),
+        ({"min_p": 0.5}, False),
+        ({"min_p": None}, False),
+    ],
+)
+def test_sampling_settings_may_only_be_what_prune_can_write(
+    tmp_path: Path,
+    model_file: ModelFile,
+    profile_of: ProfileOf,
+    changes: dict[str, float | str | None],
+    passes: bool,
+) -> None:
+    """The parent has a setting of another kind."""
+    parent = append_entry(
+        model_file("qwen3moe", "F32"), tmp_path / "parent.gguf", encode_entry(f"{SAMPLING}min_p", 0.25)
+    )
+    mask = unused_experts(profile_of("qwen3moe"), 8)
+    out = coe.prune(parent, mask, tmp_path / "out.gguf")
+    raw = {
+        f"{SAMPLING}{key}": None if value is None else encode_entry(f"{SAMPLING}{key}", value)
+        for key, value in changes.items()
+    }
+    change_metadata(out, raw)
+    found = failures(out, parent, mask)
+    assert list(found) == ([] if passes else ["metadata"])
+
+
+def test_changed_sampling_settings_of_a_zeroed_or_copied_model_are_found(
+    tmp_path: Path, model_file: ModelFile, profile_of: ProfileOf
+) -> None:
+    parent = model_file("qwen3moe", "F32")
+    mask = unused_experts(profile_of("qwen3moe"), 8)
+    copied = tmp_path / "copied.gguf"
+    copied.write_bytes(parent.read_bytes())
+    changes = {f"{SAMPLING}temp": encode_entry(f"{SAMPLING}temp", 0.6)}
+    for out, its_mask in ((coe.zero(parent, mask, tmp_path / "zero.gguf"), mask), (copied, None)):
+        change_metadata(out, changes)
+        assert list(failures(out, parent, its_mask)) == ["metadata"]
 
 
 def test_a_zeroed_expert_that_is_not_zero_is_found(

@@ -15,12 +15,17 @@ from coe_native.cli.types import FILE, MODEL
 @click.command(name="card", cls=Command)
 @click.argument("model", type=MODEL)
 @click.option(
-    "--runs", multiple=True, type=FILE, help="Answers judged by humaneval, livecodebench or loops (repeatable)."
+    "--runs",
+    multiple=True,
+    type=FILE,
+    help="This model's answers, judged by humaneval, livecodebench or loops (repeatable).",
 )
 @click.option("--sweep", "sweeps", multiple=True, type=FILE, help="Sweep of the parent, .json (repeatable).")
-@click.option("--profile", "profile_path", type=FILE, help="Profile that the mask was made from, for its corpora.")
+@click.option(
+    "--profile", "profile_path", type=FILE, help="Profile that the mask was made from, for its calibration corpus."
+)
 @click.option("--base-model", help="The parent's name on Hugging Face; that in MODEL's metadata if not given.")
-@click.option("-o", "--output", type=FILE, help="File to write, README.md; standard output if not given.")
+@click.option("-o", "--output", type=FILE, help="File to write, such as README.md; standard output if not given.")
 @force_option
 def command(
     model: Path,
@@ -37,9 +42,10 @@ def command(
     Results that are missing are listed as not measured.
     """
     from coe_native.files.atomic import check_target, replacing
+    from coe_native.model.header import ModelHeader
     from coe_native.recipes.card import model_card
 
-    given = (model, *runs, *sweeps, *(() if profile_path is None else (profile_path,)))
+    given = (*ModelHeader(model).paths, *runs, *sweeps, *(() if profile_path is None else (profile_path,)))
     if output is not None:
         check_target(output, force=force, inputs=given)
     profile = None if profile_path is None else load_profile(profile_path)

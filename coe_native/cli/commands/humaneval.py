@@ -47,7 +47,7 @@ def command(
     generating: Generating,
     as_json: bool,
 ) -> None:
-    """Let MODEL write Python functions, with thinking off, and measure pass@1.
+    """Let MODEL write Python functions, and measure pass@1.
 
     Programs run only with --allow-code-execution, isolated by bubblewrap: Python and /usr are read-only, and
     there are no other files, no network, and 1 GiB for all processes together. If bubblewrap does not work,
@@ -59,7 +59,7 @@ def command(
     from coe_native.evaluation.bubblewrap import Limits
     from coe_native.evaluation.problems import RAW_STOPS, judge_function, read_problems
 
-    generating.check(model)
+    generating.check(model, judged=allow_code_execution)
     sandbox = (
         open_sandbox(Limits(seconds=time_limit), allow_unisolated=allow_unisolated)
         if allow_code_execution

@@ -77,7 +77,7 @@ def command(
         read_contest,
     )
 
-    generating.check(model)
+    generating.check(model, judged=allow_code_execution)
     sandbox = open_sandbox(LIMITS, allow_unisolated=allow_unisolated) if allow_code_execution else None
     files = contest_files(problems, release)
     selection = Selection(first.date() if first else None, last.date() if last else None)
@@ -86,13 +86,16 @@ def command(
     everything = [problem.task() for problem in known]
     chosen = [problem.task() for problem in known if selection.takes(problem)][:limit]
     if not chosen:
-        raise InputError(f"{files[0]}: has no problem in the time that --from and --to give")
+        raise InputError(f"{files[0]}: has no problem" + (" from --from to --to" if known else "s"))
+    names = frozenset(task.task_id for task in chosen)
+    if sandbox is not None:
+        for _ in read_contest(files, Selection(names=names)):
+            pass  # the tests can be read, so that no answer is written for a problem that cannot be judged
     results = answered(model, everything, chosen, generating, inputs=files, raw_stops=RAW_STOPS)
     if sandbox is not None:
-        selection = Selection(names={task.task_id for task in chosen})
         judges = (
             (problem.task_id, partial(problem.judge, sandbox=sandbox, seconds=time_limit))
-            for problem in read_contest(files, selection)
+            for problem in read_contest(files, Selection(names=names))
         )
         judge(judges, results, [task.task_id for task in chosen])
     results.save()

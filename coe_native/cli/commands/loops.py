@@ -15,6 +15,7 @@ from coe_native.cli.output import print_json, print_table, say
 from coe_native.cli.paired import pairs_as_json, say_what_pairs_tell
 from coe_native.cli.types import COUNT, FILE, MODEL
 from coe_native.errors import CoeError, InputError, printable
+from coe_native.units import counted
 
 if TYPE_CHECKING:
     from coe_native.evaluation.attempts import Attempt, Results
@@ -71,6 +72,9 @@ def command(
     generating.check(model)
     if prompts is None and generating.answers is None:
         raise InputError("give the prompts to answer: --prompts FILE")
+    if generating.answers is not None and (samples > 1 or (limit is not None and prompts is None)):
+        option = "--samples" if samples > 1 else "--limit without --prompts"
+        raise InputError(f"{option} is for answers that a model writes; leave it out with --answers")
     everything = [] if prompts is None else read_prompts(prompts)
     chosen = everything[:limit]
     runs = _runs(model, everything, chosen, generating, samples, prompts)
@@ -89,13 +93,17 @@ def command(
         for named in _most(attempts, texts):
             shown = printable(str(named["prompt"]), 60)
             say(f"loops in {named['looping']} of {named['total']} answers: {named['task_id']} {shown}".rstrip())
+        n_more = len({attempt.task_id for attempt in attempts if attempt.looping}) - _MOST_NAMED
+        if n_more > 0:
+            say(f"and in answers to {counted(n_more, 'more prompt')}")
         if paired is not None:
             say_what_pairs_tell(paired, "the looping share")
     share = rates.looping
     if share.precision > precision / 100:
         say(
-            f"warning: {share.total} answers give the looping share to ±{100 * share.precision:.1f} points; for "
-            f"±{precision:g} points, about {share.needed(precision / 100)} are needed (--samples)"
+            f"warning: the looping share is known to ±{100 * share.precision:.1f} points, from "
+            f"{counted(share.total, 'answer')}; ±{precision:g} points need about {share.needed(precision / 100)} "
+            "(more prompts, or --samples)"
         )
     if max_loops is not None and share.value is not None and share.value > max_loops / 100:
         raise CoeError(f"{share.value:.1%} of the answers loop, more than {max_loops:g} %")

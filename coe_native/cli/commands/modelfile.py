@@ -24,8 +24,8 @@ from coe_native.cli.types import FILE, MODEL
 def command(model: Path, domain: str, system: str | None, output: Path | None, force: bool, as_json: bool) -> None:
     """Print the Ollama Modelfile for MODEL, with parameters, a system prompt and the prefill for raw APIs.
 
-    The parameters are the published ones. The prefill is how the model's own chat template begins an answer
-    with the thinking block closed.
+    The sampling parameters are those in the file, or the published ones. The prefill is how the model's own chat
+    template begins an answer with the thinking block closed.
     """
     from coe_native.files.atomic import check_target, replacing
     from coe_native.llama.loaded_model import LoadedModel
