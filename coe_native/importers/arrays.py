@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
 import struct
 import zipfile
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 from coe_native.errors import InputError
 from coe_native.files.regular import open_regular
 from coe_native.importers.torch_file import BFLOAT16, MOST_BYTES, from_bfloat16
+from coe_native.model.safetensors_file import SafetensorsFile
 
-_MOST_HEADER = 1 << 20
 _TYPES = {
     **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
@@ -67,29 +66,22 @@ def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        InputError: It is something else, is damaged, or too large.
+        InputError: It is something else, is damaged, too large, or has tensors of a type that NumPy cannot hold.
     """
+    tensors = SafetensorsFile.read(path).tensors.values()
+    if sum(tensor.n_bytes for tensor in tensors) > MOST_BYTES:
+        raise InputError(f"{path}: holds tensors of more than {MOST_BYTES >> 20} MB")
+    arrays = {}
     try:
         with open_regular(path) as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MOST_HEADER:
-                raise ValueError("its header is too long")
-            header = json.loads(file.read(length))
-            data = file.read(MOST_BYTES + 1)
+            for tensor in tensors:
+                file.seek(tensor.begin)
+                arrays[tensor.name] = _shaped(file.read(tensor.n_bytes), _TYPES[tensor.dtype], tensor.shape)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, struct.error, RecursionError) as error:
-        raise InputError(f"{path}: is not a safetensors file ({error})") from error
-    if len(data) > MOST_BYTES:
-        raise InputError(f"{path}: holds tensors of more than {MOST_BYTES >> 20} MB")
-    try:
-        return {
-            str(name): _shaped(data[slice(*entry["data_offsets"])], _TYPES[entry["dtype"]], tuple(entry["shape"]))
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError) as error:
         raise InputError(f"{path}: has a tensor of an unknown type or a wrong size ({error})") from error
+    return arrays
 
 
 def _shaped(data: bytes, kind: Any, shape: Any, *, fortran: bool = False) -> NDArray[Any]:
