@@ -113,9 +113,10 @@ def _wait(process: int, seconds: float) -> int | None:
     while not found and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)
         found, status = os.waitpid(process, os.WNOHANG)
-    for identity in (process, -process):
-        with contextlib.suppress(OSError):
-            os.kill(identity, signal.SIGKILL)
+    if not found:
+        os.kill(process, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.killpg(process, signal.SIGKILL)  # what it has started
     if not found:
         os.waitpid(process, 0)
         return None
