@@ -323,12 +323,17 @@ def write(tasks: Sequence[Task], writer: Writer, results: Results, description: 
 def ready_made(
     everything: Sequence[Task], tasks: Sequence[Task], generating: Generating, *, inputs: Sequence[Path] = ()
 ) -> Results:
-    """Return the ready-made answers to tasks, and say which tasks have none."""
+    """Return the ready-made answers to tasks, and say which tasks have none. Without tasks, all are returned."""
     from coe_native.evaluation.answer_files import read_answers
     from coe_native.evaluation.attempts import Results
 
     assert generating.answers is not None
     read = read_answers(generating.answers)
+    results = Results(generating.output, "", force=generating.force, inputs=(generating.answers, *inputs))
+    if not everything:
+        for answer in read:
+            results.add(answer)
+        return results
     categories = {task.task_id: task.category for task in everything}
     unknown = sorted({answer.task_id for answer in read} - set(categories))
     if unknown:
@@ -336,7 +341,6 @@ def ready_made(
             f"{generating.answers}: has an answer to {unknown[0][:80]}, which is none of {len(categories)} tasks"
         )
     wanted = {task.task_id for task in tasks}
-    results = Results(generating.output, "", force=generating.force, inputs=(generating.answers, *inputs))
     for answer in read:
         if answer.task_id in wanted:
             results.add(with_category(answer, categories[answer.task_id]))
@@ -376,9 +380,12 @@ def share_as_json(share: Share) -> dict[str, Any]:
     return {"share": share.value, "interval": list(share.interval) if share.total else None}
 
 
+def percent(share: Share) -> str:
+    """Return a share as text."""
+    return "unknown" if share.value is None else f"{share.value:.1%}"
+
+
 def share_as_text(share: Share) -> str:
     """Return a share and its interval of 95 % as text."""
-    if share.value is None:
-        return "unknown"
     low, high = share.interval
-    return f"{share.value:.1%} ({low:.1%} to {high:.1%})"
+    return percent(share) + (f" ({low:.1%} to {high:.1%})" if share.total else "")

@@ -26,7 +26,7 @@ class Share:
 
     @property
     def value(self) -> float | None:
-        """Return the share; None of no answers."""
+        """Return the share, or None if there are no answers."""
         return self.count / self.total if self.total else None
 
     @property

@@ -93,7 +93,7 @@ def prompts_of(prompt: object) -> list[Prompt]:
 
 
 def _are_tokens(prompt: object) -> bool:
-    # Not isinstance: true is no token.
+    # isinstance would take true for a token.
     return isinstance(prompt, list) and bool(prompt) and all(type(token) is int for token in prompt)
 
 

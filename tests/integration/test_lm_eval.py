@@ -51,7 +51,7 @@ QUESTIONS = [
     "Die Frau",
 ]
 CHOICES = [" x\n", " width * height", " January", " naïve café 🙂 ist schön"]
-"""The first is what the model itself goes on with after the first question."""
+"""The first choice is the model's own continuation of the first question."""
 
 
 class Answers(NamedTuple):

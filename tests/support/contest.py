@@ -92,7 +92,7 @@ def officially_same_output(printed: str, expected: str) -> bool:
 
 
 def _number(word: str) -> Fraction | str | None:
-    """Return the value of a decimal, the name of an infinity, or None for what is no number."""
+    """Return the value of a decimal, the name of an infinity, or None if it is not a number."""
     if re.fullmatch(r"[+-]?inf(inity)?", word, re.IGNORECASE):
         return "-" if word.startswith("-") else "+"
     if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", word, re.IGNORECASE | re.ASCII):

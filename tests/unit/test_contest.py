@@ -230,7 +230,7 @@ HOSTILE: dict[str, Any] = {
     "JSON of deep unknown fields": '[{"input": "", "output": "", "more": ' + DEEP,
     "packed JSON of deep lists": packed_data(DEEP.encode()),
     "a pickle of deep JSON": packed('[{"input": "", "output": "", "more": ' + DEEP),
-    "a pickle of no JSON": packed("[{"),
+    "a pickle of invalid JSON": packed("[{"),
     "half of a surrogate pair": packed_data(b"\x80\x04\x8c\x03\xed\xa0\x80."),
     "an object": '{"input": "", "output": ""}',
     "a test without output": '[{"input": ""}]',

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.generating import share_as_text
+from coe_native.cli.generating import percent
 from coe_native.cli.options import json_option
 from coe_native.cli.output import print_json, print_table, say
 from coe_native.cli.paired import difference_as_text, pairs_as_json, say_what_pairs_tell
@@ -50,7 +50,7 @@ def command(first: Path, second: Path, as_json: bool) -> None:
             (
                 name,
                 str(pairs.total),
-                *(share_as_text(share).partition(" (")[0] for share in pairs.shares),
+                *map(percent, pairs.shares),
                 *map(str, (pairs.both, pairs.first, pairs.second, pairs.neither)),
                 difference_as_text(pairs),
                 f"{pairs.p_value:.2g}",

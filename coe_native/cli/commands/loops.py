@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coe_native.cli.command import Command
-from coe_native.cli.generating import Generating, generating_options, ready_made, share_as_text, write
+from coe_native.cli.generating import Generating, generating_options, percent, ready_made, share_as_text, write
 from coe_native.cli.output import print_json, print_table, say
 from coe_native.cli.paired import pairs_as_json, say_what_pairs_tell
 from coe_native.cli.types import COUNT, FILE, MODEL
@@ -123,8 +123,6 @@ def _runs(
     from coe_native.model.header import ModelHeader
 
     if generating.answers is not None:
-        if not everything:
-            return {"model": _all_ready_made(generating)}
         return {"model": ready_made(everything, tasks, generating, inputs=() if prompts is None else (prompts,))}
     assert model is not None
     mask = generating.mask()
@@ -149,17 +147,6 @@ def _runs(
             loaded.apply(mask)
         write(tasks, writer, runs["model"], "answering")
     return runs
-
-
-def _all_ready_made(generating: Generating) -> Results:
-    from coe_native.evaluation.answer_files import read_answers
-    from coe_native.evaluation.attempts import Results
-
-    assert generating.answers is not None
-    results = Results(generating.output, "", force=generating.force, inputs=(generating.answers,))
-    for answer in read_answers(generating.answers):
-        results.add(answer)
-    return results
 
 
 def _with_loops(results: Results, tasks: Sequence[Task]) -> list[Attempt]:
@@ -205,8 +192,8 @@ def _print_rates(runs: dict[str, LoopRates]) -> None:
                 names[name],
                 str(rates.looping.total),
                 share_as_text(rates.looping),
-                share_as_text(rates.unfinished).partition(" (")[0],
-                share_as_text(rates.truncated).partition(" (")[0],
+                percent(rates.unfinished),
+                percent(rates.truncated),
                 str(rates.tokens),
             )
             for name, rates in runs.items()
