@@ -233,8 +233,24 @@ def generating_options(what: str) -> Callable[[Function], Function]:
     return decorate
 
 
-execution_options = combine_options(
-    (
+def judging_options(seconds: float, what: str) -> Callable[[Function], Function]:
+    """Return a decorator that adds the options of running the programs that answer problems.
+
+    Args:
+        seconds: The default time limit.
+        what: What it limits, for the help.
+    """
+    options = (
+        click.option(
+            "--limit", type=COUNT, help="Number of problems to solve, from the first one on; all if not given."
+        ),
+        click.option(
+            "--time-limit",
+            type=click.FloatRange(0.1, 3600),
+            default=seconds,
+            show_default=True,
+            help=f"Seconds that {what} may take.",
+        ),
         click.option(
             "--allow-code-execution",
             is_flag=True,
@@ -247,7 +263,7 @@ execution_options = combine_options(
             "change and send everything that you can.",
         ),
     )
-)
+    return combine_options(options)
 
 
 def open_sandbox(limits: Limits, *, allow_unisolated: bool) -> Sandbox:

