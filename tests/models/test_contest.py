@@ -10,8 +10,8 @@ import pytest
 from support.contest import Cases, contest_problem, officially_same_output
 
 from coe_native.errors import CoeError
-from coe_native.evaluation.contest import LIMITS
-from coe_native.evaluation.sandbox import Outcome, Sandbox, open_sandbox
+from coe_native.evaluation.contest import LIMITS, ContestTest
+from coe_native.evaluation.sandbox import Outcome, Sandbox, _why_failed, open_sandbox
 
 SUM: Cases = (("3\n1 2 3\n", "6\n"), ("1\n5\n", "5\n"), ("2\n-5 5\n", "0\n"))
 """The sum of some numbers, after their number."""
@@ -413,3 +413,21 @@ def test_verdicts_on_what_programs_print_are_the_official_ones(sandbox: Sandbox)
 def test_standard_input_has_its_usual_names(sandbox: Sandbox) -> None:
     for name in ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"):
         assert judged(sandbox, f"print(sum(map(int, open('{name}').read().split()[1:])))").passed, name
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '[0, {"error": null, "output": "3"}]',
+        "[1]",
+        "{}",
+        '[1, {"error": null, "output": 3}]',
+        '[1, {"output": "3"}]',
+        "[[",
+    ],
+)
+def test_only_the_next_tests_own_result_counts(answer: str) -> None:
+    """A program that repeats the right result of a test that it knows passes no other test with it."""
+    tests = [ContestTest("", "3"), ContestTest("", "3")]
+    assert _why_failed(tests, 1, '[1, {"error": null, "output": "3"}]') == ""
+    assert _why_failed(tests, 1, answer) == "it interfered with the runner"
