@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -164,16 +163,14 @@ class _HasLength(Protocol):
 Window = TypeVar("Window", bound=_HasLength)
 
 
-def packed(
-    windows: Callable[[], Iterable[Window]], n_ctx: int, n_batch: int, n_sequences: int
-) -> Iterator[list[Window]]:
+def packed(windows: Iterable[Window], n_ctx: int, n_batch: int, n_sequences: int) -> Iterator[list[Window]]:
     """Pack windows so that batches are well filled, and yield those of each batch.
 
     The longest come first, each in the first batch that has room for it (first-fit decreasing: Johnson,
-    1973). Windows of `n_ctx` tokens are not held in memory, because a long document has many.
+    1973).
 
     Args:
-        windows: Returns the windows. It is called twice where short windows go with those of `n_ctx` tokens.
+        windows: The windows.
         n_ctx: Tokens of the longest window.
         n_batch: Most tokens in a batch.
         n_sequences: Most windows in a batch.
@@ -181,27 +178,14 @@ def packed(
     Yields:
         Windows that fit in one batch, or one that is longer than a batch.
     """
-    each = min(max(n_batch // n_ctx, 1), n_sequences)
-    room_beside = n_batch - each * n_ctx if each < n_sequences else 0
+    full: list[Window] = []
     short: list[Window] = []
-
-    def long() -> Iterator[Window]:
-        """Yield the longest windows; when they have ended, `short` has the others, the longest first."""
-        for window in windows():
-            if len(window) == n_ctx:
-                yield window
-            elif room_beside <= 0:
-                short.append(window)
-        short.sort(key=len, reverse=True)
-
-    if room_beside > 0:
-        short = sorted((window for window in windows() if len(window) < n_ctx), key=len, reverse=True)
-    remaining = long()
-    while batch := list(itertools.islice(remaining, each)):
-        if len(batch) == each and room_beside <= 0:
-            yield batch
-        else:
-            yield _filled(batch, short, n_batch, n_sequences)
+    for window in windows:
+        (full if len(window) == n_ctx else short).append(window)
+    short.sort(key=len, reverse=True)
+    each = min(max(n_batch // n_ctx, 1), n_sequences)
+    for start in range(0, len(full), each):
+        yield _filled(full[start : start + each], short, n_batch, n_sequences)
     while short:
         yield _filled([], short, n_batch, n_sequences)
 

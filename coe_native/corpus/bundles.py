@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +21,12 @@ BUNDLE_SIZE = 2**17
 
 SHUFFLED_BUNDLE_SIZE = 2**14
 """The same for documents in random order. Smaller, because within a bundle documents are sorted by length."""
+
+LONG_DOCUMENT = 2**20
+"""Characters of a document that is divided among shards."""
+
+PART_TOKENS = 2**17
+"""Tokens of a part of such a document: 256 windows of 512 tokens, of which the last batch is not full."""
 
 MOST_HELD = 2**24
 """Characters of stored documents that are in memory while they are run in random order, approximately."""
@@ -53,24 +58,35 @@ WHOLE = Shard()
 
 @dataclass(frozen=True)
 class Bundle:
-    """Documents that are run together, each with the index of its corpus.
+    """Documents that are run together.
 
     A batch holds tokens of one bundle only, so the results of a bundle do not depend on other bundles, to the
-    last bit.
+    last bit. The same is true of the parts of a long bundle.
+
+    Attributes:
+        documents: The documents, each with the index of its corpus.
+        shard: Which of its parts are run.
     """
 
     documents: tuple[_Numbered, ...]
+    shard: Shard = WHOLE
 
     @property
     def size(self) -> int:
-        """Return its approximate length in characters."""
-        return sum(document.size for _, document in self.documents)
+        """Return the approximate length of what is run of it, in characters."""
+        return sum(document.size for _, document in self.documents) // self.shard.count
+
+    @property
+    def is_long(self) -> bool:
+        """Return whether it is run in parts of PART_TOKENS tokens, because it has a long document."""
+        return any(document.size >= LONG_DOCUMENT for _, document in self.documents)
 
 
 def bundles(corpora: Sequence[Corpus], shard: Shard = WHOLE, *, shuffled: bool = False) -> Iterator[Bundle]:
     """Yield the bundles of one shard of all documents.
 
-    A bundle ends as soon as it has BUNDLE_SIZE characters. Bundles are dealt to the shards in turn.
+    A bundle ends as soon as it has BUNDLE_SIZE characters. Bundles are dealt to the shards in turn. Of a long one,
+    every shard gets some parts, which are dealt in turn from the shard on that would have had it.
 
     Args:
         corpora: The documents, in order.
@@ -79,7 +95,12 @@ def bundles(corpora: Sequence[Corpus], shard: Shard = WHOLE, *, shuffled: bool =
     """
     documents = _shuffled(corpora) if shuffled else _in_order(corpora)
     made = _bundled(documents, SHUFFLED_BUNDLE_SIZE if shuffled else BUNDLE_SIZE)
-    yield from itertools.islice(made, shard.index - 1, None, shard.count)
+    for number, bundle in enumerate(made):
+        turn = (shard.index - 1 - number) % shard.count
+        if bundle.is_long:
+            yield replace(bundle, shard=Shard(turn + 1, shard.count))
+        elif turn == 0:
+            yield bundle
 
 
 def _bundled(documents: Iterable[_Numbered], enough: int) -> Iterator[Bundle]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from coe_native.corpus.batching import Batch, Tokens, packed, token_parts, windows
-from coe_native.corpus.bundles import Bundle
+from coe_native.corpus.bundles import PART_TOKENS, Bundle
 from coe_native.corpus.documents import Document
-from coe_native.corpus.long_content import LongText, LongTokens
 from coe_native.errors import InputError
 from coe_native.llama.loaded_model import LoadedModel
 
@@ -173,50 +171,55 @@ class Cutter:
                 self._size -= bundle.size
                 continue
             self._of_earlier_bundles = replace(self._of_cut)
-            for batch in packed(
-                self._reader(bundle), self._model.n_ctx, self._model.n_batch, self._model.n_sequences
-            ):
-                yield number, batch
+            for part in self._parts(bundle, self._of_cut):
+                if self._is_closed:
+                    return
+                for batch in packed(part, self._model.n_ctx, self._model.n_batch, self._model.n_sequences):
+                    yield number, batch
 
     def _look_ahead(self, start: int) -> Iterator[None]:
         """Tokenise all bundles from `start` on. Yields often, so that cutting can go on in between."""
         count = self._of_look_ahead = replace(self._of_earlier_bundles)
         for number, bundle in enumerate(self._bundles()):
             if number >= start:
-                for index, document in bundle.documents:
-                    for _ in self._windows_of(index, document, count):
-                        yield
+                for _ in self._parts(bundle, count):
+                    yield
         count.is_all = True
 
-    def _reader(self, bundle: Bundle) -> Callable[[], Iterable[Window]]:
-        """Return what reads the windows of a bundle, which are held in memory unless a document is long."""
+    def _parts(self, bundle: Bundle, count: _Count) -> Iterator[list[Window]]:
+        """Yield the windows of a bundle that are packed together: all, or those of each part of a long one.
 
-        def read(count: _Count) -> Iterator[Window]:
-            for index, document in bundle.documents:
-                yield from self._windows_of(index, document, count)
+        The parts that other shards run are empty. Adds to a count what has been cut, after each document.
+        """
+        part: list[Window] = []
+        n_parts = length = 0
+        for corpus, document in bundle.documents:
+            n_tokens = 0
+            for window in self._windows_of(corpus, document):
+                if n_parts % bundle.shard.count == bundle.shard.index - 1:
+                    part.append(window)
+                    n_tokens += len(window)
+                length += len(window)
+                if bundle.is_long and length >= PART_TOKENS:
+                    yield part
+                    part, length, n_parts = [], 0, n_parts + 1
+            count.tokens += n_tokens
+            count.size += document.size // bundle.shard.count
+        yield part
 
-        if any(isinstance(document.content, LongText | LongTokens) for _, document in bundle.documents):
-            counts = itertools.chain([self._of_cut], itertools.repeat(_Count()))  # it may be read twice
-            return lambda: read(next(counts))
-        held = list(read(self._of_cut))
-        return lambda: held
-
-    def _windows_of(self, corpus: int, document: Document, count: _Count) -> Iterator[Window]:
-        """Yield the windows of a document, and add them to a count when it has ended."""
-        n_tokens = 0
+    def _windows_of(self, corpus: int, document: Document) -> Iterator[Window]:
+        begins = True
         try:
             parts = token_parts(document, self._model.text)
-            for part in windows(parts, self._model.n_ctx, self._model.text.bos_token):
-                yield Window(part, corpus, begins=n_tokens == 0)
-                n_tokens += len(part)
+            for tokens in windows(parts, self._model.n_ctx, self._model.text.bos_token):
+                yield Window(tokens, corpus, begins)
+                begins = False
         except InputError as error:
-            if self._skip_bad is None or n_tokens:  # windows that have been run cannot be left out
+            if self._skip_bad is None or not begins:  # windows that have been run cannot be left out
                 raise
             if document.place not in self._left_out:
                 self._left_out.add(document.place)
                 self._skip_bad(str(error))
-        count.tokens += n_tokens
-        count.size += document.size
 
 
 def _cost(batch: list[Window]) -> int:

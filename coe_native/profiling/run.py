@@ -69,7 +69,7 @@ def profile(
         n_batch: Tokens computed at once.
         n_threads: CPU threads; None: all cores.
         n_gpu_layers: Layers on the GPU; negative: all.
-        shard: The part of the documents to profile: see `profile_corpora`.
+        shard: The part of the text to profile: see `profile_corpora`.
         stats: What to count: one of STATS.
 
     Raises:
@@ -107,8 +107,8 @@ def profile_corpora(
     Args:
         model: The model.
         corpora: The text.
-        shard: The part of the documents to profile. The merged profiles of all shards equal that of the whole, to
-            the last bit on one kind of machine.
+        shard: The part of the text to profile: some of the documents, and parts of each long one. The merged
+            profiles of all shards equal that of the whole, to the last bit on one kind of machine.
         stats: What to count: one of STATS. ``routing`` leaves out the activation norms, which the default method
             scores by and which take a few per cent of the time.
         checkpoint: Where to save the progress. An interrupted run continues from there, and ends with the profile
@@ -122,7 +122,7 @@ def profile_corpora(
         progress: Called after each batch.
 
     Raises:
-        InputError: There are no tokens (a shard of few documents may have none), a document cannot be tokenised,
+        InputError: There are no tokens (a shard of little text may have none), a document cannot be tokenised,
             or an option or the checkpoint cannot be used.
         CoeError: llama.cpp fails, or the model's file changes during the run.
     """

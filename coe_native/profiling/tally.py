@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from coe_native.corpus.bundles import Shard
+from coe_native.corpus.bundles import PART_TOKENS, Shard, bundles
 from coe_native.corpus.corpora import Corpus
 from coe_native.llama.loaded_model import LoadedModel, RouterCounts
 from coe_native.masks.stability import Stability
@@ -35,7 +35,7 @@ class Tally:
                 sha256=digest,
                 shards=(shard.index,),
                 n_shards=shard.count,
-                run="" if shard.count == 1 else self._digest,
+                run="" if shard.count == 1 else _digest_of([*digests, f"parts of {PART_TOKENS} tokens"]),
                 columns=corpus.columns_read,
                 date=model.text.printed_date,
             )
@@ -52,7 +52,7 @@ class Tally:
         """
         position, self._before = checkpoint.begin(
             self._run(until, self._digest),
-            lambda: self._run(until, _digest_of([corpus.old_sha256 for corpus in self._corpora])),
+            lambda: self._old_run(until),
             until,
         )
         if self._before is not None:
@@ -77,8 +77,16 @@ class Tally:
             "batch": model.n_batch,
             "sequences": model.n_sequences,
             "until-stable": "no" if until is None else until.recorded,
+            "part-size": PART_TOKENS,
             **({"date": model.text.printed_date} if model.text.printed_date else {}),
         }
+
+    def _old_run(self, until: Stability | None) -> RunKey:
+        """Return what version 0.1.0 recorded. It did not divide long documents."""
+        run = self._run(until, _digest_of([corpus.old_sha256 for corpus in self._corpora]))
+        if any(bundle.is_long for bundle in bundles(self._corpora, self._shard, shuffled=until is not None)):
+            return run
+        return {name: value for name, value in run.items() if name != "part-size"}
 
     def add(self, begun: Sequence[Window]) -> None:
         """Count windows that have been run, or whose first part has."""
@@ -126,5 +134,5 @@ class Tally:
 
 
 def _digest_of(digests: Sequence[str]) -> str:
-    """Return the digest of all corpora of a run: see docs/formats.md."""
+    """Return the digest of what makes up a run: see docs/formats.md."""
     return hashlib.sha256("".join(digests).encode()).hexdigest()

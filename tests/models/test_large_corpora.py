@@ -24,6 +24,7 @@ from coe_native.corpus.corpora import StoredDocuments
 from coe_native.llama import long_texts
 from coe_native.masks.options import MaskOptions
 from coe_native.masks.stability import Stability
+from coe_native.profiling import cutter, tally
 from coe_native.profiling.checkpoint import Checkpoint
 from coe_native.profiling.run import Progress
 from coe_native.recipes import demo
@@ -119,7 +120,7 @@ def test_long_texts_are_tokenised_in_chunks(tokenizer: coe.Model) -> None:
 @pytest.fixture
 def corpora(tmp_path: Path) -> list[Path]:
     """Records, a long text between short ones, and token ids."""
-    texts = [random_text(seed, 10 + 31 * (seed % 7)) for seed in range(30)]
+    texts = [random_text(seed, 10 + 31 * (seed % 7)) for seed in range(14)]
     lines, prose, ids = (tmp_path / name for name in ("lines.jsonl", "prose.txt", "ids.npy"))
     lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     prose.write_text("\n\n".join(reversed(texts)))
@@ -135,6 +136,12 @@ def assert_equal(found: coe.RoutingProfile, expected: coe.RoutingProfile) -> Non
         np.testing.assert_array_equal(getattr(found.outputs, name), getattr(expected.outputs, name))
 
 
+def divide_long_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundles, "LONG_DOCUMENT", 1000)
+    for module in (cutter, tally):
+        monkeypatch.setattr(module, "PART_TOKENS", 200)
+
+
 @pytest.mark.parametrize(("n_ctx", "n_batch", "n_sequences"), [(128, 128, 8), (96, 256, 8), (256, 100, 1)])
 def test_large_corpora_have_the_profiles_of_small_ones(
     corpora: list[Path], monkeypatch: pytest.MonkeyPatch, n_ctx: int, n_batch: int, n_sequences: int
@@ -142,6 +149,7 @@ def test_large_corpora_have_the_profiles_of_small_ones(
     """Whole, in shards, in random order, and where short windows go with the long ones of a long text."""
     monkeypatch.setattr(bundles, "BUNDLE_SIZE", 3000)
     monkeypatch.setattr(bundles, "SHUFFLED_BUNDLE_SIZE", 2000)
+    divide_long_documents(monkeypatch)
     shards = [coe.Shard(), *(coe.Shard(index, 3) for index in (1, 2, 3))]
 
     def profiles(model: coe.Model) -> list[coe.RoutingProfile]:
@@ -170,6 +178,7 @@ def test_runs_of_large_corpora_are_resumed(
 ) -> None:
     """A checkpoint of a run that held its corpora continues with one that does not, at any position."""
     monkeypatch.setattr(bundles, "BUNDLE_SIZE", 3000)
+    divide_long_documents(monkeypatch)
     out = tmp_path / "p.gguf"
     with coe.Model(demo.MODEL, n_ctx=128, n_batch=128, n_sequences=8, n_threads=2) as model:
         whole = coe.profile_corpora(model, [coe.read_corpus(path) for path in corpora], stats="contribution")
@@ -197,6 +206,63 @@ def test_runs_of_large_corpora_are_resumed(
             lower_limits(monkeypatch)
     assert len(positions) > 5
     assert_equal(resumed, whole)
+
+
+@pytest.mark.parametrize("count", [2, 5, 40])
+def test_shards_divide_a_long_document(
+    tmp_path: Path, corpora: list[Path], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Each shard runs its parts alone and knows how many tokens these have; together they are the whole run."""
+    monkeypatch.setattr(bundles, "BUNDLE_SIZE", 3000)
+    divide_long_documents(monkeypatch)
+    lower_limits(monkeypatch)
+    with coe.Model(demo.MODEL, n_ctx=96, n_batch=256, n_sequences=8, n_threads=2) as model:
+        read = [coe.read_corpus(corpora[1])]
+        assert read[0].size > 1000
+        whole = coe.profile_corpora(model, read)
+        parts, runs = [], []
+        for index in range(1, count + 1):
+            told: list[Progress] = []
+            parts.append(coe.profile_corpora(model, read, shard=coe.Shard(index, count), progress=told.append))
+            runs.append(told[-1].tokens if told else 0)
+            assert not told or (told[-1].is_exact and told[-1].total == runs[-1])
+    assert [part.n_tokens for part in parts] == runs
+    assert sum(runs) == whole.n_tokens
+    assert max(runs) - min(runs) < 200 + 96
+    assert [part.corpora[0].documents for part in parts] == [1] + [0] * (count - 1)
+    coe.merge(parts).save(tmp_path / "merged.gguf")
+    whole.save(tmp_path / "whole.gguf")
+    assert (tmp_path / "merged.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_old_checkpoints_do_not_go_on_within_long_documents(
+    tmp_path: Path, corpora: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 0.1.0 ran a long document in one piece, so its batches were others."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.tokens > 300:
+            raise KeyboardInterrupt
+
+    def run(model: coe.Model, **options: Any) -> coe.RoutingProfile:
+        return coe.profile_corpora(model, [coe.read_corpus(corpora[1])], **options)
+
+    def recorded_before(self: tally.Tally, until: Stability | None, _: str) -> dict[str, int | str]:
+        digest = tally._digest_of([corpus.old_sha256 for corpus in self._corpora])
+        return {name: value for name, value in now(self, until, digest).items() if name != "part-size"}
+
+    now = tally.Tally._run
+    out = tmp_path / "p.gguf"
+    with coe.Model(demo.MODEL, n_ctx=128, n_batch=128, n_sequences=8, n_threads=2) as model:
+        whole = run(model)
+        with monkeypatch.context() as patch:
+            patch.setattr(tally.Tally, "_run", recorded_before)
+            with pytest.raises(KeyboardInterrupt):
+                run(model, checkpoint=Checkpoint(out, every=0), progress=interrupt)
+        assert_equal(run(model, checkpoint=Checkpoint(out, resume=True)), whole)
+        divide_long_documents(monkeypatch)
+        with pytest.raises(coe.InputError, match="belongs to a run with another part-size"):
+            run(model, checkpoint=Checkpoint(out, resume=True))
 
 
 _MEASURED = """

@@ -265,7 +265,7 @@ def test_windows_are_packed_as_planned(lengths: list[int], n_ctx: int, n_batch: 
         at = fits[0] if fits else len(planned) - 1
         planned[at].append(number)
         room[at] -= length
-    found = list(packed(lambda: iter(parts), n_ctx, n_batch, n_sequences))
+    found = list(packed(parts, n_ctx, n_batch, n_sequences))
     assert [[int(part[0]) for part in batch] for batch in found] == planned
     for batch in found:
         run = list(batches(batch, n_batch, n_sequences))
@@ -278,7 +278,7 @@ def test_packing_fills_batches() -> None:
     lengths = np.random.default_rng(0).integers(30, 121, 1700).tolist()
     parts = [np.zeros(length, np.int32) for length in lengths]
     least = -(-sum(lengths) // 512)
-    assert len(list(packed(lambda: parts, 512, 512, 16))) <= 1.01 * least
+    assert len(list(packed(parts, 512, 512, 16))) <= 1.01 * least
     assert len(list(batches(parts, 512, 16))) > 1.05 * least
 
 
@@ -328,6 +328,25 @@ def test_shards_share_out_all_documents(texts: list[list[str]], count: int, bund
     assert all(sum(d.size for _, d in bundle.documents[:-1]) < bundle_size for bundle in whole)
     assert [shards[at % count][at // count] for at in range(len(whole))] == whole
     assert sum(map(len, shards)) == len(whole)
+
+
+@given(st.lists(st.integers(1, 400), max_size=12), st.integers(1, 6))
+def test_every_shard_takes_part_in_long_documents(lengths: list[int], count: int) -> None:
+    """The bundle without a long document goes to one shard; of a long one, each part goes to one shard."""
+    corpora = [corpus_of(["x" * length for length in lengths])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundles_module, "BUNDLE_SIZE", 100)
+        patch.setattr(bundles_module, "LONG_DOCUMENT", 200)
+        whole = list(bundles(corpora))
+        shards = [list(bundles(corpora, Shard(index, count))) for index in range(1, count + 1)]
+        for number, bundle in enumerate(whole):
+            assert bundle.shard == Shard()
+            takers = [found for shard in shards for found in shard if found.documents == bundle.documents]
+            if bundle.is_long:
+                assert sorted(taker.shard.index for taker in takers) == list(range(1, count + 1))
+                assert next(b for b in shards[number % count] if b.documents == bundle.documents).shard.index == 1
+        expected = sum(1 if not bundle.is_long else count for bundle in whole)
+        assert sum(map(len, shards)) == expected
 
 
 def test_documents_in_memory_are_texts_conversations_and_token_ids() -> None:

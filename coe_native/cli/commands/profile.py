@@ -67,7 +67,7 @@ class _Shard(click.ParamType["Shard"]):
     "--shard",
     type=_Shard(),
     metavar="I/N",
-    help="Profile the I-th of N parts of the documents; merge the N profiles afterwards.",
+    help="Profile the I-th of N parts of the text; merge the N profiles afterwards. Divides long documents too.",
 )
 @click.option(
     "--checkpoint-every",
