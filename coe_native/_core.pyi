@@ -236,6 +236,7 @@ class WeightPlacement:
 class SessionOptions:
     n_ctx: int
     n_batch: int
+    n_batch_on_gpu: int
     n_sequences: int
     n_threads: int
     n_gpu_layers: int

@@ -161,16 +161,26 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return combine_options(_READING_OPTIONS)(with_reading)
 
 
-def model_options(*, ctx: int = 512, rpc: bool = True) -> Callable[[Function], Function]:
+def model_options(
+    *, ctx: int = 512, rpc: bool = True, batch_by_device: bool = False
+) -> Callable[[Function], Function]:
     """Return a decorator that adds the options of loading a model, passed on as one `options`.
 
     Args:
         ctx: Default tokens of the context.
         rpc: Whether there is an option for rpc-servers.
+        batch_by_device: Whether batches are larger on a GPU. Not where a batch needs logits for all its tokens:
+            these take 2 GB for 2048 tokens and a vocabulary of 262,144.
     """
     options = (
         click.option("--ctx", type=COUNT, default=ctx, show_default=True, help="Tokens of the longest window."),
-        click.option("--batch", type=COUNT, default=512, show_default=True, help="Tokens computed at once."),
+        click.option(
+            "--batch",
+            type=COUNT,
+            default=None if batch_by_device else 512,
+            show_default="512; 2048 on a GPU that has the memory" if batch_by_device else True,
+            help="Tokens computed at once.",
+        ),
         click.option("--threads", type=THREADS, help="CPU threads; all cores if not given."),
         click.option(
             "--date",
@@ -211,17 +221,18 @@ def _passing_options(options: Sequence[Callable[..., Any]]) -> Callable[[Functio
             n_cpu_moe: int,
             device: tuple[str, ...],
             ctx: int = CTX_IN_USE,
-            batch: int = 512,
+            batch: int | None = 512,
             threads: int | None = None,
             rpc: tuple[str, ...] = (),
             date: str = DATE,
             **others: Any,
         ) -> Any:
-            from coe_native.llama.options import ModelOptions
+            from coe_native.llama.options import BATCH, BATCH_ON_GPU, ModelOptions
 
             given = ModelOptions(
                 n_ctx=ctx,
-                n_batch=batch,
+                n_batch=batch or BATCH,
+                n_batch_on_gpu=BATCH_ON_GPU if batch is None else 0,
                 n_threads=threads,
                 n_gpu_layers=gpu_layers,
                 n_cpu_moe=-1 if cpu_moe else n_cpu_moe,

@@ -122,7 +122,7 @@ class LoadedModel:
 
     def like(self, path: str | Path) -> LoadedModel:
         """Load another file with the same options."""
-        return LoadedModel(path, dataclasses.replace(self.options, n_batch=self.n_batch))
+        return LoadedModel(path, dataclasses.replace(self.options, n_batch=self.n_batch, n_batch_on_gpu=0))
 
     def close(self) -> None:
         """Free the model's memory. Closing twice does no harm."""

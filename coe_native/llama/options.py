@@ -21,6 +21,7 @@ class ModelOptions:
         n_ctx: Tokens of the longest window.
         n_batch: Tokens computed at once (llama.cpp's batch and ubatch). Encoders and diffusion models need a
             window in one piece, so they take at least `n_ctx`.
+        n_batch_on_gpu: The same where layers run on a GPU that has the memory; 0: `n_batch`.
         n_sequences: Windows that may share a batch.
         n_threads: CPU threads; None: all cores.
         n_gpu_layers: Layers on the GPU; negative: all.
@@ -41,6 +42,7 @@ class ModelOptions:
 
     n_ctx: int = 512
     n_batch: int = 512
+    n_batch_on_gpu: int = 0
     n_sequences: int = 1
     n_threads: int | None = None
     n_gpu_layers: int = -1
@@ -54,7 +56,7 @@ class ModelOptions:
     date: str = "2026-01-01"
 
     def __post_init__(self) -> None:
-        if self.n_ctx < 1 or self.n_batch < 1 or self.n_sequences < 1:
+        if self.n_ctx < 1 or self.n_batch < 1 or self.n_sequences < 1 or self.n_batch_on_gpu < 0:
             raise InputError("the context, the batch and the number of sequences must be at least 1")
         try:
             datetime.date.fromisoformat(self.date)
@@ -80,6 +82,13 @@ class ModelOptions:
             except (TypeError, UnicodeEncodeError) as error:
                 raise InputError(f"{name} cannot be {value!r}") from error
         return options
+
+
+BATCH = 512
+"""The default batch of a CPU: larger ones are slower."""
+
+BATCH_ON_GPU = 2048
+"""The default batch of profiling on a GPU: 1.3 to 1.5 times as fast as one of 512 (docs/benchmarks/speed.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

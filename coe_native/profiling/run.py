@@ -14,6 +14,7 @@ from coe_native.corpus.corpora import Corpus
 from coe_native.corpus.in_memory import Given, corpus_of
 from coe_native.errors import InputError
 from coe_native.llama.loaded_model import LoadedModel
+from coe_native.llama.options import BATCH, BATCH_ON_GPU
 from coe_native.masks.stability import Stability
 from coe_native.model.imatrix_file import Imatrix
 from coe_native.profiling.checkpoint import Checkpoint, Position
@@ -50,7 +51,7 @@ def profile(
     documents: Corpus | Iterable[Given],
     *,
     n_ctx: int = 512,
-    n_batch: int = 512,
+    n_batch: int | None = None,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
     shard: Shard = WHOLE,
@@ -66,7 +67,7 @@ def profile(
         documents: A corpus, or texts, token ids and conversations: lists of messages with ``role`` and
             ``content``.
         n_ctx: Tokens of the longest window.
-        n_batch: Tokens computed at once.
+        n_batch: Tokens computed at once; None: 512, and 2048 on a GPU that has the memory.
         n_threads: CPU threads; None: all cores.
         n_gpu_layers: Layers on the GPU; negative: all.
         shard: The part of the text to profile: see `profile_corpora`.
@@ -82,7 +83,8 @@ def profile(
     with LoadedModel(
         model,
         n_ctx=n_ctx,
-        n_batch=n_batch,
+        n_batch=n_batch or BATCH,
+        n_batch_on_gpu=BATCH_ON_GPU if n_batch is None else 0,
         n_sequences=DOCUMENTS_AT_ONCE,
         n_threads=n_threads,
         n_gpu_layers=n_gpu_layers,

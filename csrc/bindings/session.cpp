@@ -178,6 +178,7 @@ void register_options(py::module_& module) {
         .def(py::init<>())
         .def_readwrite("n_ctx", &SessionOptions::n_ctx)
         .def_readwrite("n_batch", &SessionOptions::n_batch)
+        .def_readwrite("n_batch_on_gpu", &SessionOptions::n_batch_on_gpu)
         .def_readwrite("n_sequences", &SessionOptions::n_sequences)
         .def_readwrite("n_threads", &SessionOptions::n_threads)
         .def_readwrite("n_gpu_layers", &SessionOptions::n_gpu_layers)

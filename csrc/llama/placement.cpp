@@ -1,5 +1,6 @@
 #include "llama/placement.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "llama/backends.h"
@@ -38,6 +39,16 @@ std::vector<ggml_backend_dev_t> find_devices(const std::vector<std::string>& nam
     return devices;
 }
 
+// `devices`: those of find_devices.
+bool has_gpu(const std::vector<ggml_backend_dev_t>& devices) {
+    if (devices.empty()) {
+        return !local_gpus().empty();
+    }
+    return std::any_of(devices.begin(), devices.end(), [](ggml_backend_dev_t device) {
+        return device != nullptr && ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU;
+    });
+}
+
 // Returns patterns for llama.cpp's tensor placement that match the experts of the first blocks, or of all.
 std::vector<std::string> expert_patterns(int32_t n_cpu_moe) {
     const std::string experts = "\\.ffn_(up|down|gate|gate_up)_(ch|)exps";
@@ -56,6 +67,7 @@ std::vector<std::string> expert_patterns(int32_t n_cpu_moe) {
 WeightPlacement::WeightPlacement(const PlacementOptions& options) {
     start_backends();
     devices_ = find_devices(options.devices, options.rpc);
+    on_gpu_ = options.n_gpu_layers != 0 && has_gpu(devices_);
     patterns_ = expert_patterns(options.n_cpu_moe);
     for (const std::string& pattern : patterns_) {
         overrides_.push_back({pattern.c_str(), ggml_backend_cpu_buffer_type()});

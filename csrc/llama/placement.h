@@ -29,6 +29,8 @@ class WeightPlacement {
     const llama_model_tensor_buft_override* overrides() const {
         return overrides_.empty() ? nullptr : overrides_.data();
     }
+    // Returns whether layers run on a GPU, or on the device of an rpc-server.
+    bool on_gpu() const { return on_gpu_; }
     // Returns whether llama.cpp may copy weights to other memory layouts.
     bool repack() const { return repack_; }
 
@@ -36,6 +38,7 @@ class WeightPlacement {
     std::vector<ggml_backend_dev_t> devices_;
     std::vector<std::string> patterns_;
     std::vector<llama_model_tensor_buft_override> overrides_;
+    bool on_gpu_;
     bool repack_;
 };
 

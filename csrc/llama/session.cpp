@@ -75,8 +75,19 @@ Session::Session(const std::string& path, const SessionOptions& options)
     params.no_perf = true;
     params.cb_eval = &RouterHooks::callback;
     params.cb_eval_user_data = &hooks_;
-    context_ = llama_init_from_model(model_, params);
-    if (context_ != nullptr && !has_memory() && options.n_batch < options.n_ctx) {
+    if (placement.on_gpu() && options.n_batch_on_gpu > options.n_batch) {
+        llama_context_params larger = params;
+        larger.n_batch = larger.n_ubatch = static_cast<uint32_t>(options.n_batch_on_gpu);
+        larger.n_ctx = std::max(params.n_ctx, larger.n_batch);
+        context_ = llama_init_from_model(model_, larger);
+        if (context_ != nullptr) {
+            n_batch_ = options.n_batch_on_gpu;
+        }
+    }
+    if (context_ == nullptr) {
+        context_ = llama_init_from_model(model_, params);
+    }
+    if (context_ != nullptr && !has_memory() && n_batch_ < options.n_ctx) {
         llama_free(context_);
         n_batch_ = options.n_ctx;
         params.n_batch = params.n_ubatch = params.n_ctx;

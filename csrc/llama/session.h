@@ -17,9 +17,10 @@ namespace coe {
 
 // Options of a session.
 struct SessionOptions : PlacementOptions {
-    int32_t n_ctx = 512;      // tokens held at once, in all sequences
-    int32_t n_batch = 512;    // tokens of one decode, and of one ubatch; at least n_ctx for some models
-    int32_t n_sequences = 1;  // maximum sequences held at once
+    int32_t n_ctx = 512;         // tokens held at once, in all sequences
+    int32_t n_batch = 512;       // tokens of one decode, and of one ubatch; at least n_ctx for some models
+    int32_t n_batch_on_gpu = 0;  // the same where layers run on a GPU that has the memory; 0: n_batch
+    int32_t n_sequences = 1;     // maximum sequences held at once
     int32_t n_threads = 1;
     bool f32_kv = false;    // keys and values in F32 instead of F16
     bool mtp = false;       // load MTP layers, which no decode runs
@@ -35,8 +36,8 @@ class Session {
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
 
-    // Returns the maximum tokens of one decode. It is larger than the option if a model keeps no keys and
-    // values (encoders, diffusion models), because it must compute each window at once.
+    // Returns the maximum tokens of one decode. It is larger than n_batch on a GPU, and if a model keeps no
+    // keys and values (encoders, diffusion models), because it must compute each window at once.
     int32_t n_batch() const { return n_batch_; }
     bool has_memory() const { return llama_get_memory(context_) != nullptr; }
     const Tokenizer& tokenizer() const { return tokenizer_; }

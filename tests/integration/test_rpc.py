@@ -6,6 +6,7 @@ With a llama.cpp that has them (llama-cpp-python installed with CMAKE_ARGS=-DGGM
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from support.random_models import write_random_model
 
 import coe_native as coe
 from coe_native._native import core
+from coe_native.recipes import demo
 
 ModelFile = Callable[[str, str], Path]
 
@@ -213,3 +215,27 @@ def test_errors_of_the_helper_process_are_reported(model_file: ModelFile, monkey
     monkeypatch.setattr("coe_native.llama.rpc._ASK", "import no_such_module")
     with pytest.raises(coe.CoeError, match="ModuleNotFoundError"):
         coe.Model(model_file("olmoe", "F32"), rpc=[free_endpoint()])
+
+
+@with_rpc
+def test_batches_are_larger_on_a_device_that_has_the_memory(server: Server) -> None:
+    """The server stands for a GPU. Its memory is taken away afterwards, and smaller batches are made."""
+    used = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    options = {"rpc": (server.endpoint,), "n_batch": 64, "n_batch_on_gpu": 2048, "n_threads": 1}
+    with coe.Model(demo.MODEL, **options) as model:
+        assert model.n_batch == 2048
+        tokens = np.arange(2000, dtype=np.int32)
+        found = coe.profile(model, [tokens])
+    with coe.Model(demo.MODEL, n_batch=2048, n_threads=1) as local:
+        expected = coe.profile(local, [tokens])
+    assert np.abs(found.histograms - expected.histograms).sum() <= 0.002 * expected.histograms.sum()
+    with coe.Model(demo.MODEL, **{**options, "n_gpu_layers": 0, "rpc": ()}) as on_cpu:
+        assert on_cpu.n_batch == 64
+    before = resource.prlimit(server.process.pid, resource.RLIMIT_AS)
+    resource.prlimit(server.process.pid, resource.RLIMIT_AS, (used + 50_000_000, before[1]))
+    try:
+        with coe.Model(demo.MODEL, **options) as smaller:
+            assert smaller.n_batch == 64
+            assert coe.profile(smaller, [tokens]).n_tokens == 2000
+    finally:
+        resource.prlimit(server.process.pid, resource.RLIMIT_AS, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -18,6 +19,7 @@ def test_waiting_threads_sleep_soon_unless_told_otherwise(
     monkeypatch.setenv("GOMP_SPINCOUNT", given or "")
     if given is None:
         monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(coe_native.cli, "main", lambda: seen.append(os.environ.get("GOMP_SPINCOUNT")))
     main()
     assert seen == [expected]

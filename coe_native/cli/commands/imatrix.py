@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--mask", "mask_path", type=FILE, help="Mask file: for the specialist, with its experts only.")
 @min_tokens_option
 @reading_options
-@model_options()
+@model_options(batch_by_device=True)
 @force_option
 @json_option
 def command(

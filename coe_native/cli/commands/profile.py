@@ -94,7 +94,7 @@ class _Shard(click.ParamType["Shard"]):
     "--imatrix", type=FILE, help="Importance matrix to write too, from the same run, which then has no checkpoint."
 )
 @min_tokens_option
-@model_options()
+@model_options(batch_by_device=True)
 @force_option
 @json_option
 def command(
