@@ -5,6 +5,7 @@ With a llama.cpp that has them (llama-cpp-python installed with CMAKE_ARGS=-DGGM
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
@@ -59,9 +60,9 @@ class Server:
         return sum(map(int, Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """One that offers this machine's CPU."""
+@contextlib.contextmanager
+def serving() -> Iterator[Server]:
+    """A server that offers this machine's CPU."""
     endpoint = free_endpoint()
     host, port = endpoint.split(":")
     process = subprocess.Popen([sys.executable, "-c", SERVER, endpoint], stdout=subprocess.DEVNULL)
@@ -77,6 +78,12 @@ def server() -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
 
 
 @with_rpc
@@ -217,11 +224,18 @@ def test_errors_of_the_helper_process_are_reported(model_file: ModelFile, monkey
         coe.Model(model_file("olmoe", "F32"), rpc=[free_endpoint()])
 
 
+@pytest.fixture
+def new_server() -> Iterator[Server]:
+    """One that has not allocated anything."""
+    with serving() as server:
+        yield server
+
+
 @with_rpc
-def test_batches_are_larger_on_a_device_that_has_the_memory(server: Server) -> None:
+def test_batches_are_larger_on_a_device_that_has_the_memory(new_server: Server) -> None:
     """The server stands for a GPU. Its memory is taken away afterwards, and smaller batches are made."""
-    used = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    options = {"rpc": (server.endpoint,), "n_batch": 64, "n_batch_on_gpu": 2048, "n_threads": 1}
+    used = int(Path(f"/proc/{new_server.process.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    options = {"rpc": (new_server.endpoint,), "n_batch": 64, "n_batch_on_gpu": 2048, "n_threads": 1}
     with coe.Model(demo.MODEL, **options) as model:
         assert model.n_batch == 2048
         tokens = np.arange(2000, dtype=np.int32)
@@ -231,11 +245,11 @@ def test_batches_are_larger_on_a_device_that_has_the_memory(server: Server) -> N
     assert np.abs(found.histograms - expected.histograms).sum() <= 0.002 * expected.histograms.sum()
     with coe.Model(demo.MODEL, **{**options, "n_gpu_layers": 0, "rpc": ()}) as on_cpu:
         assert on_cpu.n_batch == 64
-    before = resource.prlimit(server.process.pid, resource.RLIMIT_AS)
-    resource.prlimit(server.process.pid, resource.RLIMIT_AS, (used + 50_000_000, before[1]))
+    before = resource.prlimit(new_server.process.pid, resource.RLIMIT_AS)
+    resource.prlimit(new_server.process.pid, resource.RLIMIT_AS, (used + 50_000_000, before[1]))
     try:
         with coe.Model(demo.MODEL, **options) as smaller:
             assert smaller.n_batch == 64
             assert coe.profile(smaller, [tokens]).n_tokens == 2000
     finally:
-        resource.prlimit(server.process.pid, resource.RLIMIT_AS, before)
+        resource.prlimit(new_server.process.pid, resource.RLIMIT_AS, before)
