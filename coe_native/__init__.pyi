@@ -43,6 +43,9 @@ from .surgery.fit import Fit as Fit
 from .surgery.fit import fit as fit
 from .surgery.fit import largest_keep_that_fits as largest_keep_that_fits
 from .surgery.fit import memory_of as memory_of
+from .surgery.hf_prune import HfPruned as HfPruned
+from .surgery.hf_prune import prune_checkpoint as prune_checkpoint
+from .surgery.hf_verify import verify_checkpoint as verify_checkpoint
 from .surgery.in_place import zero_in_place as zero_in_place
 from .surgery.quantize import plan_quantization as plan_quantization
 from .surgery.quantize import prune_and_quantize as prune_and_quantize

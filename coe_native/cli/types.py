@@ -16,7 +16,7 @@ class _File(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if param is not None and param.name == "output" and str(value).endswith("/"):
-            raise InputError(f"{value}: is the name of a directory; name a file in it")
+            raise InputError(f"{value}: ends with a slash, which names of files do not; leave it out")
         if value == "":
             raise InputError(f"{'a path' if param is None else param.human_readable_name}: is empty; name a file")
         return super().convert(value, param, ctx)

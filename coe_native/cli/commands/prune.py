@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from coe_native.cli.checkpoints import prune_directory, refuse_other_options
 from coe_native.cli.command import Command
 from coe_native.cli.mask_options import MaskChoice, mask_options, say_fallback
 from coe_native.cli.options import force_option, json_option, load_profile, placement_options, split_option
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 )
 @mask_options
 @placement_options()
-@click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write.")
+@click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write, or a checkpoint's directory.")
 @click.option("--drop-mtp", is_flag=True, help="Leave out MTP layers (multi-token prediction).")
 @click.option(
     "--keep-vision",
@@ -64,7 +65,14 @@ def command(
 
     The metadata also says what was done, and, for llama.cpp's programs, which temperature and repeat penalty to
     sample with.
+
+    MODEL may also be the directory of a Hugging Face or MLX checkpoint in safetensors files. It is pruned with a
+    --mask that was made with the same model's GGUF.
     """
+    if model.is_dir():
+        refuse_other_options("mask_path", "output", "force", "as_json")
+        prune_directory(model, mask_path, output, force=force, as_json=as_json)
+        return
     from coe_native.llama.quantizer import QuantizeOptions
     from coe_native.model.header import ModelHeader
     from coe_native.surgery.notice import safety_notice

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from coe_native.cli.checkpoints import refuse_other_options
 from coe_native.cli.command import Command
 from coe_native.cli.options import CTX_IN_USE, json_option, model_options
 from coe_native.cli.output import print_json
@@ -57,9 +58,11 @@ def command(
 
     Bytes and norms are compared, and llama.cpp must be able to run the model. Of requantised tensors, the
     difference from the parent's values must be rounding. With --behaviour, it must also answer without looping.
+    Checkpoints, which are directories, are compared with their parent's bytes, config and index.
     """
     from coe_native.evaluation.prompts import read_prompts
     from coe_native.masks.expert_mask import ExpertMask
+    from coe_native.surgery.hf_verify import verify_checkpoint
     from coe_native.surgery.verify import Check, verify
 
     context = click.get_current_context()
@@ -68,9 +71,15 @@ def command(
         if behaviour is None and is_given:
             raise InputError(f"--{name.replace('_', '-')} is for --behaviour: give the prompts to answer too")
     tasks = None if behaviour is None else read_prompts(behaviour)
+    mask = None if mask_path is None else ExpertMask.load(mask_path)
     with byte_progress("verifying") as progress:
-        mask = None if mask_path is None else ExpertMask.load(mask_path)
-        checks = verify(written, parent, mask, progress=progress)
+        if parent.is_dir():
+            refuse_other_options("parent", "mask_path", "as_json")
+            if mask is None:
+                raise InputError(f"{parent}: give the mask that the checkpoint was pruned with: --mask MASK")
+            checks = verify_checkpoint(written, parent, mask, progress=progress)
+        else:
+            checks = verify(written, parent, mask, progress=progress)
     if tasks is not None and not all(check.passed for check in checks):
         checks.append(Check("few answers loop", False, "not tested, because other checks failed"))
     elif tasks is not None:

@@ -1,0 +1,206 @@
+"""Hugging Face checkpoints: a directory with a config, safetensors files, and an index where there are several."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coe_native.errors import InputError, printable
+from coe_native.files.regular import read_regular, unchanged_since_now
+from coe_native.model.safetensors_file import SafetensorsFile, StoredTensor
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+_MOST_CONFIG = 1 << 24
+_MOST_INDEX = 1 << 28
+
+_EXPERT_COUNT = re.compile(r"(?:moe_)?(?:n|num)_(?:local_|routed_)?experts")
+"""Keys that count routed experts, such as num_experts, num_local_experts and n_routed_experts."""
+
+_TOP_K = re.compile(r"(?:num_experts_per_tok(?:en)?|(?:moe_)?top_?k(?:_experts)?|num_selected_experts|moe_k)")
+
+Node = dict[str, Any]
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HfTensor:
+    """A tensor of a checkpoint.
+
+    Attributes:
+        file: The file that holds it.
+        stored: Its place there.
+    """
+
+    file: SafetensorsFile
+    stored: StoredTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape, the slowest dimension first."""
+        return self.stored.shape
+
+
+@dataclass(frozen=True)
+class HfCheckpoint:
+    """A checkpoint whose config, index and headers have been read.
+
+    Attributes:
+        path: Its directory.
+        config: The contents of its config.
+        files: Its safetensors files, in the order of their names.
+        tensors: Its tensors by name.
+        index: What its index says besides where the tensors are; None: it has no index.
+        check_unchanged: Raises InputError if a file that was read has changed since.
+    """
+
+    path: Path
+    config: Node
+    files: tuple[SafetensorsFile, ...]
+    tensors: Mapping[str, HfTensor]
+    index: Mapping[str, Any] | None
+    check_unchanged: Callable[[], None]
+
+    @classmethod
+    def read(cls, path: str | Path) -> HfCheckpoint:
+        """Read what a checkpoint says about itself.
+
+        Args:
+            path: Its directory.
+
+        Raises:
+            InputError: It is not a checkpoint in safetensors files, a file is missing or damaged, or two files
+                hold the same tensor.
+        """
+        path = Path(path)
+        if not (path / CONFIG).exists():
+            raise InputError(
+                f"{path}: is a directory without {CONFIG}; name a GGUF file, or a checkpoint's directory"
+            )
+        config = _read_json(path / CONFIG, _MOST_CONFIG, dict[str, Any])
+        index = _read_json(path / INDEX, _MOST_INDEX, _Index) if (path / INDEX).exists() else None
+        if index is None and not (path / SINGLE).exists():
+            raise InputError(
+                f"{path}: has neither {SINGLE} nor {INDEX}; only safetensors checkpoints can be pruned"
+            )
+        names = [SINGLE] if index is None else sorted(set(index.weight_map.values()))
+        for name in names:
+            if Path(name).name != name or name in ("", ".", ".."):
+                raise InputError(f"{path / INDEX}: names a file outside the directory: {printable(name, 100)}")
+        checks = [unchanged_since_now(path / name) for name in (CONFIG, *names)]
+        files = tuple(SafetensorsFile.read(path / name) for name in names)
+        tensors: dict[str, HfTensor] = {}
+        for file in files:
+            for name, stored in file.tensors.items():
+                if name in tensors:
+                    raise InputError(
+                        f"{file.path}: has {printable(name, 200)}, which {tensors[name].file.path.name} has too"
+                    )
+                tensors[name] = HfTensor(file, stored)
+        if index is not None:
+            _check_index(path, index, tensors)
+
+        def check_unchanged() -> None:
+            for check in checks:
+                check()
+
+        return cls(path, config, files, tensors, None if index is None else index.metadata, check_unchanged)
+
+    @cached_property
+    def n_experts(self) -> int:
+        """Return the number of routed experts of a layer, by the config.
+
+        Raises:
+            InputError: The config counts no experts, or different ones.
+        """
+        counts: dict[str, object] = {}
+        for node in nodes(self.config):
+            for key, value in node.items():
+                if _EXPERT_COUNT.fullmatch(key) and value not in (None, 0, 1):
+                    counts[key] = value
+        numbers = {value for value in counts.values() if isinstance(value, int)}
+        if not counts:
+            raise InputError(
+                f"{self.path / CONFIG}: counts no experts; only mixture-of-experts models can be pruned"
+            )
+        if len(numbers) != 1 or len(numbers) != len({json.dumps(value) for value in counts.values()}):
+            listed = ", ".join(f"{key} = {printable(json.dumps(value), 50)}" for key, value in counts.items())
+            raise InputError(f"{self.path / CONFIG}: experts are counted in different ways: {listed}")
+        return numbers.pop()
+
+    @property
+    def top_ks(self) -> list[int]:
+        """Return the numbers in the config that may say how many experts are chosen for a token."""
+        return sorted(set(self._numbers(_TOP_K.fullmatch)))
+
+    @property
+    def n_layers(self) -> int:
+        """Return the number of layers, those that predict further tokens left out.
+
+        Raises:
+            InputError: The config does not say it.
+        """
+        counts = set(self._numbers(re.compile("num_hidden_layers|n_layers?|num_layers").fullmatch, text_only=True))
+        if len(counts) != 1:
+            raise InputError(
+                f"{self.path / CONFIG}: does not say how many layers the model has (num_hidden_layers)"
+            )
+        return counts.pop()
+
+    def _numbers(self, named: Callable[[str], object], *, text_only: bool = False) -> Iterator[int]:
+        for node in nodes(self.config, text_only=text_only):
+            for key, value in node.items():
+                if named(key) and isinstance(value, int) and not isinstance(value, bool):
+                    yield value
+
+    def with_experts(self, keep: int) -> Node:
+        """Return the config of the same model with `keep` experts in each layer."""
+
+        def cut(node: Any) -> Any:
+            if not isinstance(node, dict):
+                return node
+            return {
+                key: keep if _EXPERT_COUNT.fullmatch(key) and value == self.n_experts else cut(value)
+                for key, value in node.items()
+            }
+
+        return dict(cut(self.config))
+
+
+def nodes(config: Node, *, text_only: bool = False) -> Iterator[Node]:
+    """Yield a config and the configs in it. `text_only`: without those of vision and audio."""
+    yield config
+    for key, value in config.items():
+        if isinstance(value, dict) and not (text_only and re.search("vision|audio|quantization", key)):
+            yield from nodes(value, text_only=text_only)
+
+
+def _read_json(path: Path, most_bytes: int, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(read_regular(path, most_bytes), type=kind)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged: {printable(str(error), 200)}; download it again") from error
+
+
+def _check_index(path: Path, index: _Index, tensors: Mapping[str, HfTensor]) -> None:
+    for name, file in index.weight_map.items():
+        if name not in tensors or tensors[name].file.path.name != file:
+            raise InputError(f"{path / INDEX}: says that {printable(name, 200)} is in {file}, where it is not")
+    for name, tensor in tensors.items():
+        if name not in index.weight_map:
+            raise InputError(f"{path / INDEX}: does not list {printable(name, 200)} of {tensor.file.path.name}")

@@ -1,0 +1,417 @@
+"""Prune a Hugging Face checkpoint: copy the bytes of the kept experts, and nothing is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe_native.errors import CoeError, InputError, printable
+from coe_native.files.atomic import check_space, working_directory
+from coe_native.files.copying import copy_range
+from coe_native.files.reading import read_exactly
+from coe_native.files.regular import open_regular
+from coe_native.masks.expert_mask import ExpertMask
+from coe_native.model.hf_checkpoint import CONFIG, INDEX, HfCheckpoint, nodes
+from coe_native.model.hf_experts import HfMoeLayer, find_moe_layers, kept_ranges, renumbered
+from coe_native.model.router_shape import RouterShape
+from coe_native.model.safetensors_file import SafetensorsFile, StoredTensor
+from coe_native.surgery.notice import safety_notice
+
+RECORD = "coe_native.json"
+"""The file of a pruned checkpoint that says what was done."""
+
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz")
+"""Ends of names of files that may hold the parent's weights once more."""
+
+_FLOATS = ("BF16", "F16", "F32")
+
+_ALIGNMENT = 8
+"""The header of a safetensors file is padded to a multiple of this."""
+
+Report = Callable[[int, int], None]
+
+
+def _quiet(done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class HfPruned:
+    """What was written.
+
+    Attributes:
+        path: The directory.
+        n_bytes: Bytes of all tensors.
+        checked: Whether the routers were compared with those of the mask's model. Quantised ones cannot be.
+        left_out: Files of the parent that were not copied, because they may hold its weights once more.
+    """
+
+    path: Path
+    n_bytes: int
+    checked: bool
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HfPiece:
+    """A tensor of a pruned checkpoint.
+
+    Attributes:
+        name: Its new name.
+        shape: Its new shape.
+        source: Where its bytes come from.
+        ranges: Offsets in the source's file, and numbers of bytes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: StoredTensor
+    ranges: tuple[tuple[int, int], ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Return its size in bytes."""
+        return sum(n_bytes for _, n_bytes in self.ranges)
+
+
+@dataclass(frozen=True)
+class HfPlan:
+    """What a pruned checkpoint consists of.
+
+    Attributes:
+        files: The parent's files, each with the tensors that it has then, in order.
+        checked: Whether the routers were compared with those of the mask's model.
+    """
+
+    files: tuple[tuple[SafetensorsFile, tuple[HfPiece, ...]], ...]
+    checked: bool
+
+    @property
+    def n_bytes(self) -> int:
+        """Return the bytes of all tensors."""
+        return sum(piece.n_bytes for _, pieces in self.files for piece in pieces)
+
+
+def prune_checkpoint(
+    directory: str | Path,
+    mask: ExpertMask,
+    out: str | Path,
+    *,
+    force: bool = False,
+    progress: Report = _quiet,
+) -> HfPruned:
+    """Write a checkpoint with the kept experts only.
+
+    Kept tensors do not change. The config counts the kept experts, the index lists the new names, and other files
+    are copied, except for those that may hold the parent's weights in another format.
+
+    Args:
+        directory: The parent: a directory with ``config.json`` and safetensors files.
+        mask: The mask, made from a profile of the same model's GGUF.
+        out: The directory to write.
+        force: Replace a directory that this function has written.
+        progress: Called with bytes done and bytes in all.
+
+    Raises:
+        InputError: The mask is of another model, a tensor may or may not have a dimension of experts, or `out`
+            cannot be used.
+        CoeError: The output cannot be written. No output is left.
+    """
+    parent, out = HfCheckpoint.read(directory), Path(out)
+    _check_output(out, parent, force)
+    plan = plan_checkpoint(parent, mask)
+    check_space(out, plan.n_bytes)
+    copied, left_out = _other_files(parent)
+    with working_directory(out) as working:
+        made = working / "checkpoint"
+        made.mkdir()
+        _write_weights(plan, made, progress)
+        _write_json(made / CONFIG, parent.with_experts(mask.keep))
+        if parent.index is not None:
+            files = {piece.name: file.path.name for file, pieces in plan.files for piece in pieces}
+            _write_json(
+                made / INDEX,
+                {
+                    "metadata": {**parent.index, "total_size": plan.n_bytes},
+                    "weight_map": dict(sorted(files.items())),
+                },
+            )
+        _write_json(made / RECORD, {**record_of(mask), "notice": safety_notice(mask.provenance.get("method"))})
+        for path in copied:
+            with open_regular(path) as source, _new_file(made / path.name) as target:
+                copy_range(source, 0, os.fstat(source.fileno()).st_size, target)
+        parent.check_unchanged()
+        _put_in_place(made, out, working)
+    return HfPruned(out, plan.n_bytes, plan.checked, left_out)
+
+
+def plan_checkpoint(parent: HfCheckpoint, mask: ExpertMask) -> HfPlan:
+    """Return what a pruned checkpoint consists of.
+
+    Raises:
+        InputError: The mask is of another model, or a tensor may or may not have a dimension of experts.
+    """
+    layers = find_moe_layers(parent)
+    checked = _check_mask(parent, layers, mask)
+    _check_names_no_expert(parent)
+    return HfPlan(_pieces(parent, _cuts(parent, layers, mask)), checked)
+
+
+def record_of(mask: ExpertMask) -> dict[str, Any]:
+    """Return what a pruned checkpoint's record says about its mask."""
+    return {
+        "mode": "prune",
+        "keep": mask.keep,
+        "parent_expert_count": mask.n_experts,
+        "parent_fingerprint": mask.fingerprint,
+        "mask_digest": mask.digest,
+    }
+
+
+def _check_output(out: Path, parent: HfCheckpoint, force: bool) -> None:
+    if out.resolve() == parent.path.resolve() or out.resolve().is_relative_to(parent.path.resolve()):
+        raise InputError(f"{out}: is the parent or in it; choose another directory")
+    if parent.path.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{out}: holds the parent; choose another directory")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: its directory does not exist; create it first")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise InputError(f"{out}: is not a directory; choose another name")
+    if not out.exists():
+        return
+    if not force:
+        raise InputError(f"{out}: exists; choose another name or pass --force")
+    if not (out / RECORD).is_file():
+        raise InputError(
+            f"{out}: was not written by coe-native, so --force does not replace it; choose another name"
+        )
+
+
+def _check_mask(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], mask: ExpertMask) -> bool:
+    """Check that a mask is of this model, and return whether the routers could be compared.
+
+    Raises:
+        InputError: It is not; says what differs.
+    """
+    where = f"{mask.place}: for {parent.path}"
+    if mask.n_experts != parent.n_experts:
+        raise InputError(f"{where}: the number of experts differs ({mask.n_experts}, not {parent.n_experts})")
+    blocks = [layer.index for layer in layers if layer.index < parent.n_layers]
+    if sorted(mask.kept) != blocks:
+        raise InputError(f"{where}: the list of layers with experts differs ({len(mask.kept)}, not {len(blocks)})")
+    if parent.top_ks and mask.keep < min(parent.top_ks):
+        raise InputError(f"{where}: it keeps {mask.keep} experts, but a token needs {min(parent.top_ks)}")
+    shape = _router_shape(parent)
+    for block, kept in mask.kept.items():
+        if len({sum(expert in group for expert in kept) for group in shape.groups()}) != 1:
+            raise InputError(
+                f"{where}: layer {block} keeps unlike numbers of the {shape.n_groups} groups of experts"
+            )
+    if not mask.is_tied or any(parent.tensors[layer.router].stored.dtype not in _FLOATS for layer in layers):
+        return False
+    if mask.fingerprint not in _fingerprints(parent, layers, mask.architecture):
+        raise InputError(f"{where}: its routers have other values: the mask is of another model")
+    return True
+
+
+def _check_names_no_expert(parent: HfCheckpoint) -> None:
+    """Check that the config names no single expert, as lists of modules that are not quantised can."""
+    for node in nodes(parent.config):
+        for text in (*node, *(item for value in node.values() if isinstance(value, list) for item in value)):
+            if isinstance(text, str) and re.search(r"experts\.\d", text):
+                raise InputError(
+                    f"{parent.path / CONFIG}: names a single expert ({printable(text, 100)}), "
+                    "whose number would change"
+                )
+
+
+def _router_shape(parent: HfCheckpoint) -> RouterShape:
+    groups = [node["n_group"] for node in nodes(parent.config) if isinstance(node.get("n_group"), int)]
+    used = [node["topk_group"] for node in nodes(parent.config) if isinstance(node.get("topk_group"), int)]
+    if not groups or not used or groups[0] < 2 or parent.n_experts % groups[0]:
+        return RouterShape(parent.n_experts, min(parent.top_ks, default=1))
+    return RouterShape(parent.n_experts, min(parent.top_ks, default=1), groups[0], used[0])
+
+
+def _fingerprints(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], architecture: str) -> Iterator[str]:
+    """Yield the fingerprints that the GGUF of this model may have: see docs/formats.md.
+
+    The config has several numbers that may be the number of blocks or of chosen experts.
+    """
+    routers = [(layer, _values(parent, layer.router)) for layer in layers]
+    main = [(layer, values) for layer, values in routers if layer.index < parent.n_layers]
+    # llama.cpp's converter may leave out the layers that predict further tokens.
+    for chosen in [routers, main] if len(main) < len(routers) else [routers]:
+        for n_blocks in {parent.n_layers, chosen[-1][0].index + 1, routers[-1][0].index + 1}:
+            for top_k in parent.top_ks:
+                digest = hashlib.sha256()
+                for text in (architecture, n_blocks, parent.n_experts, top_k):
+                    digest.update(f"{text}\0".encode())
+                for layer, values in chosen:
+                    n_experts, width = values.shape
+                    for text in (f"blk.{layer.index}.ffn_gate_inp.weight", f"({width}, {n_experts})", 0):
+                        digest.update(f"{text}\0".encode())
+                    digest.update(values.astype("<f4", copy=False).tobytes())
+                yield digest.hexdigest()
+
+
+def _values(parent: HfCheckpoint, name: str) -> NDArray[np.float32]:
+    """Return the values of a tensor of floats, in its shape."""
+    tensor = parent.tensors[name]
+    with open_regular(tensor.file.path) as file:
+        data = read_exactly(file, tensor.stored.begin, tensor.stored.n_bytes)
+    if tensor.stored.dtype == "BF16":
+        bits = np.frombuffer(data, "<u2").astype("<u4") << 16
+        return bits.view("<f4").reshape(tensor.shape)
+    kind = "<f2" if tensor.stored.dtype == "F16" else "<f4"
+    return np.frombuffer(data, kind).astype(np.float32).reshape(tensor.shape)
+
+
+def _cuts(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], mask: ExpertMask) -> dict[str, _Cut]:
+    """Return how tensors are cut, by name.
+
+    Layers that predict further tokens are not in the mask; they keep the experts whose router rows have the
+    largest norms, as in a pruned GGUF.
+    """
+    cuts: dict[str, _Cut] = {}
+    for layer in layers:
+        kept = mask.kept.get(layer.index)
+        if kept is None:
+            kept = _best_by_router_norm(parent, layer, mask.keep)
+        cuts |= {name: _Cut(tuple(kept)) for name in layer.stacked}
+        cuts |= {name: _Cut(tuple(kept), expert) for name, expert in layer.numbered.items()}
+    return cuts
+
+
+def _best_by_router_norm(parent: HfCheckpoint, layer: HfMoeLayer, keep: int) -> tuple[int, ...]:
+    if parent.tensors[layer.router].stored.dtype not in _FLOATS:
+        raise InputError(
+            f"{parent.path}: layer {layer.index} predicts further tokens and is not in the mask, and its router "
+            f"({layer.router}) is quantised, so that it is not known which of its experts to keep"
+        )
+    norms = np.linalg.norm(_values(parent, layer.router).astype(np.float64), axis=1)
+    return tuple(_router_shape(parent).best(norms, keep))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The experts that stay, and, of a tensor of one expert, that expert."""
+
+    kept: tuple[int, ...]
+    expert: int | None = None
+
+
+def _pieces(
+    parent: HfCheckpoint, cuts: Mapping[str, _Cut]
+) -> tuple[tuple[SafetensorsFile, tuple[HfPiece, ...]], ...]:
+    """Return the tensors of each file, in the order of the parent's."""
+
+    def pieces(file: SafetensorsFile) -> Iterator[HfPiece]:
+        for stored in file.tensors.values():
+            cut = cuts.get(stored.name)
+            if cut is not None and cut.expert is None:
+                yield _sliced(stored, cut.kept)
+            elif cut is None or cut.expert in cut.kept:
+                name = stored.name if cut is None else renumbered(stored.name, cut.kept.index(cut.expert or 0))
+                yield HfPiece(name, stored.shape, stored, ((stored.begin, stored.n_bytes),))
+
+    return tuple((file, tuple(pieces(file))) for file in parent.files)
+
+
+def _sliced(stored: StoredTensor, kept: Sequence[int]) -> HfPiece:
+    size = stored.n_bytes // stored.shape[0]
+    if size * stored.shape[0] != stored.n_bytes:
+        raise InputError(f"{stored.name} has experts that do not begin at a byte, so it cannot be cut")
+    ranges = tuple((stored.begin + run.start * size, len(run) * size) for run in kept_ranges(kept))
+    return HfPiece(stored.name, (len(kept), *stored.shape[1:]), stored, ranges)
+
+
+def _write_weights(plan: HfPlan, made: Path, progress: Report) -> None:
+    done = 0
+    for file, pieces in plan.files:
+        with open_regular(file.path) as source, _new_file(made / file.path.name) as target:
+            target.write(header_of(file, pieces))
+            for piece in pieces:
+                for offset, n_bytes in piece.ranges:
+                    copy_range(source, offset, n_bytes, target)
+                done += piece.n_bytes
+                progress(done, plan.n_bytes)
+
+
+def header_of(file: SafetensorsFile, pieces: Sequence[HfPiece]) -> bytes:
+    """Return the header of a pruned file, with its length."""
+    entries: dict[str, Any] = {"__metadata__": dict(file.metadata)} if file.metadata else {}
+    at = 0
+    for piece in pieces:
+        entries[piece.name] = {
+            "dtype": piece.source.dtype,
+            "shape": piece.shape,
+            "data_offsets": (at, at + piece.n_bytes),
+        }
+        at += piece.n_bytes
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % _ALIGNMENT)
+    return struct.pack("<Q", len(header)) + header
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with _new_file(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file, whose bytes are on the disk when the block ends.
+
+    Raises:
+        CoeError: The system cannot write it.
+    """
+    try:
+        with path.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CoeError(f"{path.name}: cannot be written: {error.strerror or error}") from error
+
+
+def _other_files(parent: HfCheckpoint) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the files to copy, and the names of those that are left out."""
+    known = {CONFIG, INDEX, RECORD, *(file.path.name for file in parent.files)}
+    copied, left_out = [], []
+    for path in sorted(parent.path.iterdir()):
+        if path.name in known or path.name.startswith("."):
+            continue
+        if path.is_dir() or path.name.endswith(_OTHER_WEIGHTS) or path.name.endswith(".index.json"):
+            left_out.append(path.name)
+        else:
+            copied.append(path)
+    return copied, tuple(left_out)
+
+
+def _put_in_place(made: Path, out: Path, working: Path) -> None:
+    """Give a finished directory its name. One that it replaces is renamed first, and removed with `working`."""
+    try:
+        if out.exists():
+            out.rename(working / "replaced")
+        made.rename(out)
+    except OSError as error:
+        raise CoeError(f"{out}: cannot be written: {error.strerror or error}") from error
+    if os.name == "posix":
+        descriptor = os.open(out.parent, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # some file systems refuse it
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,286 @@
+"""Pruned Hugging Face checkpoints against brute force, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import checkpoints
+from support.checkpoints import EXPERTS, FORMS, Made
+
+import coe_native as coe
+from coe_native.surgery import hf_prune
+from coe_native.surgery.hf_prune import prune_checkpoint
+from coe_native.surgery.hf_verify import verify_checkpoint
+
+MTP = 3
+"""The layer of the form `deepseek` that predicts a further token: it is not in masks."""
+
+
+def draw_kept(form: str, made: Made, keep: int, seed: int) -> dict[int, list[int]]:
+    """Random experts of each layer that a profile sees, as many in each group."""
+    drawn = random.Random(seed)
+    groups = [range(0, 4), range(4, 8)] if form == "deepseek" else [range(EXPERTS)]
+    return {
+        layer: sorted(e for group in groups for e in drawn.sample(group, keep // len(groups)))
+        for layer in made.routers
+        if (form, layer) != ("deepseek", MTP)
+    }
+
+
+def expected_of(form: str, made: Made, kept: dict[int, list[int]], keep: int) -> dict[str, tuple[str, np.ndarray]]:
+    if form == "deepseek":
+        norms = np.linalg.norm(made.values(MTP).astype(np.float64), axis=1)
+        best = [
+            group[0] + np.argsort(-norms[group], kind="stable")[: keep // 2]
+            for group in ([*range(4)], [*range(4, 8)])
+        ]
+        kept = {**kept, MTP: sorted(int(expert) for expert in np.concatenate(best))}
+    return checkpoints.pruned(made, kept)
+
+
+def assert_equal(found: dict[str, tuple[str, np.ndarray]], expected: dict[str, tuple[str, np.ndarray]]) -> None:
+    assert set(found) == set(expected)
+    for name, (dtype, data) in expected.items():
+        assert found[name][0] == dtype
+        np.testing.assert_array_equal(found[name][1], data, name)
+
+
+@pytest.mark.parametrize("n_files", [1, 3])
+@pytest.mark.parametrize("form", FORMS)
+def test_checkpoints_are_pruned_as_by_hand(tmp_path: Path, form: str, n_files: int) -> None:
+    for keep in (2, 6, 8):
+        made = FORMS[form]()
+        kept = draw_kept(form, made, keep, seed=keep)
+        parent, out = tmp_path / f"parent-{keep}", tmp_path / f"out-{keep}"
+        checkpoints.write(made, parent, n_files)
+        before = {path: path.read_bytes() for path in parent.iterdir()}
+        mask = checkpoints.mask_for(made, kept, len(made.routers) + (form == "deepseek"))
+        done = prune_checkpoint(parent, mask, out)
+        assert done.checked == (form != "mlx")
+        assert done.left_out == ("pytorch_model.bin",)
+        assert_equal(checkpoints.read(out), expected_of(form, made, kept, keep))
+        config = json.dumps(made.config)
+        for key in ("num_experts", "num_local_experts", "n_routed_experts"):
+            config = config.replace(f'"{key}": {EXPERTS}', f'"{key}": {keep}')
+        assert json.loads((out / "config.json").read_text()) == json.loads(config)
+        assert (out / "tokenizer.json").read_text() == '{"version": "1.0"}'
+        if n_files > 1:
+            index = json.loads((out / "model.safetensors.index.json").read_text())
+            assert set(index["weight_map"]) == set(checkpoints.read(out))
+            assert index["metadata"]["total_size"] == done.n_bytes
+        assert [check.name for check in verify_checkpoint(out, parent, mask) if not check.passed] == []
+        assert before == {path: path.read_bytes() for path in parent.iterdir()}
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@given(st.integers(0, 2**32), st.sampled_from(sorted(FORMS)), st.integers(1, 5))
+def test_any_mask_is_applied(tmp_path_factory: pytest.TempPathFactory, seed: int, form: str, n_files: int) -> None:
+    made = FORMS[form]()
+    made.seed = seed
+    keep = random.Random(seed).choice([2, 4, 6])
+    kept = draw_kept(form, made, keep, seed)
+    directory = tmp_path_factory.mktemp("any")
+    checkpoints.write(made, directory / "parent", n_files)
+    mask = checkpoints.mask_for(made, kept, len(made.routers) + (form == "deepseek"))
+    prune_checkpoint(directory / "parent", mask, directory / "out")
+    assert_equal(checkpoints.read(directory / "out"), expected_of(form, made, kept, keep))
+
+
+def changed(name: str, value: Any) -> Callable[[Made], None]:
+    def change(made: Made) -> None:
+        made.config[name] = value
+
+    return change
+
+
+def without(name: str) -> Callable[[Made], None]:
+    return lambda made: made.tensors.pop(name) and None
+
+
+def with_tensor(name: str, dtype: str, *shape: int) -> Callable[[Made], None]:
+    return lambda made: made.add(name, dtype, *shape)
+
+
+REFUSED: dict[str, tuple[str, Callable[[Made], None], str]] = {
+    "no count": ("qwen3", changed("num_experts", None), "counts no experts"),
+    "two counts": (
+        "qwen3",
+        changed("n_routed_experts", 7),
+        "different ways: num_experts = 8, n_routed_experts = 7",
+    ),
+    "a list": ("qwen3", changed("moe_num_experts", [8, 8]), "different ways"),
+    "another count": ("qwen3", changed("num_experts", 9), r"experts\.\*.*expert 8 is missing"),
+    "no layers": ("qwen3", changed("num_hidden_layers", "two"), "how many layers"),
+    "an expert less": (
+        "qwen3",
+        without("model.layers.1.mlp.experts.5.up_proj.weight"),
+        r"layers\.1\.mlp.*expert 5",
+    ),
+    "no router": ("qwen3", without("model.layers.1.mlp.gate.weight"), "router of .*is not clear: none"),
+    "two routers": (
+        "qwen3",
+        with_tensor("model.layers.1.mlp.router.weight", "BF16", EXPERTS, 12),
+        r"not clear: .*gate\.weight, .*router\.weight",
+    ),
+    "an odd tensor": (
+        "qwen3",
+        with_tensor("model.layers.1.mlp.odd", "BF16", EXPERTS),
+        r"mlp\.odd: it may or may not",
+    ),
+    "another dimension": (
+        "gpt_oss",
+        with_tensor("model.layers.0.mlp.experts.odd", "BF16", 3, EXPERTS),
+        r"experts\.odd: its first dimension",
+    ),
+    "two modules": (
+        "qwen3",
+        with_tensor("model.layers.0.other.experts.gate_up_proj", "BF16", EXPERTS, 2, 2),
+        r"also experts in other\.",
+    ),
+    "a named expert": (
+        "qwen3",
+        changed("quantization_config", {"ignore": ["model.layers.0.mlp.experts.7.up_proj"]}),
+        r"names a single expert \(model\.layers\.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_clear_is_refused(tmp_path: Path, case: str) -> None:
+    form, change, message = REFUSED[case]
+    made = FORMS[form]()
+    kept = draw_kept(form, made, 4, 0)
+    mask = checkpoints.mask_for(made, kept, 2)
+    change(made)
+    checkpoints.write(made, tmp_path / "parent")
+    with pytest.raises(coe.InputError, match=message) as caught:
+        prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parent"]
+
+
+def test_masks_of_other_models_are_refused(tmp_path: Path) -> None:
+    made = FORMS["qwen3"]()
+    checkpoints.write(made, tmp_path / "parent")
+    kept = draw_kept("qwen3", made, 4, 0)
+    other = FORMS["qwen3"]()
+    other.tensors[other.routers[1]][1][3, 5, 0] ^= 1  # the last bit of one value
+    for mask, message in (
+        (checkpoints.mask_for(other, kept, 2), "routers have other values"),
+        (checkpoints.mask_for(made, kept, 3), "routers have other values"),
+        (checkpoints.mask_for(made, {0: kept[0]}, 2), "list of layers with experts differs"),
+        (checkpoints.mask_for(made, {0: [1], 1: [2]}, 2), "keeps 1 experts, but a token needs 2"),
+    ):
+        with pytest.raises(coe.InputError, match=message):
+            prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out")
+    grouped = FORMS["deepseek"]()
+    checkpoints.write(grouped, tmp_path / "grouped")
+    uneven = checkpoints.mask_for(grouped, {1: [0, 1, 2, 4], 2: [0, 1, 4, 5]}, 4)
+    with pytest.raises(coe.InputError, match="layer 1 keeps unlike numbers of the 2 groups"):
+        prune_checkpoint(tmp_path / "grouped", uneven, tmp_path / "out")
+
+
+def test_verify_finds_every_change(tmp_path: Path) -> None:
+    made = FORMS["qwen3"]()
+    kept = draw_kept("qwen3", made, 4, 0)
+    mask = checkpoints.mask_for(made, kept, 2)
+    parent, out = tmp_path / "parent", tmp_path / "out"
+    checkpoints.write(made, parent, 2)
+    prune_checkpoint(parent, mask, out)
+    file = out / "model-00001-of-00002.safetensors"
+
+    def failed() -> list[str]:
+        return [check.name for check in verify_checkpoint(out, parent, mask) if not check.passed]
+
+    def with_change(path: Path, change: Callable[[bytes], bytes]) -> list[str]:
+        good = path.read_bytes()
+        path.write_bytes(change(good))
+        found = failed()
+        path.write_bytes(good)
+        return found
+
+    assert with_change(file, lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]) == ["bytes"]
+    assert with_change(file, lambda data: data[:-2] + b"\x80\x7f") == ["bytes", "finite"]
+    assert with_change(file, lambda data: data[:-2]) == ["layout"]
+    assert with_change(
+        out / "config.json", lambda data: data.replace(b'"num_experts": 4', b'"num_experts": 8')
+    ) == ["config"]
+    assert with_change(out / "coe_native.json", lambda data: data.replace(b'"keep": 4', b'"keep": 5')) == [
+        "record"
+    ]
+    assert with_change(
+        out / "model.safetensors.index.json", lambda data: data.replace(b"experts.3.up", b"experts.9.up")
+    ) == ["layout"]
+    assert failed() == []
+
+
+def test_outputs_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = FORMS["qwen3"]()
+    mask = checkpoints.mask_for(made, draw_kept("qwen3", made, 4, 0), 2)
+    parent, out = tmp_path / "parent", tmp_path / "out"
+    checkpoints.write(made, parent, 2)
+    copy, calls_left = hf_prune.copy_range, 0
+
+    def fail_later(*given: Any) -> None:
+        nonlocal calls_left
+        calls_left -= 1
+        if calls_left < 0:
+            raise OSError(28, "No space left on device")
+        copy(*given)
+
+    for n_calls in range(40):
+        calls_left = n_calls
+        with monkeypatch.context() as patch:
+            patch.setattr(hf_prune, "copy_range", fail_later)
+            with pytest.raises(coe.CoeError, match="No space left"):
+                prune_checkpoint(parent, mask, out)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["parent"]
+    prune_checkpoint(parent, mask, out)
+    with pytest.raises(coe.InputError, match="--force"):
+        prune_checkpoint(parent, mask, out)
+    (out / "old").write_text("")
+    prune_checkpoint(parent, mask, out, force=True)
+    assert not (out / "old").exists()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("")
+    for path, message in (
+        (tmp_path / "precious", "was not written by coe-native"),
+        (parent / "in", "is the parent or in it"),
+        (tmp_path, "holds the parent"),
+        (tmp_path / "nowhere" / "out", "does not exist"),
+        (parent / "config.json", "is the parent or in it"),
+    ):
+        with pytest.raises(coe.InputError, match=message):
+            prune_checkpoint(parent, mask, path, force=True)
+    assert (tmp_path / "precious" / "file").exists()
+
+
+@given(st.data())
+def test_damaged_files_are_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    made = FORMS["gpt_oss"]()
+    mask = checkpoints.mask_for(made, draw_kept("gpt_oss", made, 4, 0), 2)
+    directory = tmp_path_factory.mktemp("damaged")
+    checkpoints.write(made, directory / "parent", 2)
+    names = ("config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors")
+    path = directory / "parent" / data.draw(st.sampled_from(names))
+    good = path.read_bytes()
+    end = min(len(good), 4000)
+    at = data.draw(st.integers(0, end - 1))
+    path.write_bytes(
+        good[:at] + data.draw(st.binary(min_size=1, max_size=8)) + good[at + data.draw(st.integers(0, 8)) :]
+    )
+    try:
+        prune_checkpoint(directory / "parent", mask, directory / "out")
+    except coe.CoeError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        assert not (directory / "out").exists()
