@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,7 +98,7 @@ class HfPlan:
     files: tuple[tuple[SafetensorsFile, tuple[HfPiece, ...]], ...]
     checked: bool
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """Return the bytes of all tensors."""
         return sum(piece.n_bytes for _, pieces in self.files for piece in pieces)
