@@ -163,8 +163,9 @@ class HfCheckpoint:
     def _numbers(self, named: Callable[[str], object], *, text_only: bool = False) -> Iterator[int]:
         for node in nodes(self.config, text_only=text_only):
             for key, value in node.items():
-                if named(key) and isinstance(value, int) and not isinstance(value, bool):
-                    yield value
+                for number in value if isinstance(value, list) else [value]:
+                    if named(key) and isinstance(number, int) and not isinstance(number, bool):
+                        yield number
 
     def with_experts(self, keep: int) -> Node:
         """Return the config of the same model with `keep` experts in each layer."""

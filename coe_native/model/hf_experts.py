@@ -27,7 +27,8 @@ class HfMoeLayer:
     Attributes:
         index: Its number, which the GGUF's block has too. Layers that predict further tokens come last.
         router: The name of the router's matrix, [n_experts, n_embd].
-        stacked: Names of all tensors whose first dimension is the expert, the router among them.
+        stacked: Names of all tensors whose first dimension is the expert, the router among them. Dimensions
+            of 1 may come before it.
         numbered: Expert of each tensor that belongs to one, by name.
     """
 
@@ -142,7 +143,11 @@ class _Layer:
             if name in taken or not name.startswith(module) or _SHARED.search(name):
                 continue
             rest = name[len(module) :]
-            if not tensor.shape or tensor.shape[0] != self._n_experts:
+            if self._n_experts not in tensor.shape:
+                continue
+            if without_ones(tensor.shape)[0] != self._n_experts:
+                if module and _OF_EXPERTS.search(rest):
+                    raise self._refusal(name, "its first dimension is not that of the experts, but another may be")
                 continue
             if not _OF_EXPERTS.search(rest):
                 if module:
@@ -156,6 +161,11 @@ class _Layer:
         return InputError(
             f"{self._where}: cannot be pruned because of {printable(self._prefix + name, 200)}: {why}"
         )
+
+
+def without_ones(shape: Sequence[int]) -> Sequence[int]:
+    """Return a shape without the dimensions of 1 that it begins with."""
+    return shape[next((at for at, size in enumerate(shape) if size != 1), len(shape)) :]
 
 
 def _without_number(name: str) -> str:

@@ -24,7 +24,7 @@ from coe_native.files.reading import read_exactly
 from coe_native.files.regular import open_regular
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.hf_checkpoint import CONFIG, INDEX, HfCheckpoint, nodes
-from coe_native.model.hf_experts import HfMoeLayer, find_moe_layers, kept_ranges, renumbered
+from coe_native.model.hf_experts import HfMoeLayer, find_moe_layers, kept_ranges, renumbered, without_ones
 from coe_native.model.router_shape import RouterShape
 from coe_native.model.safetensors_file import SafetensorsFile, StoredTensor
 from coe_native.surgery.notice import safety_notice
@@ -331,11 +331,13 @@ def _pieces(
 
 
 def _sliced(stored: StoredTensor, kept: Sequence[int]) -> HfPiece:
-    size = stored.n_bytes // stored.shape[0]
-    if size * stored.shape[0] != stored.n_bytes:
+    n_experts, *others = without_ones(stored.shape)
+    size = stored.n_bytes // n_experts
+    if size * n_experts != stored.n_bytes:
         raise InputError(f"{stored.name} has experts that do not begin at a byte, so it cannot be cut")
     ranges = tuple((stored.begin + run.start * size, len(run) * size) for run in kept_ranges(kept))
-    return HfPiece(stored.name, (len(kept), *stored.shape[1:]), stored, ranges)
+    ones = (1,) * (len(stored.shape) - len(others) - 1)
+    return HfPiece(stored.name, (*ones, len(kept), *others), stored, ranges)
 
 
 def _write_weights(plan: HfPlan, made: Path, progress: Report) -> None:

@@ -165,6 +165,18 @@ def granite() -> Made:
     return made
 
 
+def ernie() -> Made:
+    """Its correction bias begins with a dimension of 1, and its numbers of chosen experts are a list."""
+    made = Made({"num_hidden_layers": 2, "moe_num_experts": EXPERTS, "moe_topk": [2, 2]})
+    around(made, "model.", 2)
+    for layer in range(2):
+        module = f"model.layers.{layer}.mlp"
+        made.router(f"{module}.gate.weight", layer, "F32")
+        made.add(f"{module}.moe_statics.e_score_correction_bias", "F32", 1, EXPERTS, of=(layer, None))
+        numbered(made, module, layer, dict.fromkeys(GATED, "BF16"))
+    return made
+
+
 def mlx() -> Made:
     """Quantised by groups, the router too."""
     made = Made({"num_hidden_layers": 2, "num_experts": EXPERTS, "num_experts_per_tok": 2})
@@ -182,7 +194,7 @@ def mlx() -> Made:
 
 
 FORMS: dict[str, Callable[[], Made]] = {
-    made.__name__: made for made in (qwen3, mixtral, deepseek, gpt_oss, gemma4, granite, mlx)
+    made.__name__: made for made in (qwen3, mixtral, deepseek, gpt_oss, gemma4, granite, ernie, mlx)
 }
 
 
@@ -243,7 +255,8 @@ def pruned(made: Made, kept: Mapping[int, Sequence[int]]) -> dict[str, tuple[str
         if name not in made.cut:
             expected[name] = dtype, data
         elif expert is None:
-            expected[name] = dtype, data[list(kept[layer])]
+            axis = 1 if data.shape[0] == 1 else 0
+            expected[name] = dtype, np.take(data, list(kept[layer]), axis)
         elif expert in kept[layer]:
             new = name.replace(f".experts.{expert}.", f".experts.{list(kept[layer]).index(expert)}.")
             expected[new] = dtype, data

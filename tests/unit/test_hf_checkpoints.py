@@ -68,7 +68,7 @@ def test_checkpoints_are_pruned_as_by_hand(tmp_path: Path, form: str, n_files: i
         assert done.left_out == ("pytorch_model.bin",)
         assert_equal(checkpoints.read(out), expected_of(form, made, kept, keep))
         config = json.dumps(made.config)
-        for key in ("num_experts", "num_local_experts", "n_routed_experts"):
+        for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
             config = config.replace(f'"{key}": {EXPERTS}', f'"{key}": {keep}')
         assert json.loads((out / "config.json").read_text()) == json.loads(config)
         assert (out / "tokenizer.json").read_text() == '{"version": "1.0"}'
@@ -139,6 +139,11 @@ REFUSED: dict[str, tuple[str, Callable[[Made], None], str]] = {
         "gpt_oss",
         with_tensor("model.layers.0.mlp.experts.odd", "BF16", 3, EXPERTS),
         r"experts\.odd: its first dimension",
+    ),
+    "a transposed router": (
+        "qwen3",
+        with_tensor("model.layers.0.mlp.router_logits.bias", "BF16", 2, EXPERTS),
+        r"router_logits\.bias: its first dimension is not that of the experts",
     ),
     "two modules": (
         "qwen3",
