@@ -26,6 +26,10 @@ _MOST_INDEX = 1 << 28
 _EXPERT_COUNT = re.compile(r"(?:moe_)?(?:n|num)_(?:local_|routed_)?experts")
 """Keys that count routed experts, such as num_experts, num_local_experts and n_routed_experts."""
 
+_LIKE_A_COUNT = re.compile(r"expert.*num|num.*expert|n_.*expert|expert.*count")
+_OTHER_COUNT = re.compile("per_tok|per_token|shared|size|dim|group|layer|select|activ|null|zero")
+"""Of keys like a count, those that count something else."""
+
 _TOP_K = re.compile(r"(?:num_experts_per_tok(?:en)?|(?:moe_)?top_?k(?:_experts)?|num_selected_experts|moe_k)")
 
 Node = dict[str, Any]
@@ -33,7 +37,7 @@ Node = dict[str, Any]
 
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]
-    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    metadata: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,15 +94,15 @@ class HfCheckpoint:
             raise InputError(
                 f"{path}: is a directory without {CONFIG}; name a GGUF file, or a checkpoint's directory"
             )
-        config = _read_json(path / CONFIG, _MOST_CONFIG, dict[str, Any])
-        index = _read_json(path / INDEX, _MOST_INDEX, _Index) if (path / INDEX).exists() else None
+        config = _read_config(path / CONFIG)
+        index = _read_index(path / INDEX) if (path / INDEX).exists() else None
         if index is None and not (path / SINGLE).exists():
             raise InputError(
                 f"{path}: has neither {SINGLE} nor {INDEX}; only safetensors checkpoints can be pruned"
             )
         names = [SINGLE] if index is None else sorted(set(index.weight_map.values()))
         for name in names:
-            if Path(name).name != name or name in ("", ".", ".."):
+            if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
                 raise InputError(f"{path / INDEX}: names a file outside the directory: {printable(name, 100)}")
         checks = [unchanged_since_now(path / name) for name in (CONFIG, *names)]
         files = tuple(SafetensorsFile.read(path / name) for name in names)
@@ -117,7 +121,7 @@ class HfCheckpoint:
             for check in checks:
                 check()
 
-        return cls(path, config, files, tensors, None if index is None else index.metadata, check_unchanged)
+        return cls(path, config, files, tensors, None if index is None else index.metadata or {}, check_unchanged)
 
     @cached_property
     def n_experts(self) -> int:
@@ -127,10 +131,13 @@ class HfCheckpoint:
             InputError: The config counts no experts, or different ones.
         """
         counts: dict[str, object] = {}
+        others: dict[str, int] = {}
         for node in nodes(self.config):
             for key, value in node.items():
                 if _EXPERT_COUNT.fullmatch(key) and value not in (None, 0, 1):
                     counts[key] = value
+                elif _LIKE_A_COUNT.search(key) and not _OTHER_COUNT.search(key) and isinstance(value, int):
+                    others[key] = value
         numbers = {value for value in counts.values() if isinstance(value, int)}
         if not counts:
             raise InputError(
@@ -139,7 +146,10 @@ class HfCheckpoint:
         if len(numbers) != 1 or len(numbers) != len({json.dumps(value) for value in counts.values()}):
             listed = ", ".join(f"{key} = {printable(json.dumps(value), 50)}" for key, value in counts.items())
             raise InputError(f"{self.path / CONFIG}: experts are counted in different ways: {listed}")
-        return numbers.pop()
+        n_experts = numbers.pop()
+        if unknown := next((key for key, value in others.items() if value == n_experts), None):
+            raise InputError(f"{self.path / CONFIG}: {printable(unknown, 100)} may or may not count the experts")
+        return n_experts
 
     @property
     def top_ks(self) -> list[int]:
@@ -171,6 +181,8 @@ class HfCheckpoint:
         """Return the config of the same model with `keep` experts in each layer."""
 
         def cut(node: Any) -> Any:
+            if isinstance(node, list):
+                return [cut(inner) for inner in node]
             if not isinstance(node, dict):
                 return node
             return {
@@ -185,13 +197,30 @@ def nodes(config: Node, *, text_only: bool = False) -> Iterator[Node]:
     """Yield a config and the configs in it. `text_only`: without those of vision and audio."""
     yield config
     for key, value in config.items():
-        if isinstance(value, dict) and not (text_only and re.search("vision|audio|quantization", key)):
-            yield from nodes(value, text_only=text_only)
+        if text_only and re.search("vision|audio|quantization", key):
+            continue
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                yield from nodes(inner, text_only=text_only)
 
 
-def _read_json(path: Path, most_bytes: int, kind: Any) -> Any:
+def _read_config(path: Path) -> Node:
+    """Return a config. Python's own reader takes Infinity, which some have."""
     try:
-        return msgspec.json.decode(read_regular(path, most_bytes), type=kind)
+        config = json.loads(read_regular(path, _MOST_CONFIG))
+        if not isinstance(config, dict):
+            raise ValueError("it is not an object")
+        list(nodes(config))  # not nested too deeply
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged: {printable(str(error), 200)}; download it again") from error
+    return config
+
+
+def _read_index(path: Path) -> _Index:
+    try:
+        return msgspec.json.decode(read_regular(path, _MOST_INDEX), type=_Index)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from coe_native.errors import InputError, printable
 from coe_native.model.hf_checkpoint import HfCheckpoint, HfTensor
 
-_LAYER = re.compile(r"(?P<prefix>(?:.*\.)?(?:layers|blocks|h)\.)(?P<index>\d{1,6})\.(?P<rest>.+)")
-_NUMBERED = re.compile(r"(?P<module>(?:.*\.)?)experts\.(?P<expert>\d{1,6})\.(?P<rest>.+)")
+_LAYER = re.compile(r"(?P<prefix>(?:.*\.)?(?:layers|blocks|h)\.)(?P<index>0|[1-9][0-9]{0,5})\.(?P<rest>.+)")
+_NUMBERED = re.compile(r"(?P<module>(?:.*\.)?)experts\.(?P<expert>0|[1-9][0-9]{0,5})\.(?P<rest>.+)")
 _STACKED = re.compile(r"(?P<module>(?:.*\.)?)(?:experts|switch_mlp)\.(?P<rest>.+)")
 _ROUTER = re.compile(r"(?:^|\.)(?:gate|router|[a-z_]*router)\.")
 _OF_EXPERTS = re.compile(r"expert|router|score_correction|(?:^|\.)gate\.")
@@ -55,6 +55,7 @@ def find_moe_layers(checkpoint: HfCheckpoint) -> list[HfMoeLayer]:
         if found is not None:
             layers.append(found)
     layers.sort(key=lambda layer: layer.index)
+    _check_all_found(checkpoint, layers)
     for before, after in itertools.pairwise(layers):
         if before.index == after.index:
             raise InputError(
@@ -63,6 +64,20 @@ def find_moe_layers(checkpoint: HfCheckpoint) -> list[HfMoeLayer]:
     if not layers:
         raise InputError(f"{checkpoint.path}: no layer has experts whose tensors could be recognised")
     return layers
+
+
+def _check_all_found(checkpoint: HfCheckpoint, layers: Sequence[HfMoeLayer]) -> None:
+    """Check that no other tensor belongs to experts, or holds their numbers as DeepSeek V4's `tid2eid` does."""
+    found = {name for layer in layers for name in (*layer.stacked, *layer.numbered)}
+    for name, tensor in checkpoint.tensors.items():
+        if name in found or _SHARED.search(name) or math.prod(tensor.shape) == 1:
+            continue
+        holds_numbers = tensor.stored.dtype[0] in "IU" and _OF_EXPERTS.search(name)
+        if holds_numbers or re.search(r"(?:^|\.)(?:experts|switch_mlp)\.", name):
+            raise InputError(
+                f"{checkpoint.path}: cannot be pruned because of {printable(name, 200)}, which may belong to "
+                "experts or hold their numbers"
+            )
 
 
 class _Layer:

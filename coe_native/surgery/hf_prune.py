@@ -35,6 +35,11 @@ RECORD = "coe_native.json"
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz")
 """Ends of names of files that may hold the parent's weights once more."""
 
+_SINGLE_EXPERT = re.compile(r"experts\W{0,4}[0-9]")
+
+_QUANTISED_BY = ("hf_quant_config.json", "quantize_config.json")
+"""Files beside the config that list modules."""
+
 _FLOATS = ("BF16", "F16", "F32")
 
 _ALIGNMENT = 8
@@ -150,8 +155,7 @@ def prune_checkpoint(
             )
         _write_json(made / RECORD, {**record_of(mask), "notice": safety_notice(mask.provenance.get("method"))})
         for path in copied:
-            with open_regular(path) as source, _new_file(made / path.name) as target:
-                copy_range(source, 0, os.fstat(source.fileno()).st_size, target)
+            _copy(path, made / path.name)
         parent.check_unchanged()
         _put_in_place(made, out, working)
     return HfPruned(out, plan.n_bytes, plan.checked, left_out)
@@ -163,6 +167,11 @@ def plan_checkpoint(parent: HfCheckpoint, mask: ExpertMask) -> HfPlan:
     Raises:
         InputError: The mask is of another model, or a tensor may or may not have a dimension of experts.
     """
+    if mask.n_experts != parent.n_experts:
+        raise InputError(
+            f"{mask.place}: for {parent.path}: the number of experts differs ({mask.n_experts}, "
+            f"not {parent.n_experts})"
+        )
     layers = find_moe_layers(parent)
     checked = _check_mask(parent, layers, mask)
     _check_names_no_expert(parent)
@@ -206,8 +215,6 @@ def _check_mask(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], mask: Expert
         InputError: It is not; says what differs.
     """
     where = f"{mask.place}: for {parent.path}"
-    if mask.n_experts != parent.n_experts:
-        raise InputError(f"{where}: the number of experts differs ({mask.n_experts}, not {parent.n_experts})")
     blocks = [layer.index for layer in layers if layer.index < parent.n_layers]
     if sorted(mask.kept) != blocks:
         raise InputError(f"{where}: the list of layers with experts differs ({len(mask.kept)}, not {len(blocks)})")
@@ -230,11 +237,16 @@ def _check_names_no_expert(parent: HfCheckpoint) -> None:
     """Check that the config names no single expert, as lists of modules that are not quantised can."""
     for node in nodes(parent.config):
         for text in (*node, *(item for value in node.values() if isinstance(value, list) for item in value)):
-            if isinstance(text, str) and re.search(r"experts\.\d", text):
+            if isinstance(text, str) and _SINGLE_EXPERT.search(text):
                 raise InputError(
                     f"{parent.path / CONFIG}: names a single expert ({printable(text, 100)}), "
                     "whose number would change"
                 )
+
+    for name in _QUANTISED_BY:
+        path = parent.path / name
+        if path.is_file() and _SINGLE_EXPERT.search(path.read_text(encoding="utf-8", errors="replace")):
+            raise InputError(f"{path}: names single experts, whose numbers would change")
 
 
 def _router_shape(parent: HfCheckpoint) -> RouterShape:
@@ -391,7 +403,7 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
 
 def _other_files(parent: HfCheckpoint) -> tuple[list[Path], tuple[str, ...]]:
     """Return the files to copy, and the names of those that are left out."""
-    known = {CONFIG, INDEX, RECORD, *(file.path.name for file in parent.files)}
+    known = {CONFIG, INDEX, RECORD, "params.json", *(file.path.name for file in parent.files)}
     copied, left_out = [], []
     for path in sorted(parent.path.iterdir()):
         if path.name in known or path.name.startswith("."):
@@ -403,13 +415,25 @@ def _other_files(parent: HfCheckpoint) -> tuple[list[Path], tuple[str, ...]]:
     return copied, tuple(left_out)
 
 
+def _copy(path: Path, target: Path) -> None:
+    try:
+        source = open_regular(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with source, _new_file(target) as file:
+        copy_range(source, 0, os.fstat(source.fileno()).st_size, file)
+
+
 def _put_in_place(made: Path, out: Path, working: Path) -> None:
     """Give a finished directory its name. One that it replaces is renamed first, and removed with `working`."""
+    replaced = working / "replaced"
     try:
         if out.exists():
-            out.rename(working / "replaced")
+            out.rename(replaced)
         made.rename(out)
     except OSError as error:
+        if replaced.exists() and not out.exists():
+            replaced.rename(out)
         raise CoeError(f"{out}: cannot be written: {error.strerror or error}") from error
     if os.name == "posix":
         descriptor = os.open(out.parent, os.O_RDONLY)

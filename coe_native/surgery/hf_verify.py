@@ -69,7 +69,7 @@ def _record(written: HfCheckpoint, mask: ExpertMask) -> str:
     path = written.path / RECORD
     try:
         found = msgspec.json.decode(read_regular(path, _MOST_RECORD), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise CoeError(f"{path}: cannot be read: {error}") from error
     if any(found.get(key) != value for key, value in record_of(mask).items()):
         raise CoeError("was made with another mask")

@@ -117,7 +117,29 @@ REFUSED: dict[str, tuple[str, Callable[[Made], None], str]] = {
         "different ways: num_experts = 8, n_routed_experts = 7",
     ),
     "a list": ("qwen3", changed("moe_num_experts", [8, 8]), "different ways"),
-    "another count": ("qwen3", changed("num_experts", 9), r"experts\.\*.*expert 8 is missing"),
+    "another count": ("qwen3", changed("num_experts", 9), r"number of experts differs \(8, not 9\)"),
+    "a huge count": ("qwen3", changed("num_experts", 10**10), "number of experts differs"),
+    "an unknown count": ("qwen3", changed("expert_num", EXPERTS), "expert_num may or may not count"),
+    "experts outside layers": (
+        "qwen3",
+        with_tensor("mtp.0.ffn.experts.0.w1.weight", "BF16", 2, 2),
+        r"mtp\.0\.ffn\.experts\.0\.w1.*may belong to experts",
+    ),
+    "numbers of experts": (
+        "qwen3",
+        with_tensor("model.layers.0.mlp.gate.tid2eid", "U32", 20, 2),
+        "tid2eid, which may belong to experts or hold their numbers",
+    ),
+    "an expert of two names": (
+        "qwen3",
+        with_tensor("model.layers.0.mlp.experts.01.up_proj.weight", "BF16", 2, 2),
+        r"experts\.01\.up_proj",
+    ),
+    "a pattern of an expert": (
+        "qwen3",
+        changed("quantization_config", {"ignore": [r"re:.*experts\.3\..*"]}),
+        "names a single expert",
+    ),
     "no layers": ("qwen3", changed("num_hidden_layers", "two"), "how many layers"),
     "an expert less": (
         "qwen3",
@@ -170,6 +192,24 @@ def test_what_is_not_clear_is_refused(tmp_path: Path, case: str) -> None:
         prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parent"]
+
+
+def test_configs_are_read_as_they_are(tmp_path: Path) -> None:
+    """With Infinity, which JSON does not have, and with counts within lists."""
+    made = FORMS["qwen3"]()
+    made.config |= {"time_step_limit": [0.0, float("inf")], "blocks": [{"moe": {"num_local_experts": EXPERTS}}]}
+    checkpoints.write(made, tmp_path / "parent", 2)
+    (tmp_path / "parent" / "dangling").symlink_to("nowhere")
+    mask = checkpoints.mask_for(made, draw_kept("qwen3", made, 4, 0), 2)
+    with pytest.raises(coe.InputError, match="dangling: cannot be read"):
+        prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out")
+    (tmp_path / "parent" / "dangling").unlink()
+    prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == {**made.config, "num_experts": 4, "blocks": [{"moe": {"num_local_experts": 4}}]}
+    (tmp_path / "parent" / "config.json").write_text('{"a":' * 3000 + "1" + "}" * 3000)
+    with pytest.raises(coe.InputError, match="is damaged"):
+        prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out2")
 
 
 def test_masks_of_other_models_are_refused(tmp_path: Path) -> None:
