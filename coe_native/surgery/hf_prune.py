@@ -8,7 +8,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from coe_native.model.hf_experts import HfMoeLayer, find_moe_layers, kept_ranges
 from coe_native.model.router_shape import RouterShape
 from coe_native.model.safetensors_file import SafetensorsFile, StoredTensor
 from coe_native.surgery.notice import safety_notice
+from coe_native.surgery.write import Report
 
 RECORD = "coe_native.json"
 """The file of a pruned checkpoint that says what was done."""
@@ -44,12 +45,6 @@ _FLOATS = ("BF16", "F16", "F32")
 
 _ALIGNMENT = 8
 """The header of a safetensors file is padded to a multiple of this."""
-
-Report = Callable[[int, int], None]
-
-
-def _quiet(done: int, total: int) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -115,7 +110,7 @@ def prune_checkpoint(
     out: str | Path,
     *,
     force: bool = False,
-    progress: Report = _quiet,
+    progress: Report = lambda done, total: None,
 ) -> HfPruned:
     """Write a checkpoint with the kept experts only.
 

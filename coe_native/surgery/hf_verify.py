@@ -13,8 +13,9 @@ from coe_native.files.reading import CHUNK, read_exactly
 from coe_native.files.regular import open_regular, read_regular
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.hf_checkpoint import CONFIG, HfCheckpoint
-from coe_native.surgery.hf_prune import RECORD, HfPiece, HfPlan, Report, plan_checkpoint, record_of
+from coe_native.surgery.hf_prune import RECORD, HfPiece, HfPlan, plan_checkpoint, record_of
 from coe_native.surgery.verify import Check
+from coe_native.surgery.write import Report
 
 _MOST_RECORD = 1 << 20
 
