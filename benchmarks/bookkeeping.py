@@ -2,8 +2,8 @@
 
     python -m benchmarks.bookkeeping DIRECTORY --tokens 100000000
 
-Two runs with the demo's model: one over a corpus of that many tokens in which nothing is decoded, and a complete one
-over a short corpus. Both figures are processor time for each token, so that it does not matter that
+Two runs with the demo's model: one over a corpus of that many tokens, without decoding, and a complete one over a
+short corpus. Both figures are processor time for each token, so that it does not matter that
 text is tokenised beside the model.
 """
 

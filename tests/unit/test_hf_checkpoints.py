@@ -294,6 +294,19 @@ def test_outputs_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
     (out / "old").write_text("")
     prune_checkpoint(parent, mask, out, force=True)
     assert not (out / "old").exists()
+    rename = Path.rename
+
+    def fail_at_the_end(path: Path, target: Path) -> Path:
+        if path.name == "checkpoint":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail_at_the_end)
+        with pytest.raises(coe.CoeError, match="Input/output error"):
+            prune_checkpoint(parent, mask, out, force=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("")
     for path, message in (
