@@ -80,7 +80,7 @@ def test_bad_input_is_refused(files: Path, line: str, pattern: str) -> None:
 
 BAD_OPTIONS: list[tuple[str, str]] = [
     ("mask profile.gguf --keep 4 --structural-rank nan -o o.json", "structural.rank"),
-    ("mask profile.gguf --keep 4 -o nowhere/", "nowhere/.*directory"),
+    ("mask profile.gguf --keep 4 -o nowhere/", "nowhere/.*slash"),
     ("mask profile.gguf -o out.json", "--keep"),
     ("mask profile.gguf --keep -1 -o out.json", "keep"),
     ("mask profile.gguf --keep 4 -o out.json --method magic", "utility.*rank-weighted.*frequency"),
