@@ -21,6 +21,7 @@ from .llama.options import Placement as Placement
 from .llama.quantizer import QuantizeOptions as QuantizeOptions
 from .masks.build import build_mask as build_mask
 from .masks.expert_mask import ExpertMask as ExpertMask
+from .masks.export import export_mask as export_mask
 from .masks.options import MaskOptions as MaskOptions
 from .masks.options import PassOptions as PassOptions
 from .masks.overlap import Overlap as Overlap

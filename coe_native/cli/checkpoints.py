@@ -8,7 +8,15 @@ import click
 
 from coe_native.cli.output import print_json, say
 from coe_native.cli.progress import byte_progress
+from coe_native.cli.types import MODEL
 from coe_native.errors import InputError
+from coe_native.units import gigabytes
+
+gguf_option = click.option(
+    "--gguf",
+    type=MODEL,
+    help="GGUF that the mask was made with, for a checkpoint whose routers differ from its by rounding.",
+)
 
 
 def refuse_other_options(*taken: str) -> None:
@@ -21,10 +29,12 @@ def refuse_other_options(*taken: str) -> None:
     for param in context.command.params:
         given = context.get_parameter_source(str(param.name)) is click.core.ParameterSource.COMMANDLINE
         if given and param.name not in taken and isinstance(param, click.Option):
-            raise InputError(f"{param.opts[0]} is for GGUF files; a checkpoint is pruned with --mask and -o alone")
+            raise InputError(f"{param.opts[0]} is for GGUF files; a checkpoint is pruned with --mask and -o")
 
 
-def prune_directory(model: Path, mask_path: Path | None, output: Path, *, force: bool, as_json: bool) -> None:
+def prune_directory(
+    model: Path, mask_path: Path | None, output: Path, *, gguf: Path | None, force: bool, as_json: bool
+) -> None:
     """Prune a checkpoint, and say what was done."""
     from coe_native.masks.expert_mask import ExpertMask
     from coe_native.surgery.hf_prune import prune_checkpoint
@@ -36,13 +46,13 @@ def prune_directory(model: Path, mask_path: Path | None, output: Path, *, force:
         )
     mask = ExpertMask.load(mask_path)
     with byte_progress("pruning") as progress:
-        pruned = prune_checkpoint(model, mask, output, force=force, progress=progress)
+        pruned = prune_checkpoint(model, mask, output, gguf=gguf, force=force, progress=progress)
     notice = safety_notice(mask.provenance.get("method"))
     if as_json:
         facts = {"output": str(pruned.path), "bytes": pruned.n_bytes, "keep": mask.keep}
         print_json({**facts, "checked": pruned.checked, "left_out": list(pruned.left_out), "notice": notice})
         return
-    say(f"{pruned.path}: {pruned.n_bytes / 1e9:.2f} GB, {mask.keep} of {mask.n_experts} experts in each layer")
+    say(f"{pruned.path}: {gigabytes(pruned.n_bytes)}, {mask.keep} of {mask.n_experts} experts in each layer")
     if not pruned.checked:
         say("the routers were not compared with the mask's model: they are quantised, or the mask names no model")
     if pruned.left_out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,13 @@ _EXPERT_COUNT = re.compile(r"(?:moe_)?(?:n|num)_(?:local_|routed_)?experts")
 _LIKE_A_COUNT = re.compile(r"expert.*num|num.*expert|n_.*expert|expert.*count")
 _OTHER_COUNT = re.compile("per_tok|per_token|shared|size|dim|group|layer|select|activ|null|zero")
 """Of keys like a count, those that count something else."""
+
+_LAYER_COUNT = re.compile("num_hidden_layers|n_layers?|num_layers")
+
+_MTP_COUNT = re.compile("(?:num_)?(?:nextn|mtp)_.*(?:layers|modules)")
+"""Keys that count layers which predict further tokens, such as num_nextn_predict_layers."""
+
+_MOST_MTP = 64
 
 _TOP_K = re.compile(r"(?:num_experts_per_tok(?:en)?|(?:moe_)?top_?k(?:_experts)?|num_selected_experts|moe_k)")
 
@@ -154,28 +161,29 @@ class HfCheckpoint:
     @property
     def top_ks(self) -> list[int]:
         """Return the numbers in the config that may say how many experts are chosen for a token."""
-        return sorted(set(self._numbers(_TOP_K.fullmatch)))
+        return sorted(set(_numbers(nodes(self.config), _TOP_K)))
 
     @property
     def n_layers(self) -> int:
         """Return the number of layers, those that predict further tokens left out.
 
+        A model of several parts counts the layers of each: those beside the number of experts are meant.
+
         Raises:
             InputError: The config does not say it.
         """
-        counts = set(self._numbers(re.compile("num_hidden_layers|n_layers?|num_layers").fullmatch, text_only=True))
-        if len(counts) != 1:
-            raise InputError(
-                f"{self.path / CONFIG}: does not say how many layers the model has (num_hidden_layers)"
-            )
-        return counts.pop()
+        all_nodes = list(nodes(self.config, text_only=True))
+        beside = [node for node in all_nodes if any(map(_EXPERT_COUNT.fullmatch, node))]
+        for chosen in (beside, all_nodes):
+            counts = set(_numbers(chosen, _LAYER_COUNT))
+            if len(counts) == 1:
+                return counts.pop()
+        raise InputError(f"{self.path / CONFIG}: does not say how many layers the model has (num_hidden_layers)")
 
-    def _numbers(self, named: Callable[[str], object], *, text_only: bool = False) -> Iterator[int]:
-        for node in nodes(self.config, text_only=text_only):
-            for key, value in node.items():
-                for number in value if isinstance(value, list) else [value]:
-                    if named(key) and isinstance(number, int) and not isinstance(number, bool):
-                        yield number
+    @property
+    def n_mtp_layers(self) -> list[int]:
+        """Return the numbers in the config that may say how many layers predict further tokens."""
+        return sorted(n for n in set(_numbers(nodes(self.config), _MTP_COUNT)) if 0 < n <= _MOST_MTP)
 
     def with_experts(self, keep: int) -> Node:
         """Return the config of the same model with `keep` experts in each layer."""
@@ -191,6 +199,15 @@ class HfCheckpoint:
             }
 
         return dict(cut(self.config))
+
+
+def _numbers(among: Iterable[Node], named: re.Pattern[str]) -> Iterator[int]:
+    """Yield the whole numbers with such a name, and those in lists with such a name."""
+    for node in among:
+        for key, value in node.items():
+            for number in value if isinstance(value, list) else [value]:
+                if named.fullmatch(key) and isinstance(number, int) and not isinstance(number, bool):
+                    yield number
 
 
 def nodes(config: Node, *, text_only: bool = False) -> Iterator[Node]:

@@ -19,6 +19,9 @@ _ROUTER = re.compile(r"(?:^|\.)(?:gate|router|[a-z_]*router)\.")
 _OF_EXPERTS = re.compile(r"expert|router|score_correction|(?:^|\.)gate\.")
 _SHARED = re.compile("shared")
 
+FLOATS = ("BF16", "F16", "F32")
+"""Types whose values are numbers by themselves. Others need scales."""
+
 
 @dataclass(frozen=True)
 class HfMoeLayer:
@@ -114,11 +117,7 @@ class _Layer:
         if len(routers) != 1:
             named = printable(", ".join(self._prefix + name for name in routers), 300) if routers else "none"
             raise InputError(f"{self._where}: the router of {self._prefix}{module}experts is not clear: {named}")
-        width = self._tensors[routers[0]].shape[1]
-        for name in others:
-            # Gemma 4 has a number for each value of the hidden state there, and one for each expert.
-            if width == self._n_experts and not re.search("expert|bias|_score", name):
-                raise self._refusal(name, "the model is as wide as it has experts")
+        self._check_beside(routers[0], others)
         return HfMoeLayer(
             index=index,
             router=self._prefix + routers[0],
@@ -171,6 +170,20 @@ class _Layer:
             is_router = len(tensor.shape) == 2 and rest.endswith("weight") and _ROUTER.search(rest)
             (routers if is_router else others).append(name)
         return routers, others
+
+    def _check_beside(self, router: str, others: Sequence[str]) -> None:
+        """Check that what is beside a router can be cut with it."""
+        tensor = self._tensors[router]
+        if tensor.stored.dtype in FLOATS:
+            for name in others:
+                # Gemma 4 has a number for each value of the hidden state there, and one for each expert.
+                if tensor.shape[1] == self._n_experts and not re.search("expert|bias|_score", name):
+                    raise self._refusal(name, "the model is as wide as it has experts")
+            return
+        for name, beside in self._tensors.items():
+            is_scale = name.startswith(router.removesuffix("weight")) and name not in (router, *others)
+            if is_scale and math.prod(beside.shape) != 1:
+                raise self._refusal(name, "it belongs to a quantised router, but has no number for each expert")
 
     def _refusal(self, name: str, why: str) -> InputError:
         return InputError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import math
 import os
 import re
 import struct
@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe_native.errors import CoeError, InputError, printable
 from coe_native.files.atomic import check_space, working_directory
 from coe_native.files.copying import copy_range
-from coe_native.files.reading import read_exactly
 from coe_native.files.regular import open_regular
 from coe_native.masks.expert_mask import ExpertMask
+from coe_native.model.header import ModelHeader
 from coe_native.model.hf_checkpoint import CONFIG, INDEX, HfCheckpoint, nodes
-from coe_native.model.hf_experts import HfMoeLayer, find_moe_layers, kept_ranges, renumbered, without_ones
-from coe_native.model.router_shape import RouterShape
+from coe_native.model.hf_experts import FLOATS, HfMoeLayer, find_moe_layers, kept_ranges, renumbered, without_ones
 from coe_native.model.safetensors_file import SafetensorsFile, StoredTensor
+from coe_native.surgery.hf_match import check_match, router_shape, router_values
 from coe_native.surgery.notice import safety_notice
 from coe_native.surgery.write import Report
 
@@ -40,8 +39,6 @@ _SINGLE_EXPERT = re.compile(r"experts\W{0,4}[0-9]")
 
 _QUANTISED_BY = ("hf_quant_config.json", "quantize_config.json")
 """Files beside the config that list modules."""
-
-_FLOATS = ("BF16", "F16", "F32")
 
 _ALIGNMENT = 8
 """The header of a safetensors file is padded to a multiple of this."""
@@ -109,6 +106,7 @@ def prune_checkpoint(
     mask: ExpertMask,
     out: str | Path,
     *,
+    gguf: str | Path | None = None,
     force: bool = False,
     progress: Report = lambda done, total: None,
 ) -> HfPruned:
@@ -121,6 +119,8 @@ def prune_checkpoint(
         directory: The parent: a directory with ``config.json`` and safetensors files.
         mask: The mask, made from a profile of the same model's GGUF.
         out: The directory to write.
+        gguf: The model that the mask was made with: the checkpoint's routers may then differ from its by rounding,
+            as those of an F16 copy of a BF16 checkpoint do. Without it they must be equal.
         force: Replace a directory that this function has written.
         progress: Called with bytes done and bytes in all.
 
@@ -131,7 +131,7 @@ def prune_checkpoint(
     """
     parent, out = HfCheckpoint.read(directory), Path(out)
     _check_output(out, parent, force)
-    plan = plan_checkpoint(parent, mask)
+    plan = plan_checkpoint(parent, mask, gguf)
     check_space(out, plan.n_bytes)
     copied, left_out = _other_files(parent)
     with working_directory(out) as working:
@@ -144,7 +144,7 @@ def prune_checkpoint(
             _write_json(
                 made / INDEX,
                 {
-                    "metadata": {**parent.index, "total_size": plan.n_bytes},
+                    "metadata": _index_metadata(parent, plan),
                     "weight_map": dict(sorted(files.items())),
                 },
             )
@@ -156,8 +156,8 @@ def prune_checkpoint(
     return HfPruned(out, plan.n_bytes, plan.checked, left_out)
 
 
-def plan_checkpoint(parent: HfCheckpoint, mask: ExpertMask) -> HfPlan:
-    """Return what a pruned checkpoint consists of.
+def plan_checkpoint(parent: HfCheckpoint, mask: ExpertMask, gguf: str | Path | None = None) -> HfPlan:
+    """Return what a pruned checkpoint consists of. `gguf`: as for `prune_checkpoint`.
 
     Raises:
         InputError: The mask is of another model, or a tensor may or may not have a dimension of experts.
@@ -168,7 +168,7 @@ def plan_checkpoint(parent: HfCheckpoint, mask: ExpertMask) -> HfPlan:
             f"not {parent.n_experts})"
         )
     layers = find_moe_layers(parent)
-    checked = _check_mask(parent, layers, mask)
+    checked = check_match(parent, layers, mask, None if gguf is None else ModelHeader(gguf))
     _check_names_no_expert(parent)
     return HfPlan(_pieces(parent, _cuts(parent, layers, mask)), checked)
 
@@ -203,31 +203,6 @@ def _check_output(out: Path, parent: HfCheckpoint, force: bool) -> None:
         )
 
 
-def _check_mask(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], mask: ExpertMask) -> bool:
-    """Check that a mask is of this model, and return whether the routers could be compared.
-
-    Raises:
-        InputError: It is not; says what differs.
-    """
-    where = f"{mask.place}: for {parent.path}"
-    blocks = [layer.index for layer in layers if layer.index < parent.n_layers]
-    if sorted(mask.kept) != blocks:
-        raise InputError(f"{where}: the list of layers with experts differs ({len(mask.kept)}, not {len(blocks)})")
-    if parent.top_ks and mask.keep < min(parent.top_ks):
-        raise InputError(f"{where}: it keeps {mask.keep} experts, but a token needs {min(parent.top_ks)}")
-    shape = _router_shape(parent)
-    for block, kept in mask.kept.items():
-        if len({sum(expert in group for expert in kept) for group in shape.groups()}) != 1:
-            raise InputError(
-                f"{where}: layer {block} keeps unlike numbers of the {shape.n_groups} groups of experts"
-            )
-    if not mask.is_tied or any(parent.tensors[layer.router].stored.dtype not in _FLOATS for layer in layers):
-        return False
-    if mask.fingerprint not in _fingerprints(parent, layers, mask.architecture):
-        raise InputError(f"{where}: its routers have other values: the mask is of another model")
-    return True
-
-
 def _check_names_no_expert(parent: HfCheckpoint) -> None:
     """Check that the config names no single expert, as lists of modules that are not quantised can."""
     for node in nodes(parent.config):
@@ -242,48 +217,6 @@ def _check_names_no_expert(parent: HfCheckpoint) -> None:
         path = parent.path / name
         if path.is_file() and _SINGLE_EXPERT.search(path.read_text(encoding="utf-8", errors="replace")):
             raise InputError(f"{path}: names single experts, whose numbers would change")
-
-
-def _router_shape(parent: HfCheckpoint) -> RouterShape:
-    groups = [node["n_group"] for node in nodes(parent.config) if isinstance(node.get("n_group"), int)]
-    used = [node["topk_group"] for node in nodes(parent.config) if isinstance(node.get("topk_group"), int)]
-    if not groups or not used or groups[0] < 2 or parent.n_experts % groups[0]:
-        return RouterShape(parent.n_experts, min(parent.top_ks, default=1))
-    return RouterShape(parent.n_experts, min(parent.top_ks, default=1), groups[0], used[0])
-
-
-def _fingerprints(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], architecture: str) -> Iterator[str]:
-    """Yield the fingerprints that the GGUF of this model may have: see docs/formats.md.
-
-    The config has several numbers that may be the number of blocks or of chosen experts.
-    """
-    routers = [(layer, _values(parent, layer.router)) for layer in layers]
-    main = [(layer, values) for layer, values in routers if layer.index < parent.n_layers]
-    # llama.cpp's converter may leave out the layers that predict further tokens.
-    for chosen in [routers, main] if len(main) < len(routers) else [routers]:
-        for n_blocks in {parent.n_layers, chosen[-1][0].index + 1, routers[-1][0].index + 1}:
-            for top_k in parent.top_ks:
-                digest = hashlib.sha256()
-                for text in (architecture, n_blocks, parent.n_experts, top_k):
-                    digest.update(f"{text}\0".encode())
-                for layer, values in chosen:
-                    n_experts, width = values.shape
-                    for text in (f"blk.{layer.index}.ffn_gate_inp.weight", f"({width}, {n_experts})", 0):
-                        digest.update(f"{text}\0".encode())
-                    digest.update(values.astype("<f4", copy=False).tobytes())
-                yield digest.hexdigest()
-
-
-def _values(parent: HfCheckpoint, name: str) -> NDArray[np.float32]:
-    """Return the values of a tensor of floats, in its shape."""
-    tensor = parent.tensors[name]
-    with open_regular(tensor.file.path) as file:
-        data = read_exactly(file, tensor.stored.begin, tensor.stored.n_bytes)
-    if tensor.stored.dtype == "BF16":
-        bits = np.frombuffer(data, "<u2").astype("<u4") << 16
-        return bits.view("<f4").reshape(tensor.shape)
-    kind = "<f2" if tensor.stored.dtype == "F16" else "<f4"
-    return np.frombuffer(data, kind).astype(np.float32).reshape(tensor.shape)
 
 
 def _cuts(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], mask: ExpertMask) -> dict[str, _Cut]:
@@ -303,13 +236,13 @@ def _cuts(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], mask: ExpertMask) 
 
 
 def _best_by_router_norm(parent: HfCheckpoint, layer: HfMoeLayer, keep: int) -> tuple[int, ...]:
-    if parent.tensors[layer.router].stored.dtype not in _FLOATS:
+    if parent.tensors[layer.router].stored.dtype not in FLOATS:
         raise InputError(
             f"{parent.path}: layer {layer.index} predicts further tokens and is not in the mask, and its router "
             f"({layer.router}) is quantised, so that it is not known which of its experts to keep"
         )
-    norms = np.linalg.norm(_values(parent, layer.router).astype(np.float64), axis=1)
-    return tuple(_router_shape(parent).best(norms, keep))
+    norms = np.linalg.norm(router_values(parent, layer).astype(np.float64), axis=1)
+    return tuple(router_shape(parent).best(norms, keep))
 
 
 @dataclass(frozen=True)
@@ -373,6 +306,15 @@ def header_of(file: SafetensorsFile, pieces: Sequence[HfPiece]) -> bytes:
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % _ALIGNMENT)
     return struct.pack("<Q", len(header)) + header
+
+
+def _index_metadata(parent: HfCheckpoint, plan: HfPlan) -> dict[str, Any]:
+    """Return what the index says besides where tensors are: their bytes, and values if it had counted them."""
+    metadata = {**(parent.index or {}), "total_size": plan.n_bytes}
+    n_values = metadata.pop("total_parameters", None)
+    if n_values == sum(math.prod(tensor.shape) for tensor in parent.tensors.values()):  # not of packed values
+        metadata["total_parameters"] = sum(math.prod(piece.shape) for _, pieces in plan.files for piece in pieces)
+    return metadata
 
 
 def _write_json(path: Path, value: Any) -> None:

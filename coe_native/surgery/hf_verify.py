@@ -13,6 +13,7 @@ from coe_native.files.reading import CHUNK, read_exactly
 from coe_native.files.regular import open_regular, read_regular
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.hf_checkpoint import CONFIG, HfCheckpoint
+from coe_native.surgery import hf_loading
 from coe_native.surgery.hf_prune import RECORD, HfPiece, HfPlan, plan_checkpoint, record_of
 from coe_native.surgery.verify import Check
 from coe_native.surgery.write import Report
@@ -24,25 +25,32 @@ _EXPONENTS = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x
 
 
 def verify_checkpoint(
-    out: str | Path, parent: str | Path, mask: ExpertMask, *, progress: Report = lambda done, total: None
+    out: str | Path,
+    parent: str | Path,
+    mask: ExpertMask,
+    *,
+    gguf: str | Path | None = None,
+    progress: Report = lambda done, total: None,
 ) -> list[Check]:
     """Check a pruned checkpoint against its parent and mask.
 
     The checks are: record (which mask it was made with); config (the parent's, with the number of kept experts);
     layout (names, types and shapes of all tensors, and the index); bytes (kept tensors equal the parent's); finite
-    (all numbers of type BF16, F16 and F32).
+    (all numbers of type BF16, F16 and F32); and, where transformers is installed and knows the parent, whether it
+    loads the checkpoint. Quantised checkpoints are not loaded.
 
     Args:
         out: The pruned checkpoint.
         parent: Its parent.
         mask: The mask.
+        gguf: As for `prune_checkpoint`.
         progress: Called with bytes done and bytes in all.
 
     Raises:
         InputError: The parent cannot be read, or the mask is of another model.
     """
     original = HfCheckpoint.read(parent)
-    plan = plan_checkpoint(original, mask)
+    plan = plan_checkpoint(original, mask, gguf)
     try:
         written = HfCheckpoint.read(out)
     except InputError as error:
@@ -54,6 +62,8 @@ def verify_checkpoint(
     ]
     if checks[-1].passed:
         checks += _contents(written, plan, progress)
+    if all(check.passed for check in checks) and hf_loading.can_be_tried(original):
+        checks.append(_check("loads", lambda: hf_loading.load(written, plan.n_bytes)))
     for checkpoint in (written, original):
         checkpoint.check_unchanged()
     return checks

@@ -69,6 +69,33 @@ def test_a_damaged_checkpoint_is_not_verified(directory: Path) -> None:
     assert [check["name"] for check in failed.json["checks"] if not check["passed"]] == ["config"]
 
 
+def rounded(made: Made, layer: int) -> None:
+    """Round a router to BF16, as a copy in another type is."""
+    name = made.routers.get(layer) or next(name for name in made.tensors if f".{layer}.router.proj" in name)
+    data = made.tensors[name][1].copy().view("<u4")
+    made.tensors[name] = "BF16", ((data + 0x8000) >> 16).astype("<u2").view(np.uint8)
+
+
+def test_rounded_routers_are_compared_with_the_gguf(directory: Path) -> None:
+    made = demo_checkpoint()
+    for layer in (0, 2, 5):
+        rounded(made, layer)
+    checkpoints.write(made, directory / "rounded")
+    refused = run("prune", "rounded", "--mask", "m.json", "-o", "out", cwd=directory)
+    assert (refused.status, "(--gguf)" in refused.err) == (2, True)
+    again = report("prune", "rounded", "--mask", "m.json", "--gguf", demo.MODEL, "-o", "out", cwd=directory)
+    assert again["checked"]
+    line = ("verify", "out", "--parent", "rounded", "--mask", "m.json")
+    assert report(*line, "--gguf", demo.MODEL, cwd=directory)["passed"]
+    assert "(--gguf)" in run(*line, cwd=directory).err
+    name = next(name for name in made.tensors if ".2.router.proj" in name)
+    made.tensors[name][1][7, 9] = np.array([1.5], "<f4").view("<u2")[1:].view(np.uint8)
+    checkpoints.write(made, directory / "other")
+    refused = run("prune", "other", "--mask", "m.json", "--gguf", demo.MODEL, "-o", "out2", cwd=directory)
+    assert (refused.status, f"{name} has other values than blk.2.ffn_gate_inp.weight" in refused.err) == (2, True)
+    assert not (directory / "out2").exists()
+
+
 @by_line(
     "pattern",
     [
@@ -81,6 +108,9 @@ def test_a_damaged_checkpoint_is_not_verified(directory: Path) -> None:
         ("prune parent --mask m.json -o empty --force", "was not written by coe-native"),
         ("prune parent --mask other.json -o out", "other values: the mask is of another model"),
         ("verify empty --parent parent", "give the mask that the checkpoint was pruned with"),
+        ("prune DEMO --mask m.json --gguf DEMO -o out", "--gguf is for checkpoints"),
+        ("verify empty --parent DEMO --mask m.json --gguf DEMO", "--gguf is for checkpoints"),
+        ("prune parent --mask other.json --gguf DEMO -o out", "other.json: for .*model"),
         ("verify empty --parent parent --mask m.json --ctx 5", "--ctx is for GGUF files"),
     ],
 )

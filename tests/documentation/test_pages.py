@@ -67,8 +67,7 @@ def test_commands_of_the_tutorial_print_what_it_shows(after_tutorial: Path) -> N
 
 def test_guides_have_commands_that_run() -> None:
     guides = {page.name for page in (ROOT / "docs" / "guides").glob("*.md")}
-    # The commands of the last one need a checkpoint: tests/cli/test_checkpoints.py runs them.
-    without = {"import.md", "shell-completion.md", "prune-a-checkpoint.md"}
+    without = {"import.md", "shell-completion.md"}
     assert guides - {page.name for page in PAGES} == without
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import checkpoints
 from support.masks import unused_experts
 from support.random_models import write_random_model
 
@@ -28,7 +29,7 @@ from coe_native.surgery import in_place as surgery
 ModelFile = Callable[[str, str], Path]
 ProfileOf = Callable[..., coe.RoutingProfile]
 COMMAND = Path(sys.executable).with_name("coe-native")
-N_KILLS = 20
+N_KILLS = 8
 """Of each writer, at random moments."""
 
 
@@ -110,7 +111,8 @@ def counting(function):
         return function(*arguments, **options)
     return wrapped
 
-os.fsync, Path.replace, Path.unlink = map(counting, (os.fsync, Path.replace, Path.unlink))
+os.fsync = counting(os.fsync)
+Path.replace, Path.rename, Path.unlink = map(counting, (Path.replace, Path.rename, Path.unlink))
 from coe_native.cli import main
 main()
 """
@@ -168,6 +170,44 @@ def test_killed_while_many_files_are_renamed(shop: Path, tmp_path: Path) -> None
     assert states == {"old", "none", "new"}
     assert found == new
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_killed_at_every_moment(tmp_path: Path) -> None:
+    """The directory is the old one, the new one, or, between two renames, not there."""
+    made = checkpoints.FORMS["qwen3"]()
+    checkpoints.write(made, tmp_path / "parent", 2)
+    parent = contents(tmp_path / "parent")
+    for name, kept in (("old", [0, 1, 2, 3]), ("new", [2, 4, 6, 7])):
+        checkpoints.mask_for(made, {0: kept, 1: kept}, 2).save(tmp_path / f"{name}.json")
+        coe.prune_checkpoint(
+            tmp_path / "parent", coe.ExpertMask.load(tmp_path / f"{name}.json"), tmp_path / f"{name}-out"
+        )
+    whole = {name: contents(tmp_path / f"{name}-out") for name in ("old", "new")}
+    out = tmp_path / "work" / "out"
+    states = []
+    for last in range(1, 100):
+        shutil.rmtree(out.parent, ignore_errors=True)
+        shutil.copytree(tmp_path / "old-out", out)
+        line = ["prune", tmp_path / "parent", "--mask", tmp_path / "new.json", "-o", out, "--force"]
+        run = subprocess.run(
+            [sys.executable, "-c", KILLED, str(last), *map(str, line)], capture_output=True, check=False
+        )
+        found = contents(out)
+        states.append(
+            next((name for name, expected in whole.items() if found == expected), "none" if not found else "?")
+        )
+        if run.returncode == 0:
+            break
+        assert run.returncode == -signal.SIGKILL, run.stderr
+    assert states[0] == "old"
+    assert states[-1] == "new"
+    assert set(states) == {"old", "none", "new"}
+    assert list(out.parent.iterdir()) == [out]
+    assert contents(tmp_path / "parent") == parent
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()} if directory.exists() else {}
 
 
 def test_a_writer_at_work_is_left_alone(tmp_path: Path) -> None:

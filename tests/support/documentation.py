@@ -6,7 +6,7 @@ A page is a Markdown file. What runs in it, in order and in one directory:
   compared with the lines below it. A block with ``title="…"`` is another terminal: its command keeps running, and
   a later block with the same title whose first line is ``^C`` interrupts it.
 - ``python`` blocks: each is a program of its own.
-- comments ``<!-- run: COMMAND -->``: preparations that the reader does not see.
+- comments ``<!-- run: COMMAND -->``: preparations that the reader does not see. `$REPOSITORY` is the root of ours.
 
 A block after ``<!-- not run: REASON -->`` is left out. Numbers may differ a little, since processors round
 differently: see `same_output`.
@@ -34,7 +34,7 @@ TIMEOUT = 300
 """Seconds that a command may take."""
 
 _NUMBER = re.compile(r"\b[0-9a-f]{12,64}\b|\d[\d,]*(?:\.\d+)?")
-_DIRECTORY = re.compile(r"(?<!\S)/(?:[^\s/]+/)+")
+_DIRECTORY = re.compile(r"(?<![^\s\"])/(?:[^\s/]+/)+")
 _COMMENT = re.compile(r"<!--\s*(run|not run):\s*(.*?)\s*-->", re.DOTALL)
 
 
@@ -259,6 +259,7 @@ def environment(home: Path) -> dict[str, str]:
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(home),
+        "REPOSITORY": str(Path(__file__).parents[2]),
         "TERM": "dumb",
         "COLUMNS": "110",
         "LC_ALL": "C.UTF-8",

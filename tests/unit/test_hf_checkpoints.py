@@ -172,6 +172,16 @@ REFUSED: dict[str, tuple[str, Callable[[Made], None], str]] = {
         with_tensor("model.layers.0.other.experts.gate_up_proj", "BF16", EXPERTS, 2, 2),
         r"also experts in other\.",
     ),
+    "a quantised router with scales of blocks": (
+        "mlx",
+        with_tensor("model.layers.0.mlp.gate.weight_scale_inv", "F32", 1, 2),
+        r"gate\.weight_scale_inv: it belongs to a quantised router",
+    ),
+    "a scale as wide as there are experts": (
+        "narrow",
+        with_tensor("model.layers.0.mlp.gate.scale", "BF16", EXPERTS),
+        r"gate\.scale: the model is as wide as it has experts",
+    ),
     "a named expert": (
         "qwen3",
         changed("quantization_config", {"ignore": ["model.layers.0.mlp.experts.7.up_proj"]}),
@@ -180,10 +190,19 @@ REFUSED: dict[str, tuple[str, Callable[[Made], None], str]] = {
 }
 
 
+def narrow() -> Made:
+    """A model as wide as it has experts."""
+    made = FORMS["qwen3"]()
+    for name in made.routers.values():
+        dtype, data = made.tensors[name]
+        made.tensors[name] = dtype, data[:, :EXPERTS]
+    return made
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_clear_is_refused(tmp_path: Path, case: str) -> None:
     form, change, message = REFUSED[case]
-    made = FORMS[form]()
+    made = narrow() if form == "narrow" else FORMS[form]()
     kept = draw_kept(form, made, 4, 0)
     mask = checkpoints.mask_for(made, kept, 2)
     change(made)
@@ -210,6 +229,49 @@ def test_configs_are_read_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "parent" / "config.json").write_text('{"a":' * 3000 + "1" + "}" * 3000)
     with pytest.raises(coe.InputError, match="is damaged"):
         prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out2")
+
+
+def test_a_packed_router_may_have_as_many_columns_as_experts(tmp_path: Path) -> None:
+    """Its width is not the model's: MLX packs eight values of four bits into one."""
+    made = FORMS["mlx"]()
+    for name in made.routers.values():
+        made.tensors[name] = "U32", made.tensors[name][1][:, :EXPERTS]
+    checkpoints.write(made, tmp_path / "parent")
+    kept = draw_kept("mlx", made, 4, 0)
+    prune_checkpoint(tmp_path / "parent", checkpoints.mask_for(made, kept, 2), tmp_path / "out")
+    assert_equal(checkpoints.read(tmp_path / "out"), checkpoints.pruned(made, kept))
+
+
+@pytest.mark.parametrize("key", ["num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers"])
+def test_blocks_of_a_gguf_may_include_layers_that_predict_further_tokens(tmp_path: Path, key: str) -> None:
+    made = FORMS["qwen3"]()
+    made.config |= {key: 3, "talker_config": {"num_hidden_layers": 9}}
+    checkpoints.write(made, tmp_path / "parent")
+    kept = draw_kept("qwen3", made, 4, 0)
+    assert prune_checkpoint(tmp_path / "parent", checkpoints.mask_for(made, kept, 2 + 3), tmp_path / "out").checked
+
+
+@pytest.mark.parametrize(("given", "expected"), [("all", True), (5, False)])
+def test_an_index_counts_the_values_that_are_left(tmp_path: Path, given: object, expected: bool) -> None:
+    """Where its count was that of all values; numbers that mean something else are left out."""
+    made = FORMS["qwen3"]()
+    checkpoints.write(made, tmp_path / "parent", 2)
+    path = tmp_path / "parent" / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["metadata"]["total_parameters"] = (
+        given if given != "all" else count_values(checkpoints.read(path.parent))
+    )
+    path.write_text(json.dumps(index))
+    kept = draw_kept("qwen3", made, 4, 0)
+    prune_checkpoint(path.parent, checkpoints.mask_for(made, kept, 2), tmp_path / "out")
+    metadata = json.loads((tmp_path / "out" / path.name).read_text())["metadata"]
+    assert metadata.get("total_parameters") == (
+        count_values(checkpoints.read(tmp_path / "out")) if expected else None
+    )
+
+
+def count_values(tensors: dict[str, tuple[str, np.ndarray]]) -> int:
+    return sum(data[..., 0].size for _, data in tensors.values())
 
 
 def test_masks_of_other_models_are_refused(tmp_path: Path) -> None:

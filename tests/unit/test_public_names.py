@@ -43,6 +43,7 @@ def test_public_names_are_those_of_the_interface() -> None:
         "compute_imatrix",
         "evaluate",
         "evaluate_masks",
+        "export_mask",
         "fit",
         "largest_keep_that_fits",
         "memory_of",

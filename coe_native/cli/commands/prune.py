@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coe_native.cli.checkpoints import prune_directory, refuse_other_options
+from coe_native.cli.checkpoints import gguf_option, prune_directory, refuse_other_options
 from coe_native.cli.command import Command
 from coe_native.cli.mask_options import MaskChoice, mask_options, say_fallback
 from coe_native.cli.options import force_option, json_option, load_profile, placement_options, split_option
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--profile", type=FILE, help="Profile to build a mask from, instead of --mask; needs --keep or --fit."
 )
+@gguf_option
 @mask_options
 @placement_options()
 @click.option("-o", "--output", type=FILE, required=True, help="GGUF file to write, or a checkpoint's directory.")
@@ -49,6 +50,7 @@ def command(
     model: Path,
     mask_path: Path | None,
     profile: Path | None,
+    gguf: Path | None,
     output: Path,
     choice: MaskChoice,
     options: ModelOptions,
@@ -70,9 +72,11 @@ def command(
     --mask that was made with the same model's GGUF.
     """
     if model.is_dir():
-        refuse_other_options("mask_path", "output", "force", "as_json")
-        prune_directory(model, mask_path, output, force=force, as_json=as_json)
+        refuse_other_options("mask_path", "gguf", "output", "force", "as_json")
+        prune_directory(model, mask_path, output, gguf=gguf, force=force, as_json=as_json)
         return
+    if gguf is not None:
+        raise InputError("--gguf is for checkpoints: a GGUF file is pruned with --mask alone")
     from coe_native.llama.quantizer import QuantizeOptions
     from coe_native.model.header import ModelHeader
     from coe_native.surgery.notice import safety_notice

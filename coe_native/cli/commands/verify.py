@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coe_native.cli.checkpoints import refuse_other_options
+from coe_native.cli.checkpoints import gguf_option, refuse_other_options
 from coe_native.cli.command import Command
 from coe_native.cli.options import CTX_IN_USE, json_option, model_options
 from coe_native.cli.output import print_json
@@ -27,6 +27,7 @@ _AT_ONCE = 8
 @click.argument("written", type=FILE)
 @click.option("--parent", type=MODEL, required=True, help="Model that WRITTEN was made from.")
 @click.option("--mask", "mask_path", type=FILE, help="Mask file; none for a model that was only requantised.")
+@gguf_option
 @click.option(
     "--behaviour",
     type=FILE,
@@ -47,6 +48,7 @@ def command(
     written: Path,
     parent: Path,
     mask_path: Path | None,
+    gguf: Path | None,
     behaviour: Path | None,
     max_loops: float,
     max_tokens: int,
@@ -74,10 +76,12 @@ def command(
     mask = None if mask_path is None else ExpertMask.load(mask_path)
     with byte_progress("verifying") as progress:
         if parent.is_dir():
-            refuse_other_options("parent", "mask_path", "as_json")
+            refuse_other_options("parent", "mask_path", "gguf", "as_json")
             if mask is None:
                 raise InputError(f"{parent}: give the mask that the checkpoint was pruned with: --mask MASK")
-            checks = verify_checkpoint(written, parent, mask, progress=progress)
+            checks = verify_checkpoint(written, parent, mask, gguf=gguf, progress=progress)
+        elif gguf is not None:
+            raise InputError("--gguf is for checkpoints: a GGUF file is compared with --parent")
         else:
             checks = verify(written, parent, mask, progress=progress)
     if tasks is not None and not all(check.passed for check in checks):

@@ -1,0 +1,133 @@
+"""Whether a mask, which was made with a GGUF, is of a checkpoint's model: the two have equal routers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe_native.errors import InputError
+from coe_native.files.reading import read_exactly
+from coe_native.files.regular import open_regular
+from coe_native.masks.check import check_mask
+from coe_native.masks.expert_mask import ExpertMask
+from coe_native.model.header import ModelHeader
+from coe_native.model.hf_checkpoint import HfCheckpoint, nodes
+from coe_native.model.hf_experts import FLOATS, HfMoeLayer
+from coe_native.model.router_shape import RouterShape
+
+_GGUF_FLOATS = {0: "F32", 1: "F16", 30: "BF16"}
+"""ggml's numbers of the types that routers have in GGUF files."""
+
+_RELATIVE, _ABSOLUTE = 2.0**-8, 2.0**-24
+"""Two roundings to BF16 change a value by at most the first part of it; F16 loses up to the second near zero."""
+
+
+def check_match(
+    parent: HfCheckpoint, layers: Sequence[HfMoeLayer], mask: ExpertMask, gguf: ModelHeader | None
+) -> bool:
+    """Check that a mask is of a checkpoint's model, and return whether the routers could be compared.
+
+    Args:
+        parent: The checkpoint.
+        layers: Its layers with experts.
+        mask: The mask.
+        gguf: The model that the mask was made with. With it, values may differ by rounding; without it, they
+            are known by their digest only, and must be equal.
+
+    Raises:
+        InputError: It is not; says what differs.
+    """
+    where = f"{mask.place}: for {parent.path}"
+    blocks = [layer.index for layer in layers if layer.index < parent.n_layers]
+    if sorted(mask.kept) != blocks:
+        raise InputError(f"{where}: the list of layers with experts differs ({len(mask.kept)}, not {len(blocks)})")
+    if parent.top_ks and mask.keep < min(parent.top_ks):
+        raise InputError(f"{where}: it keeps {mask.keep} experts, but a token needs {min(parent.top_ks)}")
+    shape = router_shape(parent)
+    for block, kept in mask.kept.items():
+        if len({sum(expert in group for expert in kept) for group in shape.groups()}) != 1:
+            raise InputError(
+                f"{where}: layer {block} keeps unlike numbers of the {shape.n_groups} groups of experts"
+            )
+    if gguf is not None:
+        check_mask(mask, gguf)
+    if any(parent.tensors[layer.router].stored.dtype not in FLOATS for layer in layers):
+        return False
+    if gguf is not None:
+        _compare_routers(parent, layers, gguf)
+        return True
+    if not mask.is_tied:
+        return False
+    if mask.fingerprint not in _fingerprints(parent, layers, mask.architecture):
+        raise InputError(
+            f"{where}: its routers have other values: the mask is of another model, or one of the two was rounded "
+            "to another type, which giving the GGUF as well (--gguf) would tell"
+        )
+    return True
+
+
+def router_shape(parent: HfCheckpoint) -> RouterShape:
+    """Return how a checkpoint's routers choose, by its config."""
+    groups = [node["n_group"] for node in nodes(parent.config) if isinstance(node.get("n_group"), int)]
+    used = [node["topk_group"] for node in nodes(parent.config) if isinstance(node.get("topk_group"), int)]
+    if not groups or not used or groups[0] < 2 or parent.n_experts % groups[0]:
+        return RouterShape(parent.n_experts, min(parent.top_ks, default=1))
+    return RouterShape(parent.n_experts, min(parent.top_ks, default=1), groups[0], used[0])
+
+
+def router_values(parent: HfCheckpoint, layer: HfMoeLayer) -> NDArray[np.float32]:
+    """Return a router of floats, [n_experts, n_embd]."""
+    tensor = parent.tensors[layer.router]
+    with open_regular(tensor.file.path) as file:
+        data = read_exactly(file, tensor.stored.begin, tensor.stored.n_bytes)
+    return _floats(data, tensor.stored.dtype).reshape(tensor.shape)
+
+
+def _floats(data: bytes, dtype: str) -> NDArray[np.float32]:
+    if dtype == "BF16":
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype(np.float32)
+
+
+def _compare_routers(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], gguf: ModelHeader) -> None:
+    """Check that the routers of a checkpoint and of a GGUF differ by rounding only."""
+    routers = {layer.block: layer.router for layer in gguf.routed_layers}
+    for layer in (layer for layer in layers if layer.index < parent.n_layers):
+        ours, router = router_values(parent, layer), routers[layer.index]
+        if router.type not in _GGUF_FLOATS:
+            raise InputError(f"{gguf.path}: {router.name} is quantised and cannot be compared; leave out --gguf")
+        with router.file.open() as file:
+            data = read_exactly(file, router.offset, router.n_bytes)
+        theirs = _floats(data, _GGUF_FLOATS[router.type])
+        if len(theirs) != ours.size or not np.allclose(ours.ravel(), theirs, _RELATIVE, _ABSOLUTE):
+            raise InputError(
+                f"{parent.path}: {layer.router} has other values than {router.name} of {gguf.path}, by more than "
+                "rounding: they are different models"
+            )
+
+
+def _fingerprints(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], architecture: str) -> Iterator[str]:
+    """Yield the fingerprints that the GGUF of this model may have: see docs/formats.md.
+
+    The config has several numbers that may be the number of blocks or of chosen experts.
+    """
+    routers = [(layer.index, router_values(parent, layer)) for layer in layers]
+    main = [(index, values) for index, values in routers if index < parent.n_layers]
+    # llama.cpp's converter may leave out the layers that predict further tokens.
+    for chosen in [routers, main] if len(main) < len(routers) else [routers]:
+        n_blocks = {chosen[-1][0] + 1, routers[-1][0] + 1}
+        n_blocks |= {parent.n_layers + extra for extra in (0, *parent.n_mtp_layers)}
+        for count in n_blocks:
+            for top_k in parent.top_ks:
+                digest = hashlib.sha256()
+                for text in (architecture, count, parent.n_experts, top_k):
+                    digest.update(f"{text}\0".encode())
+                for index, values in chosen:
+                    n_experts, width = values.shape
+                    for text in (f"blk.{index}.ffn_gate_inp.weight", f"({width}, {n_experts})", 0):
+                        digest.update(f"{text}\0".encode())
+                    digest.update(values.astype("<f4", copy=False).tobytes())
+                yield digest.hexdigest()
