@@ -247,6 +247,8 @@ class SessionOptions:
     repack: bool
     mtp: bool
     simulate: bool
+    n_nameless_tokens: int
+    vocab_size_key: str
 
 class Session:
     n_batch: int

@@ -96,10 +96,18 @@ class LoadedModel:
             check_context(self.moe, options)
         try:
             with loadable(self.moe, with_weights=not options.tokenizer_only) as path:
-                return core.Session(os.fsencode(path), options.for_session())
+                return core.Session(os.fsencode(path), self._for_session(options))
         except RuntimeError as error:
             advice = advice_for_gpu(self.moe, options, gpu_memory) if gpu_memory else ""
             raise InputError(f"{self.moe.path}: {error}{advice}") from error
+
+    def _for_session(self, options: ModelOptions) -> core.SessionOptions:
+        wanted = options.for_session()
+        embedding = self.moe.tensors.get("token_embd.weight")
+        if not options.token_texts and embedding is not None:
+            wanted.n_nameless_tokens = embedding.shape[-1]
+            wanted.vocab_size_key = f"{self.moe.architecture}.vocab_size"
+        return wanted
 
     @property
     def session(self) -> core.Session:

@@ -33,6 +33,8 @@ class ModelOptions:
             stay in the file's pages.
         mtp: Load the layers that predict further tokens too, though no forward pass runs them.
         tokenizer_only: Read no weights, for tokenizing and chat templates alone.
+        token_texts: Read the texts of tokens. Without, tokens are numbers only, and large vocabularies are loaded
+            sooner.
         date: The date for chat templates that print one, YYYY-MM-DD. It is fixed, so that the same corpus has the
             same tokens every day.
 
@@ -53,6 +55,7 @@ class ModelOptions:
     repack: bool = True
     mtp: bool = False
     tokenizer_only: bool = False
+    token_texts: bool = True
     date: str = "2026-01-01"
 
     def __post_init__(self) -> None:
@@ -73,7 +76,7 @@ class ModelOptions:
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given["n_threads"] = given["n_threads"] or available_cores()
         given["simulate"] = given.pop("tokenizer_only")
-        del given["date"]
+        del given["date"], given["token_texts"]
         given["n_ctx"] = max(self.n_ctx, self.n_batch)
         given["devices"], given["rpc"] = list(self.devices), list(self.rpc)
         for name, value in given.items():

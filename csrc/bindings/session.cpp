@@ -188,7 +188,9 @@ void register_options(py::module_& module) {
         .def_readwrite("f32_kv", &SessionOptions::f32_kv)
         .def_readwrite("repack", &SessionOptions::repack)
         .def_readwrite("mtp", &SessionOptions::mtp)
-        .def_readwrite("simulate", &SessionOptions::simulate);
+        .def_readwrite("simulate", &SessionOptions::simulate)
+        .def_readwrite("n_nameless_tokens", &SessionOptions::n_nameless_tokens)
+        .def_readwrite("vocab_size_key", &SessionOptions::vocab_size_key);
 }
 
 void register_sampler(py::module_& module) {

@@ -32,6 +32,28 @@ std::string possible_context(llama_model* model, llama_context_params params) {
     return "";
 }
 
+// Returns metadata with which llama.cpp reads no texts of tokens, or none.
+std::vector<llama_model_kv_override> without_texts(const SessionOptions& options) {
+    if (options.n_nameless_tokens == 0) {
+        return {};
+    }
+    std::vector<llama_model_kv_override> found(3);  // an empty key ends the list
+    const auto name = [](llama_model_kv_override& entry, const std::string& key) {
+        if (key.size() >= sizeof(entry.key)) {
+            throw std::invalid_argument("the key " + key + " is too long");
+        }
+        std::copy(key.begin(), key.end(), entry.key);
+    };
+    name(found[0], "tokenizer.ggml.model");
+    found[0].tag = LLAMA_KV_OVERRIDE_TYPE_STR;
+    const std::string none = "none";
+    std::copy(none.begin(), none.end(), found[0].val_str);
+    name(found[1], options.vocab_size_key);
+    found[1].tag = LLAMA_KV_OVERRIDE_TYPE_INT;
+    found[1].val_i64 = options.n_nameless_tokens;
+    return found;
+}
+
 }  // namespace
 
 Session::Session(const std::string& path, const SessionOptions& options)
@@ -50,6 +72,10 @@ Session::Session(const std::string& path, const SessionOptions& options)
     if (options.simulate) {
         model_params.no_alloc = true;
         model_params.load_mode = LLAMA_LOAD_MODE_NONE;
+    }
+    const std::vector<llama_model_kv_override> overrides = without_texts(options);
+    if (!overrides.empty()) {
+        model_params.kv_overrides = overrides.data();
     }
     model_ = llama_model_load_from_file(path.c_str(), model_params);
     if (model_ == nullptr) {

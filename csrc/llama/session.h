@@ -25,6 +25,10 @@ struct SessionOptions : PlacementOptions {
     bool f32_kv = false;    // keys and values in F32 instead of F16
     bool mtp = false;       // load MTP layers, which no decode runs
     bool simulate = false;  // allocate and read no weights: only the tokenizer and memory() can be used
+    // Number of tokens, if their texts are not to be read, which takes long for a large vocabulary; 0: read
+    // them.
+    int32_t n_nameless_tokens = 0;
+    std::string vocab_size_key;  // the metadata key of that number: ARCHITECTURE.vocab_size
 };
 
 // A loaded model and its context.

@@ -100,6 +100,18 @@ def test_importance_matrices_equal_an_independent_capture(row: Row) -> None:
         np.testing.assert_allclose(entry.sums, slow.sums[name], rtol=1e-5, err_msg=name)
 
 
+def test_the_texts_of_tokens_change_no_graph(row: Row) -> None:
+    """`verify` leaves them out when it compares the parent's graph."""
+    found = []
+    for token_texts in (True, False):
+        options = coe.ModelOptions(n_ctx=8, n_batch=8, n_threads=1, mtp=True, token_texts=token_texts)
+        with coe.Model(row.path, options) as model, model.recording() as operations:
+            outputs = model.outputs([1, 2, 3])
+        found.append((operations, outputs.tobytes()))
+    assert len(found[0][0]) > 10
+    assert found[0] == found[1]
+
+
 def test_the_masked_parents_importance_matrix_is_that_of_the_specialist(row: Row) -> None:
     if not row.cuttable:
         pytest.skip("cannot be cut, see above")
