@@ -86,6 +86,15 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def rest(session: nox.Session) -> None:
+    """Do at once what `docs` and `slow` do, side by side."""
+    session.install("-e", ".[test,docs]")
+    session.run("zensical", "build", "--clean", "--strict")
+    marks = "docs or slow or cpp or fuzz"
+    session.run("pytest", "-n", "auto", "--dist", "loadgroup", "-m", marks, *session.posargs)
+
+
+@nox.session
 def cross(session: nox.Session) -> None:
     """Compile the core and the C library for Windows and macOS."""
     session.install("-e", ".[cross]")

@@ -11,6 +11,7 @@ import pytest
 from support.architectures import ARCHITECTURES, COVERED, NOT_COVERED
 from support.cpp_build import build
 from support.devices import RUNTIMES
+from support.first_command import FirstRun, run_first_command
 from support.random_models import FAMILIES, write_random_model
 
 import coe_native as coe
@@ -26,10 +27,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Hides GPUs, unless they are what is to be tested: equal to the last bit is only what one device computes."""
+    """Hides GPUs, unless they are what is to be tested: equal to the last bit is only what one device computes.
+
+    Where several processes run tests, each gets a core of its own. Threads of llama.cpp that wait for one another
+    lose much time if they share cores with other tests.
+    """
     if "COE_TEST_GPU" not in os.environ:
         for runtime in RUNTIMES:
             os.environ[f"{runtime}_VISIBLE_DEVICES"] = ""
+    worker, n_workers = (os.environ.get(f"PYTEST_XDIST_WORKER{end}", "") for end in ("", "_COUNT"))
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) == int(n_workers):
+            os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw"))]})
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +89,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(params=sorted(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
+    """The README's first command, run once."""
+    return run_first_command(tmp_path_factory.mktemp("first"))
 
 
 @pytest.fixture(scope="session")

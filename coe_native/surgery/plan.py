@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from coe_native._native import core
 from coe_native.errors import CoeError, InputError
 from coe_native.files.reading import CHUNK, read_exactly
@@ -399,12 +397,12 @@ def check_finite(tensor: PlannedTensor, piece: SliceRange, data: bytes, where: s
     """
     if not core.has_norm(tensor.source.type):
         return False
-    norms = core.slice_norms(data, tensor.source.type, piece.count)
-    bad = np.flatnonzero(~np.isfinite(norms))
-    if len(bad):
-        expert = piece.first + int(bad[0])
-        raise CoeError(f"{where}: {tensor.source.name} holds NaN or infinity in expert {expert}; it is damaged")
-    if piece.zero and norms.any():
+    bad = core.first_not_finite(data, tensor.source.type, piece.count)
+    if bad is not None:
+        raise CoeError(
+            f"{where}: {tensor.source.name} holds NaN or infinity in expert {piece.first + bad}; it is damaged"
+        )
+    if piece.zero and core.slice_norms(data, tensor.source.type, piece.count).any():
         raise CoeError(f"{where}: {tensor.source.name} holds a zeroed expert whose norm is not 0")
     return True
 

@@ -1,3 +1,5 @@
+#include <optional>
+
 #include "bindings/bindings.h"
 #include "gguf/tensor_blocks.h"
 
@@ -24,6 +26,16 @@ void register_blocks(py::module_& module) {
                 norms = slice_norms(data, n_bytes, type, n_slices);
             }
             return py::array_t<double>(static_cast<py::ssize_t>(norms.size()), norms.data());
+        },
+        py::arg("buffer"), py::arg("type"), py::arg("n_slices"));
+    module.def(
+        "first_not_finite",
+        [](const py::buffer& buffer, uint32_t type, size_t n_slices) -> std::optional<size_t> {
+            const py::buffer_info info = buffer.request();
+            const py::gil_scoped_release release;
+            const size_t found =
+                first_not_finite(static_cast<const uint8_t*>(info.ptr), bytes_of(info), type, n_slices);
+            return found == n_slices ? std::nullopt : std::optional<size_t>(found);
         },
         py::arg("buffer"), py::arg("type"), py::arg("n_slices"));
     module.def(

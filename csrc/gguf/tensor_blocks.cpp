@@ -52,6 +52,63 @@ void to_floats(const uint8_t* blocks, size_t count, ggml_type type, Workspace& w
         static_cast<int64_t>(count * static_cast<size_t>(ggml_blck_size(type))));
 }
 
+// Where a block has its F16 numbers, in bytes. All values of a block are sums and products of these and of
+// small whole numbers, so they are finite if and only if these are.
+std::vector<size_t> halves_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F16:
+        case GGML_TYPE_Q4_0:
+        case GGML_TYPE_Q5_0:
+        case GGML_TYPE_Q8_0:
+        case GGML_TYPE_IQ1_S:
+        case GGML_TYPE_IQ2_XXS:
+        case GGML_TYPE_IQ2_XS:
+        case GGML_TYPE_IQ2_S:
+        case GGML_TYPE_IQ3_XXS:
+        case GGML_TYPE_IQ3_S:
+        case GGML_TYPE_IQ4_NL:
+        case GGML_TYPE_IQ4_XS:
+            return {0};
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q5_1:
+        case GGML_TYPE_Q4_K:
+        case GGML_TYPE_Q5_K:
+            return {0, 2};
+        case GGML_TYPE_Q2_K:
+            return {80, 82};
+        case GGML_TYPE_Q3_K:
+            return {108};
+        case GGML_TYPE_Q6_K:
+            return {208};
+        default:
+            return {};
+    }
+}
+
+// Returns whether none of the 16-bit floats with these exponent bits, at `offset` in each block, is infinite
+// or NaN.
+bool halves_are_finite(const uint8_t* blocks, size_t n_blocks, size_t block_bytes, size_t offset,
+                       uint16_t exponent) {
+    bool finite = true;
+    for (size_t block = 0; block < n_blocks; ++block) {
+        uint16_t bits;
+        std::memcpy(&bits, blocks + block * block_bytes + offset, sizeof(bits));
+        finite &= (bits & exponent) != exponent;
+    }
+    return finite;
+}
+
+bool floats_are_finite(const uint8_t* values, size_t n_values) {
+    constexpr uint32_t exponent = 0x7f800000;
+    bool finite = true;
+    for (size_t i = 0; i < n_values; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, values + i * sizeof(bits), sizeof(bits));
+        finite &= (bits & exponent) != exponent;
+    }
+    return finite;
+}
+
 // Slices of one type.
 struct Slices {
     const uint8_t* data;
@@ -106,6 +163,32 @@ std::vector<double> slice_norms(const uint8_t* data, size_t n_bytes, uint32_t ty
         norms.push_back(std::sqrt(sum));
     }
     return norms;
+}
+
+size_t first_not_finite(const uint8_t* data, size_t n_bytes, uint32_t type, size_t n_slices) {
+    const Slices slices(data, n_bytes, type, n_slices);
+    const size_t block_bytes = ggml_type_size(slices.type);
+    const size_t n_blocks = slices.bytes / block_bytes;
+    const std::vector<size_t> halves = halves_of(slices.type);
+    for (size_t slice = 0; slice < n_slices; ++slice) {
+        const uint8_t* blocks = data + slice * slices.bytes;
+        bool finite = true;
+        if (slices.type == GGML_TYPE_F32) {
+            finite = floats_are_finite(blocks, n_blocks);
+        } else if (slices.type == GGML_TYPE_BF16) {
+            finite = halves_are_finite(blocks, n_blocks, block_bytes, 0, 0x7f80);
+        } else if (halves.empty()) {
+            finite = std::isfinite(slice_norms(blocks, slices.bytes, type, 1)[0]);
+        } else {
+            for (const size_t offset : halves) {
+                finite = finite && halves_are_finite(blocks, n_blocks, block_bytes, offset, 0x7c00);
+            }
+        }
+        if (!finite) {
+            return slice;
+        }
+    }
+    return n_slices;
 }
 
 std::vector<double> slice_differences(const uint8_t* first, size_t first_bytes, uint32_t first_type,

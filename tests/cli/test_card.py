@@ -18,10 +18,12 @@ from coe_native.recipes import demo
 def specialist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A specialist of the demo's model, with its profile, mask, sweep and answers beside it."""
     directory = tmp_path_factory.mktemp("card")
-    with coe.Model(demo.MODEL, n_threads=2) as model:
+    text = directory / "text.txt"
+    text.write_text("def last(values):\n    return values[-1]\n" * 40)
+    with coe.Model(demo.MODEL, n_threads=1) as model:
         profile = coe.profile(model, ["def first(values):\n    return values[0]\n" * 40])
         mask = coe.build_mask(profile, keep=16)
-        sweep = coe.sweep(model, profile, {"own": demo.corpus("python", "test")}, keeps=[8, 16])
+        sweep = coe.sweep(model, profile, {"own": coe.read_corpus(text)}, keeps=[8, 16])
     profile.save(directory / "profile.gguf")
     mask.save(directory / "mask.json")
     sweep.save(directory / "sweep.json")

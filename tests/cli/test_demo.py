@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support.command_line import ok, report, run
+from support.first_command import FirstRun
 
 import coe_native as coe
+from coe_native.cli import group
+from coe_native.evaluation.perplexity import Evaluation
 from coe_native.recipes import demo
+from coe_native.recipes.specialise import Specialist
 
 
 def test_inputs_only_copies_the_model_and_the_texts(tmp_path: Path) -> None:
@@ -28,70 +32,108 @@ def test_inputs_only_copies_the_model_and_the_texts(tmp_path: Path) -> None:
     assert str(file) in refused.err
 
 
-@pytest.fixture(scope="module")
-def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
-    """The demo, run once through its command line."""
-    directory = tmp_path_factory.mktemp("demo")
-    command = [Path(sys.executable).with_name("coe-native"), "demo", "-o", directory / "out", "--json"]
-    run = subprocess.run(list(map(str, command)), cwd=directory, capture_output=True, text=True, check=True)
-    assert run.stderr == ""
-    return directory / "out", json.loads(run.stdout)
+together = pytest.mark.xdist_group("demo")
+"""One process runs the demo for all of these tests."""
 
 
+@together
 @pytest.mark.slow
-def test_each_specialist_is_best_at_its_own_kind(demo_run: tuple[Path, dict[str, object]]) -> None:
+@pytest.mark.timeout(1800)
+def test_each_specialist_is_best_at_its_own_kind(first_run: FirstRun) -> None:
     """The point of it all: far less is lost on the text that chose the experts than on the others."""
-    _, result = demo_run
-    parent = {e["text"]: e["perplexity"] for e in result["parent"]["evaluation"]}
-    for kind, specialist in result["specialists"].items():
-        losses = {e["text"]: e["perplexity"] / parent[e["text"]] - 1 for e in specialist["pruned"]}
+    assert set(first_run.reports) == set(demo.KINDS)
+    for kind, beside in first_run.reports.items():
+        evaluation = beside["evaluation"]
+        parent = {e["text"]: e["perplexity"] for e in evaluation["parent"]}
+        losses = {e["text"]: e["perplexity"] / parent[e["text"]] - 1 for e in evaluation["pruned"]}
         others = [loss for text, loss in losses.items() if text != kind]
         assert losses[kind] < 0.5 * min(others), (kind, losses)
-        assert specialist["bytes"] < 0.7 * result["parent"]["bytes"]
-        assert all(check["passed"] for check in specialist["checks"])
+        assert beside["specialist_bytes"] < 0.7 * beside["parent_bytes"]
+        assert all(check["passed"] for check in beside["checks"])
 
 
+@together
 @pytest.mark.slow
-def test_experts_that_contribute_are_worth_more(demo_run: tuple[Path, dict[str, object]]) -> None:
+def test_experts_that_contribute_are_worth_more(first_run: FirstRun) -> None:
     """Kept by how much they add to the layer's output, experts lose less than by how much they were asked."""
-    _, result = demo_run
-    for kind, specialist in result["specialists"].items():
-        assert specialist["method"] == "contribution"
+    for kind, beside in first_run.reports.items():
+        evaluation = beside["evaluation"]
+        assert beside["provenance"]["method"] == "contribution"
         perplexity = {
             method: next(e["perplexity"] for e in evaluations if e["text"] == kind)
             for method, evaluations in (
-                (specialist["method"], specialist["live_masked"]),
-                *specialist["other_methods"].items(),
+                ("contribution", evaluation["live_masked"]),
+                *evaluation["other_methods"].items(),
             )
         }
         assert set(perplexity) == {"utility", "contribution"}
         assert perplexity["contribution"] < perplexity["utility"], (kind, perplexity)
 
 
+@together
 @pytest.mark.slow
-def test_pruned_equals_live_masked(demo_run: tuple[Path, dict[str, object]]) -> None:
+def test_pruned_equals_live_masked(first_run: FirstRun) -> None:
     """Quantised weights let a last bit grow, hence a tolerance; what the masks change is far more."""
-    for specialist in demo_run[1]["specialists"].values():
-        for live, pruned in zip(specialist["live_masked"], specialist["pruned"], strict=True):
+    for beside in first_run.reports.values():
+        evaluation = beside["evaluation"]
+        for live, pruned in zip(evaluation["live_masked"], evaluation["pruned"], strict=True):
             assert pruned["perplexity"] == pytest.approx(live["perplexity"], rel=2e-3)
 
 
+@together
 @pytest.mark.slow
-def test_the_demo_leaves_what_it_says(demo_run: tuple[Path, dict[str, object]]) -> None:
-    directory, _ = demo_run
+def test_the_demo_leaves_what_it_says(first_run: FirstRun) -> None:
+    directory = first_run.directory
     for kind in demo.KINDS:
         stem = f"{kind}-specialist"
         mask = coe.ExpertMask.load(directory / f"{stem}.mask.json")
         profile = coe.RoutingProfile.load(directory / f"{stem}.profile.gguf")
         assert coe.build_mask(profile, 16).kept == mask.kept
         assert profile.corpora[0].sha256 == demo.corpus(kind, "profile").sha256
-        report = json.loads((directory / f"{stem}.report.json").read_text())
-        assert report["mask"] == mask.digest
+        assert first_run.reports[kind]["mask"] == mask.digest
         assert all(check.passed for check in coe.verify(directory / f"{stem}.gguf", demo.MODEL, mask))
     assert len(list(directory.iterdir())) == 12
 
 
+@together
 @pytest.mark.slow
-def test_the_demo_asks_before_it_overwrites(demo_run: tuple[Path, dict[str, object]]) -> None:
+def test_the_demo_asks_before_it_overwrites(first_run: FirstRun) -> None:
     with pytest.raises(coe.InputError, match=r"python-specialist\.gguf"):
-        demo.run(demo_run[0])
+        demo.run(first_run.directory)
+
+
+def evaluation(text: str, perplexity: float) -> Evaluation:
+    return Evaluation(text=text, n_scored=9, perplexity=perplexity, error=0.1)
+
+
+def test_the_report_for_programs_has_what_the_table_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With figures of our own, so that nothing is computed."""
+    path = tmp_path / "python-specialist.gguf"
+    path.write_bytes(b"12345")
+    mask = coe.ExpertMask("gemma4", "0" * 64, 32, 16, {0: tuple(range(16))}, provenance={"method": "contribution"})
+    figures = {
+        name: tuple(evaluation(kind, perplexity + at) for at, kind in enumerate(demo.KINDS))
+        for name, perplexity in (("parent", 10.0), ("live", 11.0), ("pruned", 12.0), ("utility", 13.0))
+    }
+    specialist = Specialist(
+        path=path,
+        mask=mask,
+        checks=(coe.Check("bytes", True, "equal"),),
+        parent=figures["parent"],
+        live_masked=figures["live"],
+        pruned=figures["pruned"],
+        other_methods={"utility": figures["utility"]},
+    )
+    monkeypatch.setattr(
+        demo, "run", lambda *_, **__: demo.Demo(99_000_000, figures["parent"], {"python": specialist})
+    )
+    told = json.loads(CliRunner().invoke(group, ["demo", "-o", str(tmp_path), "--json"]).stdout)
+    assert told["parent"]["bytes"] == 99_000_000
+    found = told["specialists"]["python"]
+    assert (found["bytes"], found["method"], found["checks"][0]["passed"]) == (5, "contribution", True)
+    assert [e["perplexity"] for e in found["pruned"]] == [12.0, 13.0, 14.0]
+    assert [e["perplexity"] for e in found["other_methods"]["utility"]] == [13.0, 14.0, 15.0]
+    table = CliRunner().invoke(group, ["demo", "-o", str(tmp_path)]).stdout
+    shown = [float(number) for number in re.findall(r"\d+\.\d\d(?= +[+-])", table)]
+    assert shown == [11, 12, 13, 12, 13, 14, 13, 14, 15], table
+    assert "+10.0%" in table

@@ -163,6 +163,45 @@ TEST(norms_of_broken_scales_are_not_finite) {
     }
 }
 
+// Any bytes are blocks of any type; some are given the exponents of infinity and NaN.
+TEST(values_are_finite_where_norms_are) {
+    std::mt19937 random(5);
+    size_t n_tested = 0;
+    for (uint32_t number = 0; number < GGML_TYPE_COUNT; ++number) {
+        if (!coe::has_norm(number)) {
+            continue;
+        }
+        const auto type = static_cast<ggml_type>(number);
+        const size_t slice_bytes = 2 * ggml_row_size(type, row);
+        size_t n_finite = 0;
+        size_t n_infinite = 0;
+        for (int attempt = 0; attempt < 3000; ++attempt) {
+            std::vector<uint8_t> bytes(4 * slice_bytes + 1);
+            for (uint8_t& byte : bytes) {
+                byte = static_cast<uint8_t>(random() & (attempt % 2 == 0 ? 0xff : 0x3b));
+            }
+            const size_t at = random() % (bytes.size() - 2);
+            const uint16_t half = random() % 2 == 0 ? 0x7c00 : static_cast<uint16_t>(0xfc00 | random());
+            std::memcpy(bytes.data() + at, &half, sizeof(half));
+            const std::vector<double> norms = coe::slice_norms(bytes.data() + 1, 4 * slice_bytes, number, 4);
+            size_t expected = 0;
+            while (expected < 4 && std::isfinite(norms[expected])) {
+                ++expected;
+            }
+            const size_t found = coe::first_not_finite(bytes.data() + 1, 4 * slice_bytes, number, 4);
+            if (found != expected) {
+                coe::tests::fail(__FILE__, __LINE__,
+                                 std::string("slice ") + std::to_string(found) + " instead of " +
+                                     std::to_string(expected) + " of " + ggml_type_name(type));
+            }
+            ++(expected == 4 ? n_finite : n_infinite);
+        }
+        CHECK(n_finite > 100);
+        n_tested += n_infinite > 10;
+    }
+    CHECK(n_tested >= 20);  // some types have scales that are always finite
+}
+
 TEST(norms_of_zero_bytes_are_zero_for_every_type) {
     size_t n_types = 0;
     for (uint32_t type = 0; type < GGML_TYPE_COUNT; ++type) {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 from support.bad_files import PIECES, byte_tokenizer
-from support.documentation import blocks, environment, run_page, same_output
+from support.documentation import blocks, run_page, same_output
+from support.first_command import FirstRun
 from support.random_models import write_random_model
 
 ROOT = Path(__file__).parents[2]
@@ -46,24 +45,15 @@ def test_its_commands_for_a_real_model_run(tmp_path: Path) -> None:
     assert (tmp_path / "specialist.gguf").exists()
 
 
-@pytest.mark.timeout(1500)
-def test_its_first_command_works_in_a_fresh_clone_and_prints_the_figures_of_the_pages(tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
-    text = (clone / "README.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^python3 -m venv .*coe-native demo$", text, re.MULTILINE)
-    variables = environment(tmp_path) | {"HOME": os.environ["HOME"]}  # pip's cache
-    run = subprocess.run(
-        command, shell=True, cwd=clone, env=variables, capture_output=True, text=True, check=False, timeout=1200
-    )
-    assert run.returncode == 0, run.stderr
-    assert "python specialist" in run.stdout
-    assert len(list((clone / "coe-demo").glob("*-specialist.gguf"))) == 3
+@pytest.mark.xdist_group("demo")
+@pytest.mark.timeout(1800)
+def test_its_first_command_works_in_a_fresh_clone_and_prints_the_figures_of_the_pages(first_run: FirstRun) -> None:
+    assert len(list(first_run.directory.glob("*-specialist.gguf"))) == 3
     (block,) = blocks((ROOT / "docs" / "benchmarks" / "quality.md").read_text(encoding="utf-8"))
     (demo,) = block.commands()
-    printed = [line.rstrip() for line in run.stdout.splitlines()]
-    table = printed[printed.index(demo.output[0]) :]  # pip's messages come before it
+    table = first_run.printed[first_run.printed.index(demo.output[0]) :]  # pip's messages come before it
     assert same_output(demo.output, table), "\n".join(table)
     lost = [re.findall(r"\+[\d.]+(?=%)", line) for line in table if "contribution, live" in line]
+    text = README.read_text(encoding="utf-8")
     named = [re.findall(r"\+\d+(?= %)", line) for line in text.splitlines() if re.match(r"\| .* MB \|$", line)]
     assert named == [[f"{float(loss):+.0f}" for loss in losses] for losses in lost]

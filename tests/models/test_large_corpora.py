@@ -155,13 +155,11 @@ def test_large_corpora_have_the_profiles_of_small_ones(
     def profiles(model: coe.Model) -> list[coe.RoutingProfile]:
         read = [coe.read_corpus(path) for path in corpora]
         assert isinstance(read[0].documents, StoredDocuments) == are_low
-        run = [
-            coe.profile_corpora(model, read, shard=shard, stats="contribution") for shard in (coe.Shard(), *shards)
-        ]
+        run = [coe.profile_corpora(model, read, shard=shard, stats="contribution") for shard in shards]
         until = Stability(1.0, MaskOptions(keep=8))
         return [*run, coe.profile_corpora(model, read, stats="contribution", until=until)]
 
-    with coe.Model(demo.MODEL, n_ctx=n_ctx, n_batch=n_batch, n_sequences=n_sequences, n_threads=2) as model:
+    with coe.Model(demo.MODEL, n_ctx=n_ctx, n_batch=n_batch, n_sequences=n_sequences, n_threads=1) as model:
         are_low = False
         expected = profiles(model)
         lower_limits(monkeypatch)
@@ -180,7 +178,7 @@ def test_runs_of_large_corpora_are_resumed(
     monkeypatch.setattr(bundles, "BUNDLE_SIZE", 3000)
     divide_long_documents(monkeypatch)
     out = tmp_path / "p.gguf"
-    with coe.Model(demo.MODEL, n_ctx=128, n_batch=128, n_sequences=8, n_threads=2) as model:
+    with coe.Model(demo.MODEL, n_ctx=128, n_batch=128, n_sequences=8, n_threads=1) as model:
         whole = coe.profile_corpora(model, [coe.read_corpus(path) for path in corpora], stats="contribution")
         positions = set()
         for attempt in range(1000):
@@ -216,7 +214,7 @@ def test_shards_divide_a_long_document(
     monkeypatch.setattr(bundles, "BUNDLE_SIZE", 3000)
     divide_long_documents(monkeypatch)
     lower_limits(monkeypatch)
-    with coe.Model(demo.MODEL, n_ctx=96, n_batch=256, n_sequences=8, n_threads=2) as model:
+    with coe.Model(demo.MODEL, n_ctx=96, n_batch=256, n_sequences=8, n_threads=1) as model:
         read = [coe.read_corpus(corpora[1])]
         assert read[0].size > 1000
         whole = coe.profile_corpora(model, read)
@@ -253,7 +251,7 @@ def test_old_checkpoints_do_not_go_on_within_long_documents(
 
     now = tally.Tally._run
     out = tmp_path / "p.gguf"
-    with coe.Model(demo.MODEL, n_ctx=128, n_batch=128, n_sequences=8, n_threads=2) as model:
+    with coe.Model(demo.MODEL, n_ctx=128, n_batch=128, n_sequences=8, n_threads=1) as model:
         whole = run(model)
         with monkeypatch.context() as patch:
             patch.setattr(tally.Tally, "_run", recorded_before)

@@ -30,7 +30,7 @@ from pathlib import Path
 import psutil
 from markdown_it import MarkdownIt
 
-TIMEOUT = 300
+TIMEOUT = 900
 """Seconds that a command may take."""
 
 _NUMBER = re.compile(r"\b[0-9a-f]{12,64}\b|\d[\d,]*(?:\.\d+)?")

@@ -33,6 +33,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         }
         const std::vector<double> norms = coe::slice_norms(data, n_bytes, type, n_slices);
         REQUIRE(norms.size() == n_slices);
+        size_t first = 0;
+        while (first < n_slices && std::isfinite(norms[first])) {
+            ++first;
+        }
+        REQUIRE(coe::first_not_finite(data, n_bytes, type, n_slices) == first);
         for (size_t slice = 0; slice < n_slices; ++slice) {
             const size_t slice_bytes = n_bytes / n_slices;
             // The norm of a slice is its own, whatever lies beside it.
