@@ -3,8 +3,9 @@
     python -m benchmarks.checkpoint_equality DIRECTORY --llama-cpp PATH/TO/llama.cpp
 
 For each model, llama.cpp's converter makes of the pruned checkpoint what pruning the converted GGUF gives,
-byte for byte. The pruned checkpoint's logits in transformers are compared with the live-masked GGUF's: the
-largest difference of all tokens, and that of the median token. Weights are random, or trained for --steps. Needs
+byte for byte. The pruned checkpoint's logits in transformers are compared with the live-masked GGUF's, and the
+parent's with its GGUF's: the largest difference of all tokens, and that of the median token, as a share of the
+largest logit. Weights are random, or trained for --steps. Needs
 ``pip install '.[reference]'``, and the sources of llama.cpp.
 """
 
@@ -190,10 +191,14 @@ def logits(directory: Path) -> np.ndarray[Any, Any]:
         return np.asarray(model.eval()(torch.tensor(TOKENS[None].astype(np.int64))).logits[0])
 
 
-def masked_logits(path: Path, mask: coe.ExpertMask) -> np.ndarray[Any, Any]:
+def difference(directory: Path, path: Path, mask: coe.ExpertMask | None = None) -> str:
+    """The largest and the median token's difference of a checkpoint's logits from a GGUF's under a mask."""
+    theirs = logits(directory)
     with coe.Model(path, n_ctx=128, n_batch=128, f32_kv=True) as model:
-        model.apply(mask)
-        return np.asarray(model.outputs(TOKENS))
+        if mask is not None:
+            model.apply(mask)
+        found = np.abs(model.outputs(TOKENS) - theirs).max(axis=1) / np.abs(theirs).max()
+    return f"{found.max():.0e}, {np.median(found):.0e}"
 
 
 @click.command(help=__doc__)
@@ -203,7 +208,7 @@ def masked_logits(path: Path, mask: coe.ExpertMask) -> np.ndarray[Any, Any]:
 @click.option("--only", type=click.Choice(list(MODELS)), multiple=True)
 def main(directory: Path, llama_cpp: Path, steps: int, only: tuple[str, ...]) -> None:
     transformers.utils.logging.set_verbosity_error()
-    print("| model | tensors | equal | largest difference | median |")
+    print("| model | tensors | equal | pruned: largest, median | parent: largest, median |")
     print("| --- | --- | --- | --- | --- |")
     for name in only or MODELS:
         work = directory / name.replace(" ", "-")
@@ -212,6 +217,7 @@ def main(directory: Path, llama_cpp: Path, steps: int, only: tuple[str, ...]) ->
         write_checkpoint(name, work / "parent", steps)
         convert(llama_cpp, work / "parent", work / "parent.gguf")
         mask = random_mask(work / "parent.gguf")
+        mask.save(work / "mask.json")
         coe.prune_checkpoint(work / "parent", mask, work / "pruned")
         checks = coe.verify_checkpoint(work / "pruned", work / "parent", mask)
         if failed := [check for check in checks if not check.passed]:
@@ -219,11 +225,9 @@ def main(directory: Path, llama_cpp: Path, steps: int, only: tuple[str, ...]) ->
         convert(llama_cpp, work / "pruned", work / "converted.gguf")
         coe.prune(work / "parent.gguf", mask, work / "pruned.gguf", sampling=None)
         equal, total = equal_tensors(work / "converted.gguf", work / "pruned.gguf")
-        theirs = logits(work / "pruned")
-        differences = np.abs(masked_logits(work / "parent.gguf", mask) - theirs).max(axis=1) / np.abs(theirs).max()
-        print(
-            f"| {name} | {total} | {equal} | {differences.max():.0e} | {np.median(differences):.0e} |", flush=True
-        )
+        pruned = difference(work / "pruned", work / "parent.gguf", mask)
+        parent = difference(work / "parent", work / "parent.gguf")
+        print(f"| {name} | {total} | {equal} | {pruned} | {parent} |", flush=True)
 
 
 if __name__ == "__main__":

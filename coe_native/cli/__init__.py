@@ -38,7 +38,7 @@ COMMANDS = {
     "card": "Write a model card in Hugging Face's format.",
     "modelfile": "Print an Ollama Modelfile and the prefill for raw APIs.",
     "serve": "Serve a model, and count which experts its requests need.",
-    "export": "Write a mask for an engine that drops experts as it loads a model.",
+    "export": "Write a mask as the list of experts that vLLM-Ascend keeps.",
     "import": "Import counts and masks of other tools.",
     "specialise": "Profile, mask, prune, verify and evaluate in one step, or find what loses least.",
     "demo": "Make specialists of the model that comes with the package.",

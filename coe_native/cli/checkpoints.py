@@ -15,7 +15,7 @@ from coe_native.units import gigabytes
 gguf_option = click.option(
     "--gguf",
     type=MODEL,
-    help="GGUF that the mask was made with, for a checkpoint whose routers differ from its by rounding.",
+    help="GGUF that the mask was made with. The checkpoint's routers may then differ from it by rounding.",
 )
 
 
@@ -29,7 +29,7 @@ def refuse_other_options(*taken: str) -> None:
     for param in context.command.params:
         given = context.get_parameter_source(str(param.name)) is click.core.ParameterSource.COMMANDLINE
         if given and param.name not in taken and isinstance(param, click.Option):
-            raise InputError(f"{param.opts[0]} is for GGUF files; a checkpoint is pruned with --mask and -o")
+            raise InputError(f"{param.opts[0]} is for GGUF files; leave it out for a checkpoint")
 
 
 def prune_directory(

@@ -1,4 +1,4 @@
-"""Masks in the forms of engines that drop experts as they load a model."""
+"""Masks in the form of an engine that drops experts as it loads a model."""
 
 from __future__ import annotations
 
@@ -10,29 +10,27 @@ from coe_native.errors import InputError
 from coe_native.files.atomic import check_target, replacing
 from coe_native.masks.expert_mask import ExpertMask
 
-ENGINES = ("vllm-ascend",)
 
+def export_mask(mask: ExpertMask, out: str | Path, *, force: bool = False) -> dict[str, Any]:
+    """Write a mask as the list of experts that vLLM-Ascend keeps, and return the settings that go with it.
 
-def export_mask(
-    mask: ExpertMask, out: str | Path, *, engine: str = "vllm-ascend", force: bool = False
-) -> dict[str, Any]:
-    """Write a mask in the form that an engine reads, and return the settings that the engine needs with it.
-
-    vllm-ascend: JSON lines, ``{"LAYER": [expert, ...]}``. The settings are for its ``additional_config``. It keeps
-    the first ``int(n_experts * (1 - expert_prune_ratio))`` experts of each list, which are those of the mask, and
-    does so for Qwen3-MoE models only (its patch of vLLM's qwen3_moe).
+    The file has JSON lines, ``{"LAYER": [expert, ...]}``. The settings are for ``additional_config``. vLLM-Ascend
+    keeps the first ``int(n_experts * (1 - expert_prune_ratio))`` experts of each list, which are those of the
+    mask. The source of this is its pull request 12525, which does so for Qwen3-MoE models.
 
     Args:
         mask: The mask.
         out: The file to write.
-        engine: One of `ENGINES`.
         force: Replace an existing file.
 
     Raises:
-        InputError: The engine is unknown, or `out` exists.
+        InputError: The mask is of another architecture, or `out` exists.
     """
-    if engine not in ENGINES:
-        raise InputError(f"no masks can be written for {engine}; choose one of {', '.join(ENGINES)}")
+    if mask.is_tied and mask.architecture != "qwen3moe":
+        raise InputError(
+            f"{mask.place}: vLLM-Ascend drops experts of Qwen3-MoE models only, and this mask is for "
+            f"{mask.architecture}; prune the checkpoint instead"
+        )
     check_target(Path(out), force=force)
     lines = (json.dumps({str(layer): list(kept)}) for layer, kept in sorted(mask.kept.items()))
     with replacing(Path(out)) as file:

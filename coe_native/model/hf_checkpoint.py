@@ -36,6 +36,7 @@ _MTP_COUNT = re.compile("(?:num_)?(?:nextn|mtp)_.*(?:layers|modules)")
 """Keys that count layers which predict further tokens, such as num_nextn_predict_layers."""
 
 _MOST_MTP = 64
+"""Larger numbers count something else."""
 
 _TOP_K = re.compile(r"(?:num_experts_per_tok(?:en)?|(?:moe_)?top_?k(?:_experts)?|num_selected_experts|moe_k)")
 
@@ -181,7 +182,7 @@ class HfCheckpoint:
         raise InputError(f"{self.path / CONFIG}: does not say how many layers the model has (num_hidden_layers)")
 
     @property
-    def n_mtp_layers(self) -> list[int]:
+    def mtp_layer_counts(self) -> list[int]:
         """Return the numbers in the config that may say how many layers predict further tokens."""
         return sorted(n for n in set(_numbers(nodes(self.config), _MTP_COUNT)) if 0 < n <= _MOST_MTP)
 

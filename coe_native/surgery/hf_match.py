@@ -18,11 +18,9 @@ from coe_native.model.hf_checkpoint import HfCheckpoint, nodes
 from coe_native.model.hf_experts import FLOATS, HfMoeLayer
 from coe_native.model.router_shape import RouterShape
 
-_GGUF_FLOATS = {0: "F32", 1: "F16", 30: "BF16"}
-"""ggml's numbers of the types that routers have in GGUF files."""
-
-_RELATIVE, _ABSOLUTE = 2.0**-8, 2.0**-24
-"""Two roundings to BF16 change a value by at most the first part of it; F16 loses up to the second near zero."""
+_RELATIVE, _ABSOLUTE = 2.0**-7, 2.0**-24
+"""Rounding to BF16 changes a value by at most 2^-8 of it, cutting its bits off by 2^-7; F16 loses up to 2^-25 near
+zero, or 2^-24."""
 
 
 def check_match(
@@ -50,21 +48,18 @@ def check_match(
     for block, kept in mask.kept.items():
         if len({sum(expert in group for expert in kept) for group in shape.groups()}) != 1:
             raise InputError(
-                f"{where}: layer {block} keeps unlike numbers of the {shape.n_groups} groups of experts"
+                f"{where}: layer {block} keeps different numbers of experts in the {shape.n_groups} groups"
             )
     if gguf is not None:
         check_mask(mask, gguf)
-    if any(parent.tensors[layer.router].stored.dtype not in FLOATS for layer in layers):
+    if not mask.is_tied or any(parent.tensors[layer.router].stored.dtype not in FLOATS for layer in layers):
         return False
     if gguf is not None:
-        _compare_routers(parent, layers, gguf)
-        return True
-    if not mask.is_tied:
-        return False
+        return _compare_routers(parent, layers, gguf)
     if mask.fingerprint not in _fingerprints(parent, layers, mask.architecture):
         raise InputError(
-            f"{where}: its routers have other values: the mask is of another model, or one of the two was rounded "
-            "to another type, which giving the GGUF as well (--gguf) would tell"
+            f"{where}: its routers have other values: the mask is of another model; if one of the two was "
+            "rounded to another type, pass --gguf GGUF to compare them up to rounding"
         )
     return True
 
@@ -92,21 +87,29 @@ def _floats(data: bytes, dtype: str) -> NDArray[np.float32]:
     return np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype(np.float32)
 
 
-def _compare_routers(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], gguf: ModelHeader) -> None:
-    """Check that the routers of a checkpoint and of a GGUF differ by rounding only."""
+def _compare_routers(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], gguf: ModelHeader) -> bool:
+    """Check that the routers of a checkpoint and of a GGUF differ by rounding only.
+
+    Returns:
+        False if the GGUF's are quantised, so that they cannot be compared.
+
+    Raises:
+        InputError: They differ by more; names the router.
+    """
     routers = {layer.block: layer.router for layer in gguf.routed_layers}
     for layer in (layer for layer in layers if layer.index < parent.n_layers):
         ours, router = router_values(parent, layer), routers[layer.index]
-        if router.type not in _GGUF_FLOATS:
-            raise InputError(f"{gguf.path}: {router.name} is quantised and cannot be compared; leave out --gguf")
+        if router.type_name not in FLOATS:
+            return False
         with router.file.open() as file:
             data = read_exactly(file, router.offset, router.n_bytes)
-        theirs = _floats(data, _GGUF_FLOATS[router.type])
+        theirs = _floats(data, router.type_name)
         if len(theirs) != ours.size or not np.allclose(ours.ravel(), theirs, _RELATIVE, _ABSOLUTE):
             raise InputError(
                 f"{parent.path}: {layer.router} has other values than {router.name} of {gguf.path}, by more than "
                 "rounding: they are different models"
             )
+    return True
 
 
 def _fingerprints(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], architecture: str) -> Iterator[str]:
@@ -119,7 +122,7 @@ def _fingerprints(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], architectu
     # llama.cpp's converter may leave out the layers that predict further tokens.
     for chosen in [routers, main] if len(main) < len(routers) else [routers]:
         n_blocks = {chosen[-1][0] + 1, routers[-1][0] + 1}
-        n_blocks |= {parent.n_layers + extra for extra in (0, *parent.n_mtp_layers)}
+        n_blocks |= {parent.n_layers + extra for extra in (0, *parent.mtp_layer_counts)}
         for count in n_blocks:
             for top_k in parent.top_ks:
                 digest = hashlib.sha256()

@@ -157,7 +157,12 @@ def prune_checkpoint(
 
 
 def plan_checkpoint(parent: HfCheckpoint, mask: ExpertMask, gguf: str | Path | None = None) -> HfPlan:
-    """Return what a pruned checkpoint consists of. `gguf`: as for `prune_checkpoint`.
+    """Return what a pruned checkpoint consists of.
+
+    Args:
+        parent: The parent.
+        mask: The mask.
+        gguf: The model that the mask was made with, from whose routers the parent's may differ by rounding.
 
     Raises:
         InputError: The mask is of another model, or a tensor may or may not have a dimension of experts.

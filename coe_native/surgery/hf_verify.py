@@ -6,22 +6,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
-import numpy as np
 
+from coe_native._native import core
 from coe_native.errors import CoeError, InputError
 from coe_native.files.reading import CHUNK, read_exactly
 from coe_native.files.regular import open_regular, read_regular
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.hf_checkpoint import CONFIG, HfCheckpoint
-from coe_native.surgery import hf_loading
+from coe_native.model.hf_experts import FLOATS
+from coe_native.surgery.hf_loading import check_loads
 from coe_native.surgery.hf_prune import RECORD, HfPiece, HfPlan, plan_checkpoint, record_of
 from coe_native.surgery.verify import Check
 from coe_native.surgery.write import Report
 
 _MOST_RECORD = 1 << 20
-
-_EXPONENTS = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000)}
-"""A value is not finite where all of these bits are set."""
 
 
 def verify_checkpoint(
@@ -43,11 +41,11 @@ def verify_checkpoint(
         out: The pruned checkpoint.
         parent: Its parent.
         mask: The mask.
-        gguf: As for `prune_checkpoint`.
+        gguf: The model that the mask was made with, from whose routers the parent's may differ by rounding.
         progress: Called with bytes done and bytes in all.
 
     Raises:
-        InputError: The parent cannot be read, or the mask is of another model.
+        InputError: The parent cannot be read, or the mask or `gguf` is of another model.
     """
     original = HfCheckpoint.read(parent)
     plan = plan_checkpoint(original, mask, gguf)
@@ -62,8 +60,8 @@ def verify_checkpoint(
     ]
     if checks[-1].passed:
         checks += _contents(written, plan, progress)
-    if all(check.passed for check in checks) and hf_loading.can_be_tried(original):
-        checks.append(_check("loads", lambda: hf_loading.load(written, plan.n_bytes)))
+    if all(check.passed for check in checks):
+        checks += _loads(written, original, plan)
     for checkpoint in (written, original):
         checkpoint.check_unchanged()
     return checks
@@ -123,15 +121,24 @@ def _contents(written: HfCheckpoint, plan: HfPlan, progress: Report) -> list[Che
     ]
 
 
+def _loads(written: HfCheckpoint, original: HfCheckpoint, plan: HfPlan) -> list[Check]:
+    """Return the check that transformers loads a checkpoint, or none if that cannot be tried."""
+    try:
+        done = check_loads(written, original, plan.n_bytes)
+    except CoeError as error:
+        return [Check("loads", False, str(error))]
+    return [] if done is None else [Check("loads", True, done)]
+
+
 def _compare(piece: HfPiece, source: BinaryIO, found: BinaryIO, begin: int) -> tuple[bool, bool]:
     """Return whether a tensor's bytes are equal, and whether all its numbers are finite."""
-    kind, bits = _EXPONENTS.get(piece.source.dtype, ("", 0))
+    kind = core.type_number(piece.source.dtype.lower()) if piece.source.dtype in FLOATS else None
     equal = finite = True
     for offset, n_bytes in piece.ranges:
         for at in range(0, n_bytes, CHUNK):
             size = min(CHUNK, n_bytes - at)
             ours = read_exactly(found, begin + at, size)
             equal = equal and ours == read_exactly(source, offset + at, size)
-            finite = finite and (not kind or not ((np.frombuffer(ours, kind) & bits) == bits).any())
+            finite = finite and (kind is None or core.first_not_finite(ours, kind, 1) is None)
         begin += n_bytes
     return equal, finite

@@ -381,7 +381,7 @@ def _entries(
 
 
 def check_finite(tensor: PlannedTensor, piece: SliceRange, data: bytes, where: str) -> bool:
-    """Check that the norms of a piece's slices are finite, and 0 for zeroed ones.
+    """Check that all numbers of a piece's slices, and so their norms, are finite, and 0 for zeroed ones.
 
     Args:
         tensor: The tensor.

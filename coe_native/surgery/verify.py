@@ -68,11 +68,11 @@ def verify(
     """Check a specialist, a zeroed or a requantised model against its parent and mask.
 
     The checks are: metadata; layout (names and shapes of all tensors); bytes (kept slices and untouched tensors
-    equal the parent's, zeroed ones are zero); norms (all finite); loads (llama.cpp runs a token); graph (llama.cpp
-    runs operations of the same names and kinds as for the parent). If tensors have other types than the parent's,
-    there is also quantisation: each of them, expert by expert, differs from the parent's values by no more than
-    rounding to its type explains. A GGUF file whose header cannot be read, such as a truncated one, has one failed
-    check.
+    equal the parent's, zeroed ones are zero); norms (all numbers finite); loads (llama.cpp runs a token); graph
+    (llama.cpp runs operations of the same names and kinds as for the parent). If tensors have other types than
+    the parent's, there is also quantisation: each of them, expert by expert, differs from the parent's values by
+    no more than rounding to its type explains. A GGUF file whose header cannot be read, such as a truncated one,
+    has one failed check.
 
     Args:
         out: The written model.
@@ -312,7 +312,7 @@ def _same_graph(graph: list[str], parent: Path) -> str:
     too.
     """
     expected: list[str] = []
-    # A vocabulary changes no graph that we know of. Should it do so, or llama.cpp need it, it is read after all.
+    # No graph that we know of depends on the vocabulary. If graphs differ or loading fails, it is read after all.
     with contextlib.suppress(CoeError):
         _loads(parent, expected, replace(_CHECKED_AS, token_texts=False))
     if expected != graph:

@@ -52,9 +52,9 @@ void to_floats(const uint8_t* blocks, size_t count, ggml_type type, Workspace& w
         static_cast<int64_t>(count * static_cast<size_t>(ggml_blck_size(type))));
 }
 
-// Where a block has its F16 numbers, in bytes. All values of a block are sums and products of these and of
-// small whole numbers, so they are finite if and only if these are.
-std::vector<size_t> halves_of(ggml_type type) {
+// Where a block has its F16 scales, in bytes; none if something else scales it too. All values of a block are
+// sums and products of these and of small constants, so they are finite if and only if these are.
+std::vector<size_t> f16_offsets(ggml_type type) {
     switch (type) {
         case GGML_TYPE_F16:
         case GGML_TYPE_Q4_0:
@@ -169,7 +169,7 @@ size_t first_not_finite(const uint8_t* data, size_t n_bytes, uint32_t type, size
     const Slices slices(data, n_bytes, type, n_slices);
     const size_t block_bytes = ggml_type_size(slices.type);
     const size_t n_blocks = slices.bytes / block_bytes;
-    const std::vector<size_t> halves = halves_of(slices.type);
+    const std::vector<size_t> halves = f16_offsets(slices.type);
     for (size_t slice = 0; slice < n_slices; ++slice) {
         const uint8_t* blocks = data + slice * slices.bytes;
         bool finite = true;

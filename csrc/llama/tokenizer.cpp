@@ -23,6 +23,9 @@ std::string Tokenizer::chat_template() const {
 }
 
 std::string Tokenizer::token_text(int32_t token) const {
+    if (!exists()) {
+        throw std::runtime_error("the model has no tokenizer, so tokens have no texts");
+    }
     if (token < 0 || token >= n_vocab()) {
         throw std::invalid_argument("token " + std::to_string(token) + " is outside the vocabulary of " +
                                     std::to_string(n_vocab()));

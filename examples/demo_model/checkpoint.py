@@ -72,6 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("directory", type=Path, help="directory to write")
     directory = parser.parse_args().directory
+    if directory.exists():
+        parser.error(f"{directory} exists")
     directory.mkdir()
     files: list[dict[str, np.ndarray]] = [{}]
     for tensor in GGUFReader(MODEL).tensors:

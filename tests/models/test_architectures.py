@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, GGUFReader
 from numpy.typing import NDArray
 from support.architectures import ARCHITECTURES, COVERED, NOT_COVERED
+from support.bad_files import PIECES, byte_tokenizer
 from support.bare_host import BareHost, CProfiler
 from support.cpp_build import succeed
 from support.distributions import divergence, log_softmax
@@ -102,11 +103,14 @@ def test_importance_matrices_equal_an_independent_capture(row: Row) -> None:
 
 def test_the_texts_of_tokens_change_no_graph(row: Row) -> None:
     """`verify` leaves them out when it compares the parent's graph."""
+    path = row.directory / "with-texts.gguf"
+    write_random_model(path, row.name, n_vocab=len(PIECES), extra_metadata=byte_tokenizer())
     found = []
     for token_texts in (True, False):
         options = coe.ModelOptions(n_ctx=8, n_batch=8, n_threads=1, mtp=True, token_texts=token_texts)
-        with coe.Model(row.path, options) as model, model.recording() as operations:
+        with coe.Model(path, options) as model, model.recording() as operations:
             outputs = model.outputs([1, 2, 3])
+            assert model.session.has_tokenizer == token_texts
         found.append((operations, outputs.tobytes()))
     assert len(found[0][0]) > 10
     assert found[0] == found[1]

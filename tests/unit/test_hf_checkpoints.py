@@ -291,7 +291,7 @@ def test_masks_of_other_models_are_refused(tmp_path: Path) -> None:
     grouped = FORMS["deepseek"]()
     checkpoints.write(grouped, tmp_path / "grouped")
     uneven = checkpoints.mask_for(grouped, {1: [0, 1, 2, 4], 2: [0, 1, 4, 5]}, 4)
-    with pytest.raises(coe.InputError, match="layer 1 keeps unlike numbers of the 2 groups"):
+    with pytest.raises(coe.InputError, match="layer 1 keeps different numbers of experts in the 2 groups"):
         prune_checkpoint(tmp_path / "grouped", uneven, tmp_path / "out")
 
 

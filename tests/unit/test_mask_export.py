@@ -50,5 +50,7 @@ def test_outputs_are_not_overwritten(tmp_path: Path) -> None:
         coe.export_mask(mask, tmp_path / "experts.jsonl")
     coe.export_mask(mask, tmp_path / "experts.jsonl", force=True)
     assert (tmp_path / "experts.jsonl").read_text() == '{"0": [2]}\n'
-    with pytest.raises(coe.InputError, match="choose one of vllm-ascend"):
-        coe.export_mask(mask, tmp_path / "other", engine="other")
+    other = coe.ExpertMask("gemma4", "0" * 64, 4, 1, {0: (2,)})
+    with pytest.raises(coe.InputError, match="Qwen3-MoE models only, and this mask is for gemma4"):
+        coe.export_mask(other, tmp_path / "other")
+    coe.export_mask(coe.ExpertMask("unknown", "unknown", 4, 1, {0: (2,)}), tmp_path / "untied")

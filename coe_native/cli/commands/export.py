@@ -16,21 +16,14 @@ from coe_native.cli.types import FILE
 
 @click.command(name="export", cls=Command)
 @click.argument("mask_path", metavar="MASK", type=FILE)
-@click.option(
-    "--engine",
-    type=click.Choice(["vllm-ascend"]),
-    default="vllm-ascend",
-    show_default=True,
-    help="Engine that is to read it.",
-)
 @click.option("-o", "--output", type=FILE, required=True, help="File to write.")
 @force_option
 @json_option
-def command(mask_path: Path, engine: str, output: Path, force: bool, as_json: bool) -> None:
-    """Write MASK for an engine that drops experts as it loads a model, so that no pruned copy is needed.
+def command(mask_path: Path, output: Path, force: bool, as_json: bool) -> None:
+    """Write MASK as the list of experts that vLLM-Ascend keeps as it loads a model.
 
-    vLLM-Ascend does so for Qwen3-MoE models. For other engines and models, prune the checkpoint: coe-native prune
-    DIRECTORY.
+    It drops the others of Qwen3-MoE models, so that no pruned copy is needed. For other engines and models, prune
+    the checkpoint: coe-native prune DIRECTORY.
     """
     from coe_native.files.atomic import check_target
     from coe_native.masks.expert_mask import ExpertMask
@@ -38,11 +31,9 @@ def command(mask_path: Path, engine: str, output: Path, force: bool, as_json: bo
 
     mask = ExpertMask.load(mask_path)
     check_target(output, force=force, inputs=(mask_path,))
-    settings = export_mask(mask, output, engine=engine, force=force)
+    settings = export_mask(mask, output, force=force)
     if as_json:
         print_json({"output": str(output), "keep": mask.keep, "additional_config": settings})
         return
     say(f"{output}: {mask.keep} of {mask.n_experts} experts in each of {len(mask.kept)} layers")
     say(f"vllm serve MODEL --additional-config {shlex.quote(json.dumps(settings))}")
-    if mask.is_tied and mask.architecture != "qwen3moe":
-        say(f"vLLM-Ascend drops experts of Qwen3-MoE models only; the mask is for {mask.architecture}")

@@ -76,7 +76,7 @@ def command(
         prune_directory(model, mask_path, output, gguf=gguf, force=force, as_json=as_json)
         return
     if gguf is not None:
-        raise InputError("--gguf is for checkpoints: a GGUF file is pruned with --mask alone")
+        raise InputError("--gguf is for checkpoints; leave it out for a GGUF file")
     from coe_native.llama.quantizer import QuantizeOptions
     from coe_native.model.header import ModelHeader
     from coe_native.surgery.notice import safety_notice

@@ -58,9 +58,10 @@ def command(
 ) -> None:
     """Check WRITTEN, a pruned, zeroed or requantised model, against its parent and mask.
 
-    Bytes and norms are compared, and llama.cpp must be able to run the model. Of requantised tensors, the
-    difference from the parent's values must be rounding. With --behaviour, it must also answer without looping.
-    Checkpoints, which are directories, are compared with their parent's bytes, config and index.
+    Bytes are compared, all numbers must be finite, and llama.cpp must be able to run the model. Of requantised
+    tensors, the difference from the parent's values must be rounding. With --behaviour, it must also answer
+    without looping. Checkpoints, which are directories, are compared with their parent's bytes, config and index,
+    and loaded in transformers where it is installed and memory allows.
     """
     from coe_native.evaluation.prompts import read_prompts
     from coe_native.masks.expert_mask import ExpertMask
@@ -81,7 +82,7 @@ def command(
                 raise InputError(f"{parent}: give the mask that the checkpoint was pruned with: --mask MASK")
             checks = verify_checkpoint(written, parent, mask, gguf=gguf, progress=progress)
         elif gguf is not None:
-            raise InputError("--gguf is for checkpoints: a GGUF file is compared with --parent")
+            raise InputError("--gguf is for checkpoints; leave it out for a GGUF file")
         else:
             checks = verify(written, parent, mask, progress=progress)
     if tasks is not None and not all(check.passed for check in checks):
