@@ -45,8 +45,9 @@ def prune_directory(
             f"{model}: a checkpoint is pruned with a mask that was made with the model's GGUF: --mask MASK"
         )
     mask = ExpertMask.load(mask_path)
+    inputs = (mask_path,) if gguf is None else (mask_path, gguf)
     with byte_progress("pruning") as progress:
-        pruned = prune_checkpoint(model, mask, output, gguf=gguf, force=force, progress=progress)
+        pruned = prune_checkpoint(model, mask, output, gguf=gguf, force=force, inputs=inputs, progress=progress)
     notice = safety_notice(mask.provenance.get("method"))
     if as_json:
         facts = {"output": str(pruned.path), "bytes": pruned.n_bytes, "keep": mask.keep}

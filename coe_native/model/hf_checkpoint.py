@@ -23,7 +23,7 @@ SINGLE = "model.safetensors"
 _MOST_CONFIG = 1 << 24
 _MOST_INDEX = 1 << 28
 
-_EXPERT_COUNT = re.compile(r"(?:moe_)?(?:n|num)_(?:local_|routed_)?experts")
+_EXPERT_COUNT = re.compile(r"(?:moe_)?(?:n|num)_(?:local_|routed_|primary_)?experts")
 """Keys that count routed experts, such as num_experts, num_local_experts and n_routed_experts."""
 
 _LIKE_A_COUNT = re.compile(r"expert.*num|num.*expert|n_.*expert|expert.*count")
@@ -38,7 +38,14 @@ _MTP_COUNT = re.compile("(?:num_)?(?:nextn|mtp)_.*(?:layers|modules)")
 _MOST_MTP = 64
 """Larger numbers count something else."""
 
-_TOP_K = re.compile(r"(?:num_experts_per_tok(?:en)?|(?:moe_)?top_?k(?:_experts)?|num_selected_experts|moe_k)")
+_TOP_K = re.compile(
+    r"(?:num_)?experts_per_tok(?:en)?|(?:moe_)?(?:router_)?top_?k(?:_experts)?|moe_k|"
+    r"(?:moe_)?num_(?:selected|active|activated)_(?:primary_)?experts"
+)
+"""Keys that count the experts chosen for a token."""
+
+_DEEPEST = 100
+"""Levels of a config."""
 
 Node = dict[str, Any]
 
@@ -98,6 +105,8 @@ class HfCheckpoint:
                 hold the same tensor.
         """
         path = Path(path)
+        if not path.is_dir():
+            raise InputError(f"{path}: is not the directory of a checkpoint, such as `hf download` makes")
         if not (path / CONFIG).exists():
             raise InputError(
                 f"{path}: is a directory without {CONFIG}; name a GGUF file, or a checkpoint's directory"
@@ -108,6 +117,8 @@ class HfCheckpoint:
             raise InputError(
                 f"{path}: has neither {SINGLE} nor {INDEX}; only safetensors checkpoints can be pruned"
             )
+        if index is not None and (path / SINGLE).exists() and SINGLE not in index.weight_map.values():
+            raise InputError(f"{path}: has {SINGLE} and an {INDEX} of other files; remove what is not the model")
         names = [SINGLE] if index is None else sorted(set(index.weight_map.values()))
         for name in names:
             if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
@@ -138,21 +149,21 @@ class HfCheckpoint:
         Raises:
             InputError: The config counts no experts, or different ones.
         """
-        counts: dict[str, object] = {}
+        counts: list[tuple[str, object]] = []
         others: dict[str, int] = {}
         for node in nodes(self.config):
             for key, value in node.items():
                 if _EXPERT_COUNT.fullmatch(key) and value not in (None, 0, 1):
-                    counts[key] = value
+                    counts.append((key, value))
                 elif _LIKE_A_COUNT.search(key) and not _OTHER_COUNT.search(key) and isinstance(value, int):
                     others[key] = value
-        numbers = {value for value in counts.values() if isinstance(value, int)}
+        numbers = {value for _, value in counts if isinstance(value, int)}
         if not counts:
             raise InputError(
                 f"{self.path / CONFIG}: counts no experts; only mixture-of-experts models can be pruned"
             )
-        if len(numbers) != 1 or len(numbers) != len({json.dumps(value) for value in counts.values()}):
-            listed = ", ".join(f"{key} = {printable(json.dumps(value), 50)}" for key, value in counts.items())
+        if len(numbers) != 1 or len(numbers) != len({json.dumps(value) for _, value in counts}):
+            listed = ", ".join(f"{key} = {printable(json.dumps(value), 50)}" for key, value in counts[:5])
             raise InputError(f"{self.path / CONFIG}: experts are counted in different ways: {listed}")
         n_experts = numbers.pop()
         if unknown := next((key for key, value in others.items() if value == n_experts), None):
@@ -161,8 +172,12 @@ class HfCheckpoint:
 
     @property
     def top_ks(self) -> list[int]:
-        """Return the numbers in the config that may say how many experts are chosen for a token."""
-        return sorted(set(_numbers(nodes(self.config), _TOP_K)))
+        """Return the numbers in the config that may say how many experts are chosen for a token, or none."""
+        for chosen in self._text_nodes():
+            found = {number for number in _numbers(chosen, _TOP_K) if number > 0}
+            if found:
+                return sorted(found)
+        return []
 
     @property
     def n_layers(self) -> int:
@@ -173,13 +188,25 @@ class HfCheckpoint:
         Raises:
             InputError: The config does not say it.
         """
-        all_nodes = list(nodes(self.config, text_only=True))
-        beside = [node for node in all_nodes if any(map(_EXPERT_COUNT.fullmatch, node))]
-        for chosen in (beside, all_nodes):
+        for chosen in self._text_nodes():
             counts = set(_numbers(chosen, _LAYER_COUNT))
             if len(counts) == 1:
                 return counts.pop()
         raise InputError(f"{self.path / CONFIG}: does not say how many layers the model has (num_hidden_layers)")
+
+    def _text_nodes(self) -> tuple[list[Node], list[Node]]:
+        """Return the configs that count experts, and those of all parts but vision and audio."""
+        all_nodes = list(nodes(self.config, text_only=True))
+        return [node for node in all_nodes if any(map(_EXPERT_COUNT.fullmatch, node))], all_nodes
+
+    @property
+    def groups(self) -> tuple[int, int] | None:
+        """Return the number of groups of experts and how many of them a token uses, or None if there are none."""
+        for node in (node for chosen in self._text_nodes() for node in chosen):
+            groups, used = node.get("n_group"), node.get("topk_group")
+            if isinstance(groups, int) and isinstance(used, int) and groups > 1:
+                return groups, used
+        return None
 
     @property
     def mtp_layer_counts(self) -> list[int]:
@@ -228,12 +255,22 @@ def _read_config(path: Path) -> Node:
         config = json.loads(read_regular(path, _MOST_CONFIG))
         if not isinstance(config, dict):
             raise ValueError("it is not an object")
-        list(nodes(config))  # not nested too deeply
+        _check_depth(config)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is damaged: {printable(str(error), 200)}; download it again") from error
     return config
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [inner for inner in level if isinstance(inner, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {_DEEPEST} deep")
 
 
 def _read_index(path: Path) -> _Index:

@@ -73,10 +73,12 @@ def _check_all_found(checkpoint: HfCheckpoint, layers: Sequence[HfMoeLayer]) -> 
     """Check that no other tensor belongs to experts, or holds their numbers as DeepSeek V4's `tid2eid` does."""
     found = {name for layer in layers for name in (*layer.stacked, *layer.numbered)}
     for name, tensor in checkpoint.tensors.items():
-        if name in found or _SHARED.search(name) or math.prod(tensor.shape) == 1:
+        if name in found or math.prod(tensor.shape) == 1:
             continue
-        holds_numbers = tensor.stored.dtype[0] in "IU" and _OF_EXPERTS.search(name)
-        if holds_numbers or re.search(r"(?:^|\.)(?:experts|switch_mlp)\.", name):
+        parts = [part for part in name.split(".") if not _SHARED.search(part)]
+        of_experts = any(re.search("expert|switch_mlp|score_correction", part) for part in parts)
+        holds_numbers = tensor.stored.dtype[0] in "IU" and _OF_EXPERTS.search(".".join(parts))
+        if of_experts or holds_numbers:
             raise InputError(
                 f"{checkpoint.path}: cannot be pruned because of {printable(name, 200)}, which may belong to "
                 "experts or hold their numbers"

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from coe_native.errors import InputError
@@ -14,13 +16,16 @@ from coe_native.files.regular import open_regular
 from coe_native.masks.check import check_mask
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.header import ModelHeader
-from coe_native.model.hf_checkpoint import HfCheckpoint, nodes
+from coe_native.model.hf_checkpoint import CONFIG, HfCheckpoint
 from coe_native.model.hf_experts import FLOATS, HfMoeLayer
 from coe_native.model.router_shape import RouterShape
 
 _RELATIVE, _ABSOLUTE = 2.0**-7, 2.0**-24
 """Rounding to BF16 changes a value by at most 2^-8 of it, cutting its bits off by 2^-7; F16 loses up to 2^-25 near
 zero, or 2^-24."""
+
+_QUANTISED = 0.3
+"""Quantising a router moves it by less than this part of its norm; another router differs by 1.4."""
 
 
 def check_match(
@@ -42,9 +47,13 @@ def check_match(
     blocks = [layer.index for layer in layers if layer.index < parent.n_layers]
     if sorted(mask.kept) != blocks:
         raise InputError(f"{where}: the list of layers with experts differs ({len(mask.kept)}, not {len(blocks)})")
-    if parent.top_ks and mask.keep < min(parent.top_ks):
-        raise InputError(f"{where}: it keeps {mask.keep} experts, but a token needs {min(parent.top_ks)}")
     shape = router_shape(parent)
+    if parent.top_ks and mask.keep < shape.top_k:
+        raise InputError(f"{where}: it keeps {mask.keep} experts, but a token needs {shape.top_k}")
+    try:
+        shape.check_keep(mask.keep)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     for block, kept in mask.kept.items():
         if len({sum(expert in group for expert in kept) for group in shape.groups()}) != 1:
             raise InputError(
@@ -52,10 +61,18 @@ def check_match(
             )
     if gguf is not None:
         check_mask(mask, gguf)
-    if not mask.is_tied or any(parent.tensors[layer.router].stored.dtype not in FLOATS for layer in layers):
+    if any(parent.tensors[layer.router].stored.dtype not in FLOATS for layer in layers):
         return False
     if gguf is not None:
-        return _compare_routers(parent, layers, gguf)
+        _compare_routers(parent, layers, gguf)
+        return True
+    if not mask.is_tied:
+        return False
+    if not parent.top_ks:
+        raise InputError(
+            f"{parent.path / CONFIG}: does not say how many experts a token uses, without which the mask's model "
+            "cannot be told from others; pass --gguf GGUF"
+        )
     if mask.fingerprint not in _fingerprints(parent, layers, mask.architecture):
         raise InputError(
             f"{where}: its routers have other values: the mask is of another model; if one of the two was "
@@ -66,11 +83,11 @@ def check_match(
 
 def router_shape(parent: HfCheckpoint) -> RouterShape:
     """Return how a checkpoint's routers choose, by its config."""
-    groups = [node["n_group"] for node in nodes(parent.config) if isinstance(node.get("n_group"), int)]
-    used = [node["topk_group"] for node in nodes(parent.config) if isinstance(node.get("topk_group"), int)]
-    if not groups or not used or groups[0] < 2 or parent.n_experts % groups[0]:
-        return RouterShape(parent.n_experts, min(parent.top_ks, default=1))
-    return RouterShape(parent.n_experts, min(parent.top_ks, default=1), groups[0], used[0])
+    top_k = min(parent.top_ks, default=1)
+    groups = parent.groups
+    if groups is None or parent.n_experts % groups[0]:
+        return RouterShape(parent.n_experts, top_k)
+    return RouterShape(parent.n_experts, top_k, *groups)
 
 
 def router_values(parent: HfCheckpoint, layer: HfMoeLayer) -> NDArray[np.float32]:
@@ -87,11 +104,8 @@ def _floats(data: bytes, dtype: str) -> NDArray[np.float32]:
     return np.frombuffer(data, "<f2" if dtype == "F16" else "<f4").astype(np.float32)
 
 
-def _compare_routers(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], gguf: ModelHeader) -> bool:
+def _compare_routers(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], gguf: ModelHeader) -> None:
     """Check that the routers of a checkpoint and of a GGUF differ by rounding only.
-
-    Returns:
-        False if the GGUF's are quantised, so that they cannot be compared.
 
     Raises:
         InputError: They differ by more; names the router.
@@ -99,17 +113,20 @@ def _compare_routers(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], gguf: M
     routers = {layer.block: layer.router for layer in gguf.routed_layers}
     for layer in (layer for layer in layers if layer.index < parent.n_layers):
         ours, router = router_values(parent, layer), routers[layer.index]
-        if router.type_name not in FLOATS:
-            return False
         with router.file.open() as file:
             data = read_exactly(file, router.offset, router.n_bytes)
-        theirs = _floats(data, router.type_name)
-        if len(theirs) != ours.size or not np.allclose(ours.ravel(), theirs, _RELATIVE, _ABSOLUTE):
+        theirs = dequantize(np.frombuffer(data, np.uint8), GGMLQuantizationType(router.type)).ravel()
+        if theirs.size != ours.size or not _alike(ours.ravel(), theirs, is_float=router.type_name in FLOATS):
             raise InputError(
                 f"{parent.path}: {layer.router} has other values than {router.name} of {gguf.path}, by more than "
                 "rounding: they are different models"
             )
-    return True
+
+
+def _alike(ours: NDArray[np.float32], theirs: NDArray[np.float32], *, is_float: bool) -> bool:
+    if is_float:
+        return np.allclose(ours, theirs, _RELATIVE, _ABSOLUTE)
+    return bool(np.linalg.norm(ours - theirs) <= _QUANTISED * np.linalg.norm(ours))
 
 
 def _fingerprints(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], architecture: str) -> Iterator[str]:

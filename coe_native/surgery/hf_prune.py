@@ -22,7 +22,7 @@ from coe_native.files.copying import copy_range
 from coe_native.files.regular import open_regular
 from coe_native.masks.expert_mask import ExpertMask
 from coe_native.model.header import ModelHeader
-from coe_native.model.hf_checkpoint import CONFIG, INDEX, HfCheckpoint, nodes
+from coe_native.model.hf_checkpoint import CONFIG, INDEX, HfCheckpoint
 from coe_native.model.hf_experts import FLOATS, HfMoeLayer, find_moe_layers, kept_ranges, renumbered, without_ones
 from coe_native.model.safetensors_file import SafetensorsFile, StoredTensor
 from coe_native.surgery.hf_match import check_match, router_shape, router_values
@@ -35,10 +35,13 @@ RECORD = "coe_native.json"
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz")
 """Ends of names of files that may hold the parent's weights once more."""
 
-_SINGLE_EXPERT = re.compile(r"experts\W{0,4}[0-9]")
+_SINGLE_EXPERT = re.compile(r"experts\W{0,9}[0-9]")
+_ANY_NUMBER = re.compile(r"\\d|\[0-9\]")
+"""In patterns of names, what stands for any number."""
 
-_QUANTISED_BY = ("hf_quant_config.json", "quantize_config.json")
-"""Files beside the config that list modules."""
+_MAY_LIST_MODULES = (".json", ".yaml", ".yml")
+_MOST_LISTED = 1 << 26
+"""Bytes of a file beside the config that is looked at for names of modules. Vocabularies may be larger."""
 
 _ALIGNMENT = 8
 """The header of a safetensors file is padded to a multiple of this."""
@@ -108,6 +111,7 @@ def prune_checkpoint(
     *,
     gguf: str | Path | None = None,
     force: bool = False,
+    inputs: tuple[Path, ...] = (),
     progress: Report = lambda done, total: None,
 ) -> HfPruned:
     """Write a checkpoint with the kept experts only.
@@ -122,6 +126,7 @@ def prune_checkpoint(
         gguf: The model that the mask was made with: the checkpoint's routers may then differ from its by rounding,
             as those of an F16 copy of a BF16 checkpoint do. Without it they must be equal.
         force: Replace a directory that this function has written.
+        inputs: Files that must not be in that directory.
         progress: Called with bytes done and bytes in all.
 
     Raises:
@@ -130,7 +135,7 @@ def prune_checkpoint(
         CoeError: The output cannot be written. No output is left.
     """
     parent, out = HfCheckpoint.read(directory), Path(out)
-    _check_output(out, parent, force)
+    _check_output(out, parent, force, inputs)
     plan = plan_checkpoint(parent, mask, gguf)
     check_space(out, plan.n_bytes)
     copied, left_out = _other_files(parent)
@@ -189,7 +194,10 @@ def record_of(mask: ExpertMask) -> dict[str, Any]:
     }
 
 
-def _check_output(out: Path, parent: HfCheckpoint, force: bool) -> None:
+def _check_output(out: Path, parent: HfCheckpoint, force: bool, inputs: tuple[Path, ...]) -> None:
+    for path in inputs:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{out}: holds {path}, an input of this command; choose another directory")
     if out.resolve() == parent.path.resolve() or out.resolve().is_relative_to(parent.path.resolve()):
         raise InputError(f"{out}: is the parent or in it; choose another directory")
     if parent.path.resolve().is_relative_to(out.resolve()):
@@ -210,18 +218,27 @@ def _check_output(out: Path, parent: HfCheckpoint, force: bool) -> None:
 
 def _check_names_no_expert(parent: HfCheckpoint) -> None:
     """Check that the config names no single expert, as lists of modules that are not quantised can."""
-    for node in nodes(parent.config):
-        for text in (*node, *(item for value in node.values() if isinstance(value, list) for item in value)):
-            if isinstance(text, str) and _SINGLE_EXPERT.search(text):
-                raise InputError(
-                    f"{parent.path / CONFIG}: names a single expert ({printable(text, 100)}), "
-                    "whose number would change"
-                )
+    places = [(parent.path / CONFIG, text) for text in _texts(parent.config)]
+    places += [(file.path, text) for file in parent.files for text in _texts(dict(file.metadata))]
+    for path in _other_files(parent)[0]:
+        is_list = path.suffix in _MAY_LIST_MODULES and not path.name.startswith(("tokenizer", "vocab"))
+        if is_list and path.is_file() and path.stat().st_size <= _MOST_LISTED:
+            places.append((path, path.read_text(encoding="utf-8", errors="replace")))
+    for path, text in places:
+        if match := _SINGLE_EXPERT.search(_ANY_NUMBER.sub("", text)):
+            raise InputError(
+                f"{path}: names a single expert ({printable(match[0], 100)}), whose number would change"
+            )
 
-    for name in _QUANTISED_BY:
-        path = parent.path / name
-        if path.is_file() and _SINGLE_EXPERT.search(path.read_text(encoding="utf-8", errors="replace")):
-            raise InputError(f"{path}: names single experts, whose numbers would change")
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in a JSON value, keys among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for item in value.items() for inner in item for text in _texts(inner))
+    elif isinstance(value, list):
+        yield from (text for inner in value for text in _texts(inner))
 
 
 def _cuts(parent: HfCheckpoint, layers: Sequence[HfMoeLayer], mask: ExpertMask) -> dict[str, _Cut]:
@@ -323,8 +340,12 @@ def _index_metadata(parent: HfCheckpoint, plan: HfPlan) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
+    try:
+        data = json.dumps(value, indent=2, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a character, which only an escape can hold
+        data = json.dumps(value, indent=2).encode()
     with _new_file(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(data + b"\n")
 
 
 @contextlib.contextmanager

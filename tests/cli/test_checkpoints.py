@@ -91,6 +91,11 @@ def test_rounded_routers_are_compared_with_the_gguf(directory: Path) -> None:
     name = next(name for name in made.tensors if ".2.router.proj" in name)
     made.tensors[name][1][7, 9] = np.array([1.5], "<f4").view("<u2")[1:].view(np.uint8)
     checkpoints.write(made, directory / "other")
+    untied = json.loads((directory / "m.json").read_text()) | {"fingerprint": "unknown", "architecture": "unknown"}
+    (directory / "untied.json").write_text(json.dumps(untied))
+    for mask in ("m.json", "untied.json"):
+        refused = run("prune", "other", "--mask", mask, "--gguf", demo.MODEL, "-o", "out2", cwd=directory)
+        assert (refused.status, f"{name} has other values" in refused.err) == (2, True)
     refused = run("prune", "other", "--mask", "m.json", "--gguf", demo.MODEL, "-o", "out2", cwd=directory)
     assert (refused.status, f"{name} has other values than blk.2.ffn_gate_inp.weight" in refused.err) == (2, True)
     assert not (directory / "out2").exists()

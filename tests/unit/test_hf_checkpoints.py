@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from hypothesis import given
 from hypothesis import strategies as st
 from support import checkpoints
@@ -17,6 +19,7 @@ from support.checkpoints import EXPERTS, FORMS, Made
 
 import coe_native as coe
 from coe_native.surgery import hf_prune
+from coe_native.surgery.hf_match import _alike
 from coe_native.surgery.hf_prune import prune_checkpoint
 from coe_native.surgery.hf_verify import verify_checkpoint
 
@@ -56,7 +59,7 @@ def assert_equal(found: dict[str, tuple[str, np.ndarray]], expected: dict[str, t
 @pytest.mark.parametrize("n_files", [1, 3])
 @pytest.mark.parametrize("form", FORMS)
 def test_checkpoints_are_pruned_as_by_hand(tmp_path: Path, form: str, n_files: int) -> None:
-    for keep in (2, 6, 8):
+    for keep in (2, 6, 8) if form != "deepseek" else (4, 6, 8):  # a group needs two
         made = FORMS[form]()
         kept = draw_kept(form, made, keep, seed=keep)
         parent, out = tmp_path / f"parent-{keep}", tmp_path / f"out-{keep}"
@@ -85,7 +88,7 @@ def test_checkpoints_are_pruned_as_by_hand(tmp_path: Path, form: str, n_files: i
 def test_any_mask_is_applied(tmp_path_factory: pytest.TempPathFactory, seed: int, form: str, n_files: int) -> None:
     made = FORMS[form]()
     made.seed = seed
-    keep = random.Random(seed).choice([2, 4, 6])
+    keep = random.Random(seed).choice([4, 6])
     kept = draw_kept(form, made, keep, seed)
     directory = tmp_path_factory.mktemp("any")
     checkpoints.write(made, directory / "parent", n_files)
@@ -182,10 +185,35 @@ REFUSED: dict[str, tuple[str, Callable[[Made], None], str]] = {
         with_tensor("model.layers.0.mlp.gate.scale", "BF16", EXPERTS),
         r"gate\.scale: the model is as wide as it has experts",
     ),
+    "other experts": (
+        "qwen3",
+        with_tensor("model.layers.0.mlp.chunk_experts.0.up_proj.weight", "BF16", 2, 2),
+        r"chunk_experts\.0.*may belong to experts",
+    ),
+    "a correction elsewhere": (
+        "qwen3",
+        with_tensor("model.layers.0.moe_statics.e_score_correction_bias", "F32", 1, EXPERTS),
+        r"moe_statics.*may belong to experts",
+    ),
+    "two counts of one name": (
+        "qwen3",
+        changed("other_config", {"num_experts": 16, "num_hidden_layers": 2}),
+        "different ways: num_experts = 8, num_experts = 16",
+    ),
+    "an expert in a text": (
+        "qwen3",
+        changed("quantization_config", {"ignore": "model.layers.0.mlp.experts.3.up_proj"}),
+        "names a single expert",
+    ),
+    "an expert in a pattern": (
+        "qwen3",
+        changed("quantization_config", {"ignore": [[r"re:.*experts\.(?:0|1)\..*"]]}),
+        "names a single expert",
+    ),
     "a named expert": (
         "qwen3",
         changed("quantization_config", {"ignore": ["model.layers.0.mlp.experts.7.up_proj"]}),
-        r"names a single expert \(model\.layers\.0",
+        r"names a single expert \(experts\.7\)",
     ),
 }
 
@@ -213,6 +241,48 @@ def test_what_is_not_clear_is_refused(tmp_path: Path, case: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parent"]
 
 
+@pytest.mark.parametrize("name", ["Q8_0", "Q5_0", "Q4_0"])
+def test_quantised_routers_of_a_gguf_are_told_apart(name: str) -> None:
+    ours, others = np.random.default_rng(0).normal(0, 0.1, (2, 8, 64)).astype(np.float32)
+    kind = GGMLQuantizationType[name]
+    theirs = dequantize(quantize(ours, kind), kind)
+    assert _alike(ours.ravel(), theirs.ravel(), is_float=False)
+    assert not _alike(ours.ravel(), theirs.ravel(), is_float=True)
+    assert not _alike(others.ravel(), theirs.ravel(), is_float=False)
+
+
+def test_more_about_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Files that name single experts, two sets of weights, groups of too few experts, inputs in the output."""
+    made = FORMS["qwen3"]()
+    mask = checkpoints.mask_for(made, draw_kept("qwen3", made, 4, 0), 2)
+    parent, out = tmp_path / "parent", tmp_path / "out"
+    checkpoints.write(made, parent, 2)
+
+    def refused(message: str, **options: Any) -> None:
+        with pytest.raises(coe.InputError, match=message):
+            prune_checkpoint(parent, mask, out, **options)
+
+    other = parent / "quant_model_description.json"
+    other.write_text('{"model.layers.0.mlp.experts.3.up_proj.weight": "W8A8"}')
+    refused("description.json: names a single expert")
+    other.write_text(r'{"ignore": ["re:.*experts\\.[0-9]+\\.up_proj", "re:.*experts\\.\\d+.*"]}')
+    (parent / "model.safetensors").write_bytes(b"others")
+    refused("has model.safetensors and an .* of other files")
+    (parent / "model.safetensors").unlink()
+    prune_checkpoint(parent, mask, out)
+    refused("holds .*m.json, an input", force=True, inputs=(out / "m.json",))
+    grouped = FORMS["deepseek"]()
+    checkpoints.write(grouped, tmp_path / "grouped")
+    one_each = checkpoints.mask_for(grouped, {1: [0, 4], 2: [1, 5]}, 4)
+    with pytest.raises(coe.InputError, match="a group"):
+        prune_checkpoint(tmp_path / "grouped", one_each, tmp_path / "out2")
+    made.config["vision_config"] = {"num_experts_per_tok": 1, "n_group": 1, "topk_group": 1}
+    checkpoints.write(made, tmp_path / "vision")
+    one = checkpoints.mask_for(made, {0: [1], 1: [2]}, 2)
+    with pytest.raises(coe.InputError, match="keeps 1 experts, but a token needs 2"):
+        prune_checkpoint(tmp_path / "vision", one, tmp_path / "out2")
+
+
 def test_configs_are_read_as_they_are(tmp_path: Path) -> None:
     """With Infinity, which JSON does not have, and with counts within lists."""
     made = FORMS["qwen3"]()
@@ -226,9 +296,20 @@ def test_configs_are_read_as_they_are(tmp_path: Path) -> None:
     prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written == {**made.config, "num_experts": 4, "blocks": [{"moe": {"num_local_experts": 4}}]}
-    (tmp_path / "parent" / "config.json").write_text('{"a":' * 3000 + "1" + "}" * 3000)
-    with pytest.raises(coe.InputError, match="is damaged"):
-        prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out2")
+    for depth in (101, 700, 3000):
+        for opening, closing in ('{"a":', "}"), ("[", "]"):
+            text = '{"a":' + opening * depth + "1" + closing * depth + "}"
+            (tmp_path / "parent" / "config.json").write_text(text)
+            with pytest.raises(coe.InputError, match="is damaged"):
+                prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out2")
+    made.config["half"] = "\ud800"
+    (tmp_path / "parent" / "config.json").write_text(json.dumps(made.config))
+    prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out2")
+    assert json.loads((tmp_path / "out2" / "config.json").read_text())["half"] == "\ud800"
+    del made.config["num_experts_per_tok"]
+    (tmp_path / "parent" / "config.json").write_text(json.dumps(made.config))
+    with pytest.raises(coe.InputError, match="does not say how many experts a token uses"):
+        prune_checkpoint(tmp_path / "parent", mask, tmp_path / "out3")
 
 
 def test_a_packed_router_may_have_as_many_columns_as_experts(tmp_path: Path) -> None:
