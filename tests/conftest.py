@@ -27,18 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Hides GPUs, unless they are what is to be tested: equal to the last bit is only what one device computes.
-
-    Where several processes run tests, each gets cores of its own. Threads of llama.cpp that wait for one another
-    lose much time if they share cores with other tests.
-    """
+    """Hides GPUs, unless they are what is to be tested: equal to the last bit is only what one device computes."""
     if "COE_TEST_GPU" not in os.environ:
         for runtime in RUNTIMES:
             os.environ[f"{runtime}_VISIBLE_DEVICES"] = ""
-    worker, n_workers = (os.environ.get(f"PYTEST_XDIST_WORKER{end}", "") for end in ("", "_COUNT"))
-    if worker and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))[int(worker.removeprefix("gw")) :: int(n_workers)]
-        os.sched_setaffinity(0, cores or os.sched_getaffinity(0))
 
 
 @pytest.fixture(scope="session")
