@@ -91,7 +91,7 @@ def rest(session: nox.Session) -> None:
     session.install("-e", ".[test,docs]")
     session.run("zensical", "build", "--clean", "--strict")
     marks = "docs or slow or cpp or fuzz"
-    session.run("pytest", "-n", "auto", "--dist", "loadgroup", "-m", marks, *session.posargs)
+    session.run("pytest", "-n", "auto", "--dist", "loadfile", "-m", marks, *session.posargs)
 
 
 @nox.session

@@ -19,8 +19,7 @@ PAGES = sorted(
     if page != TUTORIAL and any(not block.skipped for block in blocks(page.read_text(encoding="utf-8")))
 )
 
-# All pages go on from one run of the tutorial.
-pytestmark = [pytest.mark.docs, pytest.mark.timeout(1800), pytest.mark.xdist_group("pages")]
+pytestmark = [pytest.mark.docs, pytest.mark.timeout(1800)]
 
 
 def check(page: Path, directory: Path, home: Path, config: pytest.Config) -> None:

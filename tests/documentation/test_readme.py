@@ -1,14 +1,12 @@
-"""The README is short, and its commands work: in a fresh clone, and on a small model in place of a real one."""
+"""The README is short, and its commands work: here on a small model in place of a real one."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 from support.bad_files import PIECES, byte_tokenizer
-from support.documentation import blocks, run_page, same_output
-from support.first_command import FirstRun
+from support.documentation import run_page
 from support.random_models import write_random_model
 
 ROOT = Path(__file__).parents[2]
@@ -43,17 +41,3 @@ def test_its_commands_for_a_real_model_run(tmp_path: Path) -> None:
     assert (tmp_path / "my-specialist.gguf").stat().st_size < model.stat().st_size
     assert (tmp_path / "best.gguf").exists()
     assert (tmp_path / "specialist.gguf").exists()
-
-
-@pytest.mark.xdist_group("demo")
-@pytest.mark.timeout(1800)
-def test_its_first_command_works_in_a_fresh_clone_and_prints_the_figures_of_the_pages(first_run: FirstRun) -> None:
-    assert len(list(first_run.directory.glob("*-specialist.gguf"))) == 3
-    (block,) = blocks((ROOT / "docs" / "benchmarks" / "quality.md").read_text(encoding="utf-8"))
-    (demo,) = block.commands()
-    table = first_run.printed[first_run.printed.index(demo.output[0]) :]  # pip's messages come before it
-    assert same_output(demo.output, table), "\n".join(table)
-    lost = [re.findall(r"\+[\d.]+(?=%)", line) for line in table if "contribution, live" in line]
-    text = README.read_text(encoding="utf-8")
-    named = [re.findall(r"\+\d+(?= %)", line) for line in text.splitlines() if re.match(r"\| .* MB \|$", line)]
-    assert named == [[f"{float(loss):+.0f}" for loss in losses] for losses in lost]

@@ -13,12 +13,10 @@ import coe_native as coe
 pytestmark = [pytest.mark.cpp, pytest.mark.slow]
 
 
-@pytest.mark.xdist_group("core")
 def test_the_core_passes_its_tests(core_build: Path) -> None:
     succeed(core_build, "ctest", "--output-on-failure")
 
 
-@pytest.mark.xdist_group("sanitized")
 def test_the_core_passes_under_address_and_undefined_sanitizers(sanitized_core: Path) -> None:
     succeed(sanitized_core, "ctest", "--output-on-failure")
 

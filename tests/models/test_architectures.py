@@ -185,7 +185,6 @@ def test_a_warm_up_under_a_mask_changes_nothing(row: Row) -> None:
     assert profiles[1].n_tokens == len(row.documents[0])
 
 
-@pytest.mark.xdist_group("core")
 @pytest.mark.cpp
 def test_counts_do_not_depend_on_the_order_of_nodes(row: Row, core_build: Path) -> None:
     """In Metal's order, in Vulkan's and in any other, cut into splits, with norms, masks and an early end:

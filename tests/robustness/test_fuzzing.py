@@ -47,7 +47,6 @@ CPP_TARGETS = {
 """The C++ core's targets, and the directories of their seeds."""
 
 
-@pytest.mark.xdist_group("sanitized")
 @pytest.mark.cpp
 @pytest.mark.slow
 @pytest.mark.timeout(1800)

@@ -1,15 +1,24 @@
-"""The demo as the README's first command runs it: what it leaves, and what its figures say."""
+"""The README's first command in a fresh clone: what the demo prints, what it leaves, and what its figures say.
+
+In one file, because the command runs once for all tests of a file.
+"""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+from support.documentation import blocks, same_output
 from support.first_command import FirstRun
 
 import coe_native as coe
 from coe_native.recipes import demo
 
-# One process runs the demo for all of these tests, and for the README's.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.docs, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 
 
 def test_each_specialist_is_best_at_its_own_kind(first_run: FirstRun) -> None:
@@ -65,3 +74,15 @@ def test_the_demo_leaves_what_it_says(first_run: FirstRun) -> None:
 def test_the_demo_asks_before_it_overwrites(first_run: FirstRun) -> None:
     with pytest.raises(coe.InputError, match=r"python-specialist\.gguf"):
         demo.run(first_run.directory)
+
+
+def test_its_first_command_works_in_a_fresh_clone_and_prints_the_figures_of_the_pages(first_run: FirstRun) -> None:
+    assert len(list(first_run.directory.glob("*-specialist.gguf"))) == 3
+    (block,) = blocks((ROOT / "docs" / "benchmarks" / "quality.md").read_text(encoding="utf-8"))
+    (command,) = block.commands()
+    table = first_run.printed[first_run.printed.index(command.output[0]) :]  # pip's messages come before it
+    assert same_output(command.output, table), "\n".join(table)
+    lost = [re.findall(r"\+[\d.]+(?=%)", line) for line in table if "contribution, live" in line]
+    text = README.read_text(encoding="utf-8")
+    named = [re.findall(r"\+\d+(?= %)", line) for line in text.splitlines() if re.match(r"\| .* MB \|$", line)]
+    assert named == [[f"{float(loss):+.0f}" for loss in losses] for losses in lost]
