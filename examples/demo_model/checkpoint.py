@@ -1,6 +1,6 @@
 """Write the demo's model as a Hugging Face checkpoint, to try what coe-native does with those.
 
-The weights are those of the GGUF that ships, in float32, in several files with an index. There is no tokenizer.
+Writes the weights of the packaged GGUF in float32, in several files with an index, and no tokenizer.
 
     python checkpoint.py checkpoint
 """

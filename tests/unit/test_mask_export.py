@@ -15,7 +15,7 @@ from coe_native.masks.export import _prune_ratio
 
 
 def experts_that_vllm_ascend_keeps(settings: dict[str, Any], n_experts: int) -> dict[int, list[int]]:
-    """By the rules of its loader: so many experts from the beginning of each line's list."""
+    """Follow the rules of its loader, which takes the first experts of each line's list."""
     ratio = settings["expert_prune_ratio"]
     assert 0 <= ratio < 1
     lines = [json.loads(line) for line in Path(settings["expert_list_file"]).read_text().splitlines()]
